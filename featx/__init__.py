@@ -1,0 +1,42 @@
+# The public names of featx, each loaded when it is first used, since torch and timm take seconds.
+"""featx: image files in, the multi-scale feature maps of any timm backbone out.
+
+>>> import featx
+>>> pyramid = featx.load_pyramid("resnest26d", weights="random")
+>>> [level.stride for level in pyramid.levels]
+[2, 4, 8, 16, 32]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.catalogue import list_models as list_models
+    from featx.errors import FeatxError as FeatxError
+    from featx.extraction import extract as extract
+    from featx.pyramid import load_pyramid as load_pyramid
+    from featx.reading import open_run as open_run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FeatxError": "featx.errors",
+    "extract": "featx.extraction",
+    "list_models": "featx.catalogue",
+    "load_pyramid": "featx.pyramid",
+    "open_run": "featx.reading",
+}
+
+__all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featx' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

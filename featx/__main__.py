@@ -1,0 +1,6 @@
+# python -m featx
+"""Run the command line."""
+
+from featx.cli import main
+
+main()

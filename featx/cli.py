@@ -1,0 +1,268 @@
+# The command line: arguments to a request, one call, and its result to the renderer. The only file that imports typer.
+"""Commands of featx."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import featx
+from featx import render
+from featx.errors import FeatxError, UsageError
+from featx.records import Job, ModelRequest
+
+app = typer.Typer(
+    name="featx",
+    help="Image files in, the multi-scale feature maps of any timm backbone out.",
+    epilog="Example: featx extract photo.jpg --model resnest26d",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WEIGHTS_PANEL, IMAGE_PANEL, OUTPUT_PANEL = "Model", "Images", "Output and run"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        rich_help_panel=WEIGHTS_PANEL,
+        help="timm's name: arch, arch.tag, hf-hub:owner/name or local-dir:path.",
+    ),
+]
+OutIndices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0,2,-1|all",
+        rich_help_panel=WEIGHTS_PANEL,
+        help="Levels by timm's index, negative ones from the end (default: timm's choice for the model).",
+    ),
+]
+Strides = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8,16,32", rich_help_panel=WEIGHTS_PANEL, help="Levels by stride instead: the deepest of each."
+    ),
+]
+OutputStride = Annotated[
+    int | None,
+    typer.Option(
+        metavar="8",
+        min=1,
+        rich_help_panel=WEIGHTS_PANEL,
+        help="Dilate the network so that no level is coarser. About a third of the networks can.",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="384|256x320",
+        rich_help_panel=IMAGE_PANEL,
+        help="Model input: one side, or HEIGHTxWIDTH (default: the model's own).",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Do what concerns every command."""
+    if version:
+        print(f"featx {featx.__version__}")  # noqa: T201 - data, for scripts
+        raise typer.Exit
+
+
+@app.command("list-models", epilog="Example: featx list-models 'convnext*' dinov3 --pretrained")
+def list_models(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="PATTERN", help="Glob patterns or parts of names; any may match.")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with pretrained weights.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Names alone, one a line.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the models that can be used."""
+    from featx.catalogue import list_models as find
+
+    render.models(find(patterns or (), pretrained=pretrained), names=names, as_json=as_json)
+
+
+@app.command(epilog="Example: featx info --model regnety_032 --image-size 384")
+def info(
+    model: Model,
+    image_size: ImageSize = None,
+    out_indices: OutIndices = None,
+    strides: Strides = None,
+    output_stride: OutputStride = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's levels, input and weights; needs no weights and no network."""
+    request = _request(
+        model, out_indices=out_indices, strides=strides, output_stride=output_stride, image_size=image_size
+    )
+    from featx.catalogue import describe_model
+
+    render.description(describe_model(request), as_json=as_json)
+
+
+@app.command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
+def extract(
+    model: Model,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Files, folders, quoted patterns, or - for a list on standard input."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="pretrained|random|FILE",
+            rich_help_panel=WEIGHTS_PANEL,
+            help="Where the parameters come from; pretrained is never replaced by anything else.",
+        ),
+    ] = "pretrained",
+    seed: Annotated[int, typer.Option(rich_help_panel=WEIGHTS_PANEL, help="Of random weights.")] = 0,
+    out_indices: OutIndices = None,
+    strides: Strides = None,
+    output_stride: OutputStride = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(metavar="LIST", rich_help_panel=IMAGE_PANEL, help="A file with one path a line (or NUL between)."),
+    ] = None,
+    image_size: ImageSize = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            rich_help_panel=OUTPUT_PANEL,
+            help="The run's folder (default: features/MODEL).",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", rich_help_panel=OUTPUT_PANEL, help="Where to compute.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=OUTPUT_PANEL,
+            help="Images in one forward pass (default: to suit the device).",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Say nothing but failures and errors.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=OUTPUT_PANEL,
+            help="The summary, with output folder and failures, on standard output.",
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", rich_help_panel=OUTPUT_PANEL, help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Write the feature maps of images; run the same command again to resume.
+
+    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 finished but some images failed, 11 another run holds the
+    output, 130 stopped.
+    """
+    request = _request(model, weights, seed, out_indices, strides, output_stride, image_size)
+    named = tuple(text for text in inputs or () if text != "-")
+    job = Job(named, request, _listed(inputs or [], from_file), output, device, batch_size)
+    from featx.extraction import run
+
+    with render.progress(quiet=quiet or as_json) as listener:
+        report = run(job, listener)
+    render.report(report, quiet=quiet, as_json=as_json)
+    raise typer.Exit(3 if report.failures else 0)
+
+
+def main() -> None:
+    """Run the command line, and turn every error into one line and an exit status."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
+    try:
+        app()
+    except FeatxError as error:
+        _fail(error, error.exit_status)
+    except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
+        unexpected = FeatxError(
+            f"Unexpected {type(error).__name__}: {error}", "Run it again with --debug, and report it"
+        )
+        _fail(error if "--debug" in sys.argv else unexpected, 1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    render.error(error)
+    sys.exit(status)
+
+
+def _request(
+    model: str,
+    weights: str = "pretrained",
+    seed: int = 0,
+    out_indices: str | None = None,
+    strides: str | None = None,
+    output_stride: int | None = None,
+    image_size: str | None = None,
+) -> ModelRequest:
+    return ModelRequest(
+        name=model,
+        weights=weights,
+        seed=seed,
+        out_indices=_indices(out_indices),
+        strides=None if strides is None else tuple(_numbers(strides, float, "--strides", "8,16,32")),
+        output_stride=output_stride,
+        image_size=None if image_size is None else _size(image_size),
+    )
+
+
+def _indices(text: str | None) -> tuple[int, ...] | Literal["all"] | None:
+    if text is None or text == "all":
+        return text  # type: ignore[return-value]
+    return tuple(_numbers(text, int, "--out-indices", "0,2,-1 or all"))
+
+
+def _numbers(text: str, kind: Any, option: str, example: str) -> list[Any]:
+    try:
+        return [kind(piece) for piece in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no list of numbers", f"Write it like {example}") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    pieces = text.lower().split("x")
+    if len(pieces) > 2 or not all(piece.isdecimal() and int(piece) > 0 for piece in pieces):
+        raise UsageError(
+            f"--image-size {text!r} is no size", "Write one side (384) or height x width (256x320), in pixels"
+        )
+    return int(pieces[0]), int(pieces[-1])
+
+
+def _listed(inputs: list[str], from_file: Path | None) -> tuple[str, ...]:
+    """Read the lists of paths: standard input where an input is ``-``, and the file."""
+    from featx.sources import read_list
+
+    data = sys.stdin.buffer.read() if "-" in inputs else b""
+    try:
+        more = from_file.read_bytes() if from_file else b""
+    except OSError as error:
+        raise UsageError(f"The list {from_file} cannot be read: {error.strerror}", "Check the path") from error
+    return read_list(data) + read_list(more)

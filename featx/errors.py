@@ -1,0 +1,55 @@
+# The errors a caller can meet: each one sentence with the cause, and a hint with the way out.
+"""Errors of featx, and the exit status that the command line gives for each."""
+
+from __future__ import annotations
+
+
+class FeatxError(Exception):
+    """A failure that a person can act on.
+
+    Attributes
+    ----------
+    message : str
+        One sentence: what went wrong.
+    hint : str
+        One sentence: what to do about it; may be empty.
+    exit_status : int
+        What the command line exits with.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message if not hint else f"{message}. {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(FeatxError):
+    """The request itself cannot be understood: a malformed option, an input that is not there."""
+
+    exit_status = 2
+
+
+class ModelError(FeatxError):
+    """The model is unknown, or cannot give what was asked of it."""
+
+
+class WeightsError(FeatxError):
+    """The weights cannot be had, or must not be used."""
+
+
+class OutputError(FeatxError):
+    """The output folder cannot be used, or holds something else."""
+
+
+class BusyError(OutputError):
+    """Another run holds the output folder."""
+
+    exit_status = 11
+
+
+class StoppedError(FeatxError):
+    """The run was interrupted; what was done is kept."""
+
+    exit_status = 130

@@ -1,0 +1,98 @@
+# Frame: where an original image lies in the model's input, and the way back from a cell to the photo.
+"""Geometry without pixels: pure functions and values, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How an image was placed in the model's input: an axis-aligned affine map, invertible.
+
+    All pairs are ``(x, y)``; pixel centres lie at integers, so an image of width `w` spans -0.5 … w - 0.5.
+
+    Attributes
+    ----------
+    original : tuple of int
+        Width and height, in pixels, of the image as a viewer shows it (after its EXIF orientation was applied).
+    input : tuple of int
+        Width and height, in pixels, of the model's input.
+    scale : tuple of float
+        Input pixels per original pixel.
+    offset : tuple of float
+        Input pixel at which the centre of the original's first pixel lies.
+    orientation : int
+        The EXIF orientation, 1 to 8, that was applied to the stored pixels; 1 means none.
+    """
+
+    original: tuple[int, int]
+    input: tuple[int, int]
+    scale: Pair = (1.0, 1.0)
+    offset: Pair = (0.0, 0.0)
+    orientation: int = 1
+
+    @classmethod
+    def of(cls, size: tuple[int, int], orientation: int = 1) -> Frame:
+        """Start from an untouched image of `size` (width, height)."""
+        return cls(original=size, input=size, orientation=orientation)
+
+    def resized(self, size: tuple[int, int]) -> Frame:
+        """Resample the whole input to `size` (width, height); the outer edges stay together, not the pixel centres."""
+        factor = (size[0] / self.input[0], size[1] / self.input[1])
+        return replace(
+            self,
+            input=size,
+            scale=(self.scale[0] * factor[0], self.scale[1] * factor[1]),
+            offset=(
+                (self.offset[0] + 0.5) * factor[0] - 0.5,
+                (self.offset[1] + 0.5) * factor[1] - 0.5,
+            ),
+        )
+
+    def centred(self, size: tuple[int, int]) -> Frame:
+        """Crop, or pad where it is too small, around the centre to `size` (width, height), as torchvision does."""
+        shift = (_centre_shift(self.input[0], size[0]), _centre_shift(self.input[1], size[1]))
+        return replace(self, input=size, offset=(self.offset[0] + shift[0], self.offset[1] + shift[1]))
+
+    def to_input(self, x: float, y: float) -> Pair:
+        """Original pixel to model-input pixel."""
+        return x * self.scale[0] + self.offset[0], y * self.scale[1] + self.offset[1]
+
+    def to_original(self, x: float, y: float) -> Pair:
+        """Model-input pixel to original pixel."""
+        return (x - self.offset[0]) / self.scale[0], (y - self.offset[1]) / self.scale[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, as a manifest line has them."""
+        return {
+            "original": list(self.original),
+            "input": list(self.input),
+            "scale": list(self.scale),
+            "offset": list(self.offset),
+            "orientation": self.orientation,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Frame:
+        """Undo `to_json`."""
+        return cls(
+            original=(value["original"][0], value["original"][1]),
+            input=(value["input"][0], value["input"][1]),
+            scale=(value["scale"][0], value["scale"][1]),
+            offset=(value["offset"][0], value["offset"][1]),
+            orientation=value["orientation"],
+        )
+
+
+def _centre_shift(length: int, target: int) -> int:
+    """Pixels by which content moves right (or down) when `length` is cropped or padded to `target`.
+
+    Padding puts the smaller half first; cropping rounds half to even: torchvision's ``center_crop``.
+    """
+    if target > length:
+        return (target - length) // 2
+    return -round((length - target) / 2)

@@ -1,0 +1,175 @@
+# From an image file to the pixels a model wants: decoding with one policy for every mode, then timm's own transform.
+"""Decoding and preprocessing.
+
+`decode` always gives an upright 8-bit RGB image; `Preprocessor` runs timm's evaluation transform on it, step by step,
+and keeps account of where the original went.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
+from timm.data import create_transform
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Resize
+
+from featx.geometry import Frame
+
+# Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
+# MPO, the stereo format of some cameras, is opened as the JPEG that it starts with. Importing these four plugins
+# spares Pillow from loading all the others when it first meets one of them.
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    WebPImagePlugin.WebPImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    Jpeg2KImagePlugin.Jpeg2KImageFile.format,
+    AvifImagePlugin.AvifImageFile.format,
+)
+
+# The size at which Pillow itself stops (twice `Image.MAX_IMAGE_PIXELS` as shipped): a bomb unpacks to more.
+MAX_PIXELS = 178_956_970
+
+# Tags of EXIF and TIFF.
+ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258
+
+# What makes a stored image upright, by its EXIF orientation (CIPA DC-008, "Orientation").
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+WHITE = (255, 255, 255, 255)
+
+
+class DecodeError(Exception):
+    """An image that featx will not make features of; the message is the reason."""
+
+
+def decode(path: Path) -> tuple[Image.Image, int]:
+    """Read an image file as upright 8-bit RGB.
+
+    Returns
+    -------
+    image : PIL.Image.Image
+        Mode RGB.
+    orientation : int
+        The EXIF orientation, 1 to 8, that was applied.
+
+    Raises
+    ------
+    DecodeError
+        If the image is too large, or of a kind that has no agreed way to RGB.
+    Exception
+        Whatever Pillow raises for a broken file: far more than OSError.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        _require_size(image)
+        orientation = orientation_of(image)  # before loading, since Pillow turns TIFF files while it loads them
+        image.load()  # the whole first frame, so that a truncated file fails here and not half-way
+        return upright_rgb(image), orientation
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Bring any image that Pillow has decoded to upright 8-bit RGB; see `decode`."""
+    turn = UPRIGHT.get(orientation_of(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+class Preprocessor:
+    """timm's evaluation transform for one model, with the bookkeeping of where pixels go.
+
+    Parameters
+    ----------
+    config : dict
+        timm's data configuration (`timm.data.resolve_data_config`).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._steps = create_transform(**config, is_training=False).transforms
+
+    def __call__(self, image: Image.Image, orientation: int = 1) -> tuple[Tensor, Frame]:
+        """Resize, crop and normalise an RGB image.
+
+        Returns
+        -------
+        pixels : Tensor
+            (3, H, W) float32, normalised.
+        frame : Frame
+            Where the original lies in it.
+        """
+        frame = Frame.of(image.size, orientation)
+        value: Any = image
+        for step in self._steps:
+            value = step(value)
+            if isinstance(step, Resize | ResizeKeepRatio):
+                frame = frame.resized(value.size)
+            elif isinstance(step, CenterCrop | CenterCropOrPad):
+                frame = frame.centred(value.size)
+        return value, frame
+
+
+def _require_size(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise DecodeError(f"{pixels / 1e6:.0f} megapixels are more than the {MAX_PIXELS / 1e6:.0f} allowed")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = _to_8_bit(image, _bits_per_sample(image))
+    elif image.mode == "I":
+        image = _from_32_bit(image)
+    elif image.mode == "F":
+        raise DecodeError("floating-point pixels have no agreed range; convert it to 8 or 16 bit")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_32_bit(image: Image.Image) -> Image.Image:
+    """Pillow's mode for what fits nowhere else; only PPM and PNG say that white is 65535."""
+    if image.format in ("PPM", "PNG"):
+        return _to_8_bit(image, 16)
+    raise DecodeError("32-bit or signed pixels have no agreed range; convert it to 8 or 16 bit")
+
+
+def _to_8_bit(image: Image.Image, bits: int) -> Image.Image:
+    """Scale by the bit depth: full scale becomes 255. `convert` would cut off everything above 255."""
+    full = (1 << bits) - 1
+    values = np.asarray(image).astype(np.uint32)
+    scaled = (np.minimum(values, full) * 255 + full // 2) // full
+    return Image.fromarray(scaled.astype(np.uint8), mode="L")
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """16, or what a TIFF file says (12-bit cameras and scanners); Pillow leaves such samples unscaled."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))
+    return int(bits[0] if isinstance(bits, tuple) else bits)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    paper = Image.new("RGBA", layer.size, WHITE)
+    return Image.alpha_composite(paper, layer).convert("RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 where it has none or a senseless one."""
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if value in UPRIGHT else 1

@@ -1,0 +1,338 @@
+# The values that travel between the rooms: items, levels, jobs, outcomes. Frozen, no torch, no behaviour to speak of.
+"""Records of featx: plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+# A number, or (y, x) where the two differ.
+Spacing = float | tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input image.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the output: a relative path with forward slashes, extension kept (``cats/1.jpg``).
+    path : Path
+        The file.
+    """
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One map of a feature pyramid.
+
+    Attributes
+    ----------
+    index : int
+        timm's ``out_index`` of the level, counted from the network's input.
+    name : str
+        The module whose output it is.
+    channels : int
+        C of the (C, H, W) map.
+    stride : float or (float, float) or None
+        Spacing of neighbouring cells, in model-input pixels; (y, x) where they differ, None where unknown.
+    offset : float or (float, float) or None
+        Model-input pixel (centres at integers) at the centre of cell 0; None where unknown.
+    height, width : int or None
+        H and W of the map at the planned input size; None where they cannot be known beforehand.
+    """
+
+    index: int
+    name: str
+    channels: int
+    stride: Spacing | None
+    offset: Spacing | None
+    height: int | None
+    width: int | None
+
+    @property
+    def key(self) -> str:
+        """Name of the level's array in an output file."""
+        return f"level_{self.index}"
+
+    @property
+    def shape(self) -> tuple[int, int | None, int | None]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that a level has wherever it is written."""
+        return {
+            "index": self.index,
+            "name": self.name,
+            "channels": self.channels,
+            "stride": _spacing_to_json(self.stride),
+            "offset": _spacing_to_json(self.offset),
+            "height": self.height,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Level:
+        """Undo `to_json`; keys it does not know are left alone."""
+        return cls(
+            index=value["index"],
+            name=value["name"],
+            channels=value["channels"],
+            stride=_spacing_from_json(value["stride"]),
+            offset=_spacing_from_json(value["offset"]),
+            height=value["height"],
+            width=value["width"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a model wants to be fed, as timm's evaluation transform reads it.
+
+    Attributes
+    ----------
+    height, width : int
+        Size of the model's input in pixels.
+    mean, std : tuple of float
+        Per channel, for values in [0, 1].
+    interpolation : str
+        Resampling filter, timm's name for it.
+    crop_pct : float
+        The share of the resized image that the crop keeps, per side.
+    fit : str
+        ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up) or ``pad`` (longer side
+        resized, borders filled with the mean).
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    fit: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "fit": self.fit,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """Which pyramid somebody wants.
+
+    Attributes
+    ----------
+    name : str
+        timm's name: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
+    weights : str
+        ``pretrained``, ``random`` or a checkpoint file.
+    seed : int
+        Of random weights.
+    out_indices : tuple of int, "all" or None
+        Levels by timm's index, negative ones from the end; None takes timm's default.
+    strides : tuple of float or None
+        Levels by stride instead: the deepest level of each.
+    output_stride : int or None
+        Dilate the network so that no level is coarser than this.
+    image_size : (int, int) or None
+        Height and width of the model's input; None takes the model's own.
+    """
+
+    name: str
+    weights: str = "pretrained"
+    seed: int = 0
+    out_indices: tuple[int, ...] | Literal["all"] | None = None
+    strides: tuple[float, ...] | None = None
+    output_stride: int | None = None
+    image_size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        weights: str | PathLike[str],
+        seed: int,
+        out_indices: Sequence[int] | Literal["all"] | None,
+        strides: Sequence[float] | None,
+        output_stride: int | None,
+        image_size: int | tuple[int, int] | None,
+    ) -> ModelRequest:
+        """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
+        return cls(
+            name=name,
+            weights=str(weights),
+            seed=seed,
+            out_indices=out_indices if isinstance(out_indices, str | None) else tuple(out_indices),
+            strides=None if strides is None else tuple(strides),
+            output_stride=output_stride,
+            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the parameters of a pyramid came from.
+
+    Attributes
+    ----------
+    kind : str
+        ``pretrained``, ``file`` or ``random``.
+    source : str
+        A hub repository and file, a URL, a path, or the words "seed N".
+    sha256 : str
+        Of the checkpoint file; for random weights, of the parameters' names, shapes and bytes.
+    seed : int or None
+        Of random weights.
+    part : str
+        The container inside the checkpoint that was taken (``state_dict_ema`` …); empty where there was none.
+    """
+
+    kind: Literal["pretrained", "file", "random"]
+    source: str
+    sha256: str
+    seed: int | None = None
+    part: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a seed only where it means something."""
+        value: dict[str, Any] = {"kind": self.kind, "source": self.source, "sha256": self.sha256}
+        if self.seed is not None:
+            value["seed"] = self.seed
+            value["note"] = RANDOM_WEIGHTS
+        if self.part:
+            value["part"] = self.part
+        return value
+
+
+RANDOM_WEIGHTS = "random weights: shapes are right, values carry nothing learned"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of ``featx extract``.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        Files, folders and glob patterns.
+    request : ModelRequest
+        The pyramid.
+    listed : tuple of str
+        Paths out of lists (``--from-file``, standard input).
+    output : Path or None
+        The run's folder; None takes ``features/<model>``.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    batch_size : int or None
+        Images in one forward pass; None lets featx choose.
+    """
+
+    inputs: tuple[str, ...]
+    request: ModelRequest
+    listed: tuple[str, ...] = ()
+    output: Path | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Size and time of a file, to see whether it was changed since."""
+
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item: the line it gets in the manifest.
+
+    Attributes
+    ----------
+    item : Item
+        The image.
+    stat : Stat or None
+        Of the image file when it was read; None where it could not be.
+    size : tuple of int or None
+        Width and height of the upright original.
+    frame : dict or None
+        `featx.geometry.Frame` as JSON.
+    output : str
+        The file with the features, relative to the run's folder.
+    bytes, sha256 : int, str
+        Of that file.
+    stage, error : str
+        For a failure: where (``read``, ``decode``, ``forward``) and why, in one line. Empty otherwise.
+    """
+
+    item: Item
+    stat: Stat | None = None
+    size: tuple[int, int] | None = None
+    frame: dict[str, Any] | None = None
+    output: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    stage: str = ""
+    error: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether features were written."""
+        return not self.stage
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person should hear about, that is no failure."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Work is about to begin.
+
+    Attributes
+    ----------
+    summary : dict
+        The run's summary as it stands.
+    output : Path
+        The run's folder.
+    to_do, done, failed : int
+        Images to compute now; images that an earlier call finished, or failed on.
+    """
+
+    summary: dict[str, Any]
+    output: Path
+    to_do: int
+    done: int
+    failed: int
+
+
+Event = Note | Planned | Outcome
+Listener = Callable[[Event], None]
+
+
+def _spacing_to_json(value: Spacing | None) -> float | list[float] | None:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _spacing_from_json(value: float | list[float] | None) -> Spacing | None:
+    return (value[0], value[1]) if isinstance(value, list) else value

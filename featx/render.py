@@ -1,0 +1,292 @@
+# Everything a person or a script reads: tables, progress, errors, JSON. The only file that imports rich.
+"""Text for the terminal: data to standard output, talk to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from featx.errors import FeatxError
+from featx.records import Event, Listener, Note, Outcome, Planned
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from featx.extraction import Report
+
+# Seconds between two lines of progress where there is no terminal to draw on.
+LINE_EVERY = 10.0
+
+
+def error(failure: Exception) -> None:
+    """One line: what went wrong, and the way out."""
+    message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
+    _talk().print(
+        f"[bold red]featx:[/] {escape(_sentence(message))}{escape(_sentence(f' {hint}') if hint else '')}",
+        soft_wrap=True,
+    )
+
+
+def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> None:
+    """Show a list of models."""
+    if as_json:
+        _print_json(entries)
+    elif names:
+        sys.stdout.write("".join(f"{entry['model']}\n" for entry in entries))
+    else:
+        table = _table("model", "input", ">pretrained", "default tag", "licence")
+        for entry in entries:
+            tags = entry["pretrained"]
+            size = f"{entry['input']['height']}x{entry['input']['width']}"
+            first = tags[0] if tags else {}
+            table.add_row(entry["model"], size, str(len(tags) or "-"), first.get("tag", ""), first.get("license") or "")
+        _data().print(table)
+        _talk().print(f"{len(entries)} models")
+
+
+def description(value: dict[str, Any], *, as_json: bool) -> None:
+    """Show one model."""
+    if as_json:
+        _print_json(value)
+        return
+    feed = value["input"]
+    rows = {
+        "model": value["model"] + (f"  ({value['architecture']})" if value["architecture"] != value["model"] else ""),
+        "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
+        "input": f"{feed['height']} x {feed['width']}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}"
+        + (", built for one size" if value["fixed_size"] else ""),
+        "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
+        "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
+        "a photo takes": _bytes(value["bytes_per_image"]),
+    }
+    out = _data()
+    facts = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        facts.add_row(f"[dim]{name}[/]", escape(text))
+    out.print(facts)
+    shown, depth = len(value["levels"]), value["available_levels"]
+    out.print()
+    out.print(_levels(value["levels"]))
+    if shown < depth:
+        out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
+    out.print()
+    out.print(_tags(value["pretrained"]) if value["pretrained"] else "[dim]no pretrained weights[/]")
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Listener]:
+    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere."""
+    talk = _talk()
+    with _Bar(talk) if talk.is_terminal and not quiet else _Lines(talk, quiet=quiet) as shown:
+        yield shown.hear
+
+
+def report(value: Report, *, quiet: bool, as_json: bool) -> None:
+    """Show what a run came to."""
+    if as_json:
+        failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
+        _print_json({**value.summary, "output": str(value.output), "failures": failures})
+        return
+    if quiet:
+        return
+    summary, out = value.summary, _data()
+    out.print(_levels(summary["levels"]))
+    weights = summary["weights"]
+    if weights["kind"] == "random":
+        out.print(f"[yellow]{weights['note']} (seed {weights['seed']})[/]")
+    else:
+        part = f", {weights['part']}" if "part" in weights else ""
+        out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
+    out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+    counts = summary["counts"]
+    now = f"{value.computed} computed now" if value.computed else "nothing to compute"
+    failed = f", [red]{counts['failed']} failed[/]" if counts["failed"] else ""
+    out.print(f"[bold]{counts['done']} of {counts['total']} done[/]{failed} ({now})", highlight=False)
+    out.print(f"{escape(str(value.output))}/", soft_wrap=True, highlight=False)
+
+
+class _Lines:
+    """Progress where nothing can be drawn over: a line at the start, one every ten seconds, and the failures."""
+
+    def __init__(self, talk: Console, *, quiet: bool) -> None:
+        self._talk, self._quiet = talk, quiet
+        self._tally = _Tally()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._quiet and self._tally.finished:
+            self._say(self._tally.line())
+
+    def hear(self, event: Event) -> None:
+        self._tally.hear(event)
+        if isinstance(event, Outcome):
+            if not event.done:
+                self._say(_failure(event))
+        elif not self._quiet:
+            self._say(event.text if isinstance(event, Note) else _opening(event))
+        if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            self._say(self._tally.line())
+
+    def _say(self, text: str) -> None:
+        self._talk.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self, talk: Console) -> None:
+        self._talk = talk
+        self._tally = _Tally()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._waiting = talk.status("loading the model")
+
+    def __enter__(self) -> _Bar:
+        self._waiting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.stop()
+        if self._progress:
+            self._progress.stop()
+
+    def hear(self, event: Event) -> None:
+        self._tally.hear(event)
+        if isinstance(event, Planned):
+            self._begin(event)
+        elif isinstance(event, Note):
+            self._talk.print(event.text, markup=False, highlight=False)
+        elif self._progress and self._task is not None:
+            if not event.done:
+                self._progress.console.print(
+                    _failure(event), style="red", markup=False, highlight=False, soft_wrap=True
+                )
+            self._progress.update(self._task, advance=1, rates=self._tally.rates())
+
+    def _begin(self, plan: Planned) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._waiting.stop()
+        self._talk.print(_opening(plan), markup=False, highlight=False)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = Progress(*columns, console=self._talk, transient=True)
+        self._task = self._progress.add_task("", total=plan.to_do, rates="")
+        self._progress.start()
+
+
+class _Tally:
+    """Counts and speeds of a run."""
+
+    def __init__(self) -> None:
+        self.planned = self.finished = self.failed = self.bytes = 0
+        self._began = time.monotonic()
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, Planned):
+            self.planned, self._began = event.to_do, time.monotonic()
+        elif isinstance(event, Outcome):
+            self.finished += 1
+            self.failed += not event.done
+            self.bytes += event.bytes
+
+    def rates(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.finished / seconds:.1f} images/s, {self.bytes / seconds / 1e6:.1f} MB/s{failed}"
+
+    def line(self) -> str:
+        left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
+        remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
+        return f"{self.finished} of {self.planned} images, {self.rates()}{remaining}"
+
+
+def _opening(plan: Planned) -> str:
+    earlier = f"; {plan.done} done before" if plan.done else ""
+    failed = f", {plan.failed} failed before and are unchanged" if plan.failed else ""
+    work = f"{plan.to_do} images to compute" if plan.to_do else "nothing to compute"
+    return f"{plan.summary['model']}: {work}{earlier}{failed}"
+
+
+def _failure(outcome: Outcome) -> str:
+    return f"failed {outcome.item.key}: {outcome.stage}: {outcome.error}"
+
+
+def _levels(levels: Sequence[dict[str, Any]]) -> Table:
+    table = _table(">level", "module", ">channels", ">stride", ">map", ">bytes")
+    for level in levels:
+        known = level["height"] is not None
+        size = 4 * level["channels"] * level["height"] * level["width"] if known else None
+        table.add_row(
+            str(level["index"]),
+            level["name"],
+            str(level["channels"]),
+            _spacing(level["stride"]),
+            f"{level['height']} x {level['width']}" if known else "?",
+            _bytes(size),
+        )
+    return table
+
+
+def _tags(tags: Sequence[dict[str, Any]]) -> Table:
+    table = _table("pretrained tag", "licence", "input", "from")
+    for tag in tags:
+        size = f"{tag['input_size'][1]}x{tag['input_size'][2]}"
+        table.add_row(tag["tag"], tag["license"] or "not stated", size, tag["hub"] or tag["url"])
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """Make a plain table; a heading that begins with > is right-aligned."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return table
+
+
+def _spacing(value: float | list[float] | None) -> str:
+    if value is None:
+        return "?"
+    return " x ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!", "…")) else f"{text}."
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _data() -> Console:
+    return Console(soft_wrap=False, highlight=False)
+
+
+def _talk() -> Console:
+    return Console(stderr=True, highlight=False)
