@@ -265,11 +265,12 @@ def _resolve_registered(name: str) -> Reference:
 def _require_architecture(architecture: str) -> None:
     if timm.is_model(architecture):
         return
-    near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
-    raise ModelError(
-        f"timm has no model {architecture!r}",
-        f"Nearest: {', '.join(near)}" if near else "`featx list-models` shows all",
-    )
+    if "/" in architecture:
+        hint = f"Write hf-hub:{architecture} for a repository, or local-dir:{architecture} for a folder"
+    else:
+        near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
+        hint = f"Nearest: {', '.join(near)}" if near else "`featx list-models` shows all"
+    raise ModelError(f"timm has no model {architecture!r}", hint)
 
 
 def _arguments(reference: Reference, request: ModelRequest) -> dict[str, Any]:

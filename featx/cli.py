@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -196,6 +197,7 @@ def extract(
 def main() -> None:
     """Run the command line, and turn every error into one line and an exit status."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and what is wrong with a download into one of ours
     try:
         app()
     except FeatxError as error:

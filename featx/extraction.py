@@ -126,7 +126,7 @@ def run(job: Job, listener: Listener) -> Report:
         plan = _plan(output, found.items)
         ledger = manifest.Ledger(output, lines, _facts(pyramid, recipe), plan.kept, len(plan.to_do), earlier)
         ledger.save("running")
-        listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, len(plan.failures)))
+        listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
         failures = list(plan.failures)
         try:
             for outcome in pipeline.run(pyramid, plan.to_do, output, recipe["batch_size"]):
@@ -223,9 +223,10 @@ def _versions() -> dict[str, str]:
 
 
 def _remarks(found: sources.Found) -> list[str]:
-    counted = (
-        (found.others, "files in these folders are not called like images and were left out"),
-        (found.unfollowed, "linked folders were not followed"),
-        (found.repeated, "inputs were named more than once"),
+    """What was left out, in words."""
+    remarks = (
+        (found.others, "not called like images: {} left out"),
+        (found.unfollowed, "linked folders: {} not followed"),
+        (found.repeated, "named more than once: {}, each taken once"),
     )
-    return [f"{count} {text}" for count, text in counted if count]
+    return [text.format(count) for count, text in remarks if count]

@@ -315,15 +315,17 @@ class Planned:
         The run's summary as it stands.
     output : Path
         The run's folder.
-    to_do, done, failed : int
-        Images to compute now; images that an earlier call finished, or failed on.
+    to_do, done : int
+        Images to compute now; images that an earlier call finished.
+    failures : tuple of Outcome
+        Images that an earlier call failed on, and that are unchanged since.
     """
 
     summary: dict[str, Any]
     output: Path
     to_do: int
     done: int
-    failed: int
+    failures: tuple[Outcome, ...]
 
 
 Event = Note | Planned | Outcome

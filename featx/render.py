@@ -49,7 +49,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
             first = tags[0] if tags else {}
             table.add_row(entry["model"], size, str(len(tags) or "-"), first.get("tag", ""), first.get("license") or "")
         _data().print(table)
-        _talk().print(f"{len(entries)} models")
+        _talk().print(f"{len(entries)} model{'' if len(entries) == 1 else 's'}")
 
 
 def description(value: dict[str, Any], *, as_json: bool) -> None:
@@ -133,11 +133,19 @@ class _Lines:
         if isinstance(event, Outcome):
             if not event.done:
                 self._say(_failure(event))
+        elif isinstance(event, Planned):
+            self._begin(event)
         elif not self._quiet:
-            self._say(event.text if isinstance(event, Note) else _opening(event))
+            self._say(event.text)
         if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             self._say(self._tally.line())
+
+    def _begin(self, plan: Planned) -> None:
+        if not self._quiet:
+            self._say(_opening(plan))
+        for outcome in plan.failures:
+            self._say(_failure(outcome, "earlier and unchanged"))
 
     def _say(self, text: str) -> None:
         self._talk.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -175,11 +183,16 @@ class _Bar:
                 )
             self._progress.update(self._task, advance=1, rates=self._tally.rates())
 
+    def _warn(self, text: str) -> None:
+        self._talk.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
     def _begin(self, plan: Planned) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._waiting.stop()
         self._talk.print(_opening(plan), markup=False, highlight=False)
+        for outcome in plan.failures:
+            self._warn(_failure(outcome, "earlier and unchanged"))
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -214,18 +227,22 @@ class _Tally:
     def line(self) -> str:
         left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
         remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
-        return f"{self.finished} of {self.planned} images, {self.rates()}{remaining}"
+        return f"{self.finished} of {_images(self.planned)}, {self.rates()}{remaining}"
 
 
 def _opening(plan: Planned) -> str:
     earlier = f"; {plan.done} done before" if plan.done else ""
-    failed = f", {plan.failed} failed before and are unchanged" if plan.failed else ""
-    work = f"{plan.to_do} images to compute" if plan.to_do else "nothing to compute"
+    failed = f", {len(plan.failures)} failed before" if plan.failures else ""
+    work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
     return f"{plan.summary['model']}: {work}{earlier}{failed}"
 
 
-def _failure(outcome: Outcome) -> str:
-    return f"failed {outcome.item.key}: {outcome.stage}: {outcome.error}"
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _failure(outcome: Outcome, when: str = "") -> str:
+    return f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}"
 
 
 def _levels(levels: Sequence[dict[str, Any]]) -> Table:

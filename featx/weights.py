@@ -26,8 +26,9 @@ from torch import Tensor
 
 from featx.errors import WeightsError
 
-# Seconds that a hub or server has to answer at all; a download in progress is not bounded by it.
-ANSWER_TIMEOUT = 5.0
+# Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
+# torch takes to load, a command without a network ends within ten.
+ANSWER_TIMEOUT = 4.0
 WAYS_ON = (
     "Use a machine or cache that has them (HF_HOME), give a checkpoint with --weights FILE, "
     "or take --weights random for shapes and dry runs"
@@ -243,7 +244,7 @@ def _run_with_deadline(ask: Any) -> None:
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(ANSWER_TIMEOUT + 2)
+    thread.join(ANSWER_TIMEOUT)
     if thread.is_alive():
         raise TimeoutError("no answer")
     if failures:

@@ -1,0 +1,300 @@
+# The real command in a process of its own: what it prints where, and what it exits with.
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import timm
+
+import featx
+from tests.conftest import natural_image
+
+MODEL = "test_resnet"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        natural_image(number).save(folder / f"{number}.jpg")
+    return folder
+
+
+def mixed_folder(folder):
+    """A hundred images in every allowed format, five of them broken."""
+    suffixes = ["jpg", "png", "webp", "tif", "gif", "bmp", "jp2", "avif", "ppm", "mpo"]
+    folder.mkdir()
+    for number in range(100):
+        path = folder / f"{number}.{suffixes[number % 10]}"
+        natural_image(number, 60 + number, 90).save(path)
+        if number % 20 == 7:
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 2] if number % 40 == 7 else b"not an image")
+    return folder
+
+
+def test_a_hundred_mixed_images_five_of_them_broken(featx_command, tmp_path):
+    folder = mixed_folder(tmp_path / "mixed")
+    command = ("extract", folder, "--model", MODEL, "--weights", "random", "--output", tmp_path / "out")
+    first = featx_command(*command)
+    assert first.returncode == 3, first.stderr
+    reasons = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(reasons) == 5
+    assert all(re.fullmatch(r"failed: mixed/\d+\.\w+: decode: .+", line) for line in reasons), reasons
+    assert len(list((tmp_path / "out").rglob("*.npz"))) == 95
+    assert "95 of 100 done, 5 failed (95 computed now)" in first.stdout
+
+    again = featx_command(*command)
+    assert again.returncode == 3
+    assert "nothing to compute; 95 done before, 5 failed before" in again.stderr
+    assert "95 of 100 done, 5 failed (nothing to compute)" in again.stdout
+
+
+def test_the_table_and_the_files_of_one_photo(featx_command, photo, tmp_path):
+    done = featx_command("extract", photo, "--model", MODEL, "--weights", "random")
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "features" / MODEL
+    assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
+    assert re.search(r"^ +2 +layer2 +48 +8 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
+    assert "random weights: shapes are right, values carry nothing learned (seed 0)" in done.stdout
+    assert f"features/{MODEL}/" in done.stdout
+    assert "1 image to compute" in done.stderr
+    assert "images/s" in done.stderr
+    assert "MB/s" in done.stderr
+
+
+def test_json_is_all_there_is_on_standard_output(featx_command, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"no")
+    done = featx_command("extract", photos, "--model", MODEL, "--weights", "random", "--json", "--strides", "8,32")
+    assert done.returncode == 3
+    value = json.loads(done.stdout)
+    assert value["output"] == f"features/{MODEL}"
+    assert [failure["key"] for failure in value["failures"]] == ["photos/broken.jpg"]
+    assert set(value["failures"][0]) == {"key", "stage", "error"}
+    assert [level["stride"] for level in value["levels"]] == [8, 32]
+    assert next(iter(value)) == "featx_format"
+    expected = [
+        "featx_format",
+        "state",
+        "model",
+        "source",
+        "weights",
+        "levels",
+        "input",
+        "recipe",
+        "versions",
+        "counts",
+        "seconds",
+        "output",
+        "failures",
+    ]
+    assert set(expected) <= set(value)
+    assert set(value["levels"][0]) >= {"index", "name", "channels", "stride", "offset", "height", "width"}
+
+
+def test_lists_on_standard_input_and_in_files(featx_command, photos, tmp_path):
+    (tmp_path / "list.txt").write_text("photos/2.jpg\n")
+    done = featx_command(
+        "extract",
+        "-",
+        "--from-file",
+        "list.txt",
+        "--model",
+        MODEL,
+        "--weights",
+        "random",
+        "-q",
+        "-o",
+        "out",
+        stdin=b"photos/0.jpg\nphotos/1.jpg\n",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(featx.open_run(tmp_path / "out")) == ["photos/0.jpg", "photos/1.jpg", "photos/2.jpg"]
+
+
+def test_a_quoted_pattern_and_an_image_size(featx_command, photos, tmp_path):
+    done = featx_command(
+        "extract",
+        "photos/[01].jpg",
+        "--model",
+        MODEL,
+        "--weights",
+        "random",
+        "--image-size",
+        "64x96",
+        "-o",
+        "out",
+        "--seed",
+        3,
+    )
+    assert done.returncode == 0, done.stderr
+    run = featx.open_run(tmp_path / "out")
+    assert run["photos/1.jpg"]["level_2"].shape == (48, 8, 12)
+    assert run.summary["weights"]["seed"] == 3
+
+
+# Everything here ends before torch is loaded.
+AT_ONCE = {
+    "no such input": (["nothing.jpg"], 2, "There is no nothing.jpg"),
+    "no input": ([], 2, "no images to work on"),
+    "an empty folder": (["empty"], 2, "no images in empty"),
+    "a bad size": (["photos", "--image-size", "huge"], 2, "'huge' is no size"),
+    "no size at all": (["photos", "--image-size", "0"], 2, "'0' is no size"),
+    "bad indices": (["photos", "--out-indices", "1,x"], 2, "'1,x' is no list of numbers"),
+    "bad strides": (["photos", "--strides", "8;16"], 2, "'8;16' is no list of numbers"),
+    "no such list": (["--from-file", "none.txt"], 2, "list none.txt cannot be read"),
+    "an output that is a file": (["photos", "-o", "photos/0.jpg"], 1, "photos/0.jpg is a file"),
+    "an output with other things": (["photos", "-o", "photos"], 1, "other things than a run"),
+    "two of a name": (["photos/0.jpg", "more/0.jpg"], 2, "both be stored as 0.jpg"),
+}
+
+# These need timm to know better.
+AFTER_LOADING = {
+    "a misspelt model": (["photos", "--model", "resnest26"], 1, "resnest26d"),
+    "no such level": (["photos", "--out-indices", "9"], 1, "no level 9. It has 5: 0 to 4"),
+    "no such weights": (["photos", "--weights", "none.safetensors"], 1, "no checkpoint none.safetensors"),
+    "no such device": (["photos", "--device", "cuda:9"], 2, "no cuda:9"),
+}
+
+
+@pytest.mark.parametrize("case", [*AT_ONCE, *AFTER_LOADING])
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(featx_command, photos, tmp_path, case):
+    arguments, status, words = {**AT_ONCE, **AFTER_LOADING}[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "0.jpg").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    model = [] if "--model" in arguments else ["--model", MODEL]
+    weights = [] if "--weights" in arguments else ["--weights", "random"]
+    done = featx_command("extract", *arguments, *model, *weights)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith("featx: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(featx_command):
+    done = featx_command("extract", "nothing.jpg", "--model", MODEL, "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "UsageError" in done.stderr
+
+
+def test_interrupting_says_how_far_it_got_and_what_to_do(featx_command, tmp_path):
+    """SIGINT arrives from another thread when the first features are on the disk."""
+    import signal
+    import subprocess
+    import time
+
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(300):
+        natural_image(number % 7).save(folder / f"{number}.jpg")
+    command = [sys.executable, "-m", "featx", "extract", "many", "-m", MODEL, "--weights", "random", "-o", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    for _ in range(6000):
+        if manifest.exists() and manifest.stat().st_size:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    said = re.search(r"^featx: Stopped: (\d+) of 300 done\. Run the same command to resume\.$", stderr, re.MULTILINE)
+    assert said, stderr
+    assert len(manifest.read_text().splitlines()) == int(said.group(1)) < 300
+    assert "Traceback" not in stderr
+
+
+def test_info(featx_command):
+    done = featx_command("info", "--model", "regnety_032")
+    assert done.returncode == 0, done.stderr
+    for words in ("17.9 M", "224 x 224", "crop 0.95", "apache-2.0", "ra_in1k", "8, 16, 32", "3.93 MB"):
+        assert words in done.stdout
+    assert re.search(r"^ +4 +s4 +1512 +32 +7 x 7", done.stdout, re.MULTILINE)
+
+
+def test_info_as_json(featx_command):
+    done = featx_command("info", "--model", "resnest26d", "--image-size", "256x320", "--out-indices", "-1", "--json")
+    value = json.loads(done.stdout)
+    assert set(value) >= {
+        "model",
+        "source",
+        "architecture",
+        "parameters",
+        "levels",
+        "input",
+        "pretrained",
+        "output_strides",
+        "fixed_size",
+        "bytes_per_image",
+    }
+    (level,) = value["levels"]
+    assert (level["index"], level["channels"], level["height"], level["width"]) == (4, 2048, 8, 10)
+    assert value["bytes_per_image"] == 2048 * 8 * 10 * 4
+    reference = timm.create_model("resnest26d", features_only=True)
+    assert value["parameters"] == sum(parameter.numel() for parameter in reference.parameters())
+    assert value["pretrained"] == featx.list_models("resnest26d")[0]["pretrained"]
+
+
+def test_bytes_per_image_is_what_a_file_takes(featx_command, photo, tmp_path):
+    value = json.loads(featx_command("info", "--model", MODEL, "--json").stdout)
+    featx.extract(photo, MODEL, tmp_path / "out", weights="random", device="cpu")
+    taken = (tmp_path / "out" / "astronaut.jpg.npz").stat().st_size
+    assert value["bytes_per_image"] == sum(
+        values.nbytes for values in np.load(tmp_path / "out" / "astronaut.jpg.npz").values()
+    )
+    assert value["bytes_per_image"] < taken < value["bytes_per_image"] + 2000
+
+
+def test_a_model_too_large_for_memory_is_described(featx_command):
+    """Its weights would take gigabytes; on the meta device they take none."""
+    import resource
+
+    value = json.loads(featx_command("info", "--model", "vit_giant_patch14_dinov2", "--json").stdout)
+    assert value["parameters"] > 1.1e9
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3e6  # kilobytes
+
+
+def test_list_models(featx_command):
+    names = featx_command("list-models", "--names").stdout.split()
+    assert names == timm.list_models()
+    table = featx_command("list-models", "resnest*", "regnety_03").stdout
+    assert re.search(r"^resnest26d +224x224 +1 +gluon_in1k +apache-2\.0$", table, re.MULTILINE)
+    assert "regnety_032" in table
+    pretrained = json.loads(featx_command("list-models", "--pretrained", "--json").stdout)
+    assert {entry["model"] for entry in pretrained} == {name.partition(".")[0] for name in timm.list_pretrained()}
+    nothing = featx_command("list-models", "resnett")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "Nearest: resnet" in nothing.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["list-models"], ["info"], ["extract"]])
+def test_every_command_s_help_has_an_example(featx_command, command):
+    done = featx_command(*command, "--help")
+    assert done.returncode == 0
+    assert f"Example: featx {' '.join(command)}" in " ".join(done.stdout.split())
+
+
+def test_version(featx_command):
+    assert featx_command("--version").stdout == f"featx {featx.__version__}\n"
+
+
+def test_wrong_usage_is_status_two(featx_command):
+    assert featx_command("extract", "photo.jpg").returncode == 2
+    assert featx_command("extract", "--nonsense").returncode == 2
+    assert featx_command("nonsense").returncode == 2
+
+
+def test_a_terminal_without_utf_8_and_without_colour_is_respected(featx_command, photos):
+    done = featx_command(
+        "extract", photos, "-m", MODEL, "--weights", "random", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).isascii()
+    assert "\x1b" not in done.stdout + done.stderr

@@ -1,0 +1,316 @@
+# extract, as a function: files on the disk equal to timm's maps, resuming, failing, refusing.
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+import featx
+from featx import extraction, pipeline
+from featx.errors import BusyError, OutputError, StoppedError, UsageError
+from featx.records import Note, Outcome, Planned
+from tests.conftest import natural_image
+
+MODEL = "test_resnet"
+
+
+def extract(inputs, output, **options):
+    options = {"weights": "random", "device": "cpu", **options}
+    return featx.extract(inputs, options.pop("model", MODEL), output, **options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eleven images in a folder and one below it: more than a batch, and not a multiple of one."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(10):
+        natural_image(number, 80 + number, 70).save(folder / f"{number}.jpg")
+    natural_image(10).save(folder / "deep" / "10.png")
+    return folder
+
+
+def tree(folder):
+    """Every file and its hash."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def features(folder):
+    return {name: digest for name, digest in tree(folder).items() if name.endswith(".npz")}
+
+
+def test_outputs_equal_timm_on_the_same_batches(photos, tmp_path):
+    report = extract(photos, tmp_path / "out", batch_size=4)
+    torch.manual_seed(0)
+    reference = timm.create_model(MODEL, features_only=True).eval()
+    transform = create_transform(**resolve_model_data_config(reference), is_training=False)
+    paths = [photos / f"{number}.jpg" for number in range(10)] + [photos / "deep" / "10.png"]
+    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths] + [torch.zeros(3, 160, 160)])
+    with torch.no_grad():
+        maps = [reference(batch) for batch in pixels.split(4)]
+    expected = [torch.cat(level) for level in zip(*maps, strict=True)]
+    assert (report.computed, report.failures) == (11, [])
+    for number, path in enumerate(paths):
+        with np.load(tmp_path / "out" / f"photos/{path.relative_to(photos)}.npz") as arrays:
+            assert arrays.files == [f"level_{index}" for index in range(5)]
+            for index, level in enumerate(expected):
+                np.testing.assert_array_equal(arrays[f"level_{index}"], level[number].numpy())
+
+
+def test_the_books(photos, tmp_path):
+    report = extract(photos, tmp_path / "out", out_indices=(2, 4), batch_size=4)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary == report.summary
+    assert next(iter(summary)) == "featx_format"
+    assert summary["state"] == "done"
+    assert summary["counts"] == {"done": 11, "failed": 0, "total": 11}
+    assert [
+        (level["index"], level["channels"], level["stride"], level["height"], level["dtype"])
+        for level in summary["levels"]
+    ] == [
+        (2, 48, 8, 20, "float32"),
+        (4, 96, 32, 5, "float32"),
+    ]
+    assert summary["weights"]["note"] == "random weights: shapes are right, values carry nothing learned"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert len(lines) == 11
+    for line in lines:
+        data = (tmp_path / "out" / line["output"]).read_bytes()
+        assert (line["bytes"], line["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert line["output"] == f"{line['key']}.npz"
+        with Image.open(line["path"]) as image:
+            assert tuple(line["size"]) == image.size
+
+
+def test_running_again_computes_nothing(photos, tmp_path, monkeypatch):
+    extract(photos, tmp_path / "out")
+    before = features(tmp_path / "out")
+    monkeypatch.setattr(pipeline, "_prepare", lambda *_: pytest.fail("an image was read again"))
+    report = extract(photos, tmp_path / "out")
+    assert report.computed == 0
+    assert features(tmp_path / "out") == before
+    assert report.summary["counts"] == {"done": 11, "failed": 0, "total": 11}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(photos, tmp_path):
+    extract(photos, tmp_path / "whole", batch_size=4)
+
+    def interrupt(event):
+        if isinstance(event, Outcome) and event.item.key.endswith("5.jpg"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedError, match=r"6 of 11 done.*resume"):
+        extract(photos, tmp_path / "parts", batch_size=4, listener=interrupt)
+    assert json.loads((tmp_path / "parts" / "summary.json").read_text())["state"] == "stopped"
+    report = extract(photos, tmp_path / "parts", batch_size=4)
+    assert report.computed == 5
+    assert features(tmp_path / "parts") == features(tmp_path / "whole")
+
+
+def test_a_batch_size_that_nobody_asked_for_stays_what_it_was(photos, tmp_path):
+    first = extract(photos / "0.jpg", tmp_path / "out")
+    assert first.summary["recipe"]["batch_size"] == 1
+    more = extract([photos / "0.jpg", photos / "1.jpg", photos / "2.jpg"], tmp_path / "out")
+    assert (more.computed, more.summary["recipe"]["batch_size"]) == (2, 1)
+    assert more.summary["counts"]["total"] == 3
+
+
+def test_broken_images_are_lines_and_cost_nothing_else(photos, tmp_path):
+    whole = (photos / "3.jpg").read_bytes()
+    (photos / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "4.jpg").write_bytes(b"no image at all")
+    (photos / "5.jpg").write_bytes(b"")
+    (photos / "6.jpg").unlink()
+    (photos / "6.jpg").symlink_to("nowhere")
+    report = extract(photos, tmp_path / "out", batch_size=4)
+    assert report.summary["counts"] == {"done": 7, "failed": 4, "total": 11}
+    reasons = {failure.item.key: (failure.stage, failure.error) for failure in report.failures}
+    assert set(reasons) == {f"photos/{number}.jpg" for number in (3, 4, 5, 6)}
+    assert reasons["photos/6.jpg"] == ("read", "no such file")
+    assert reasons["photos/3.jpg"][0] == "decode"
+    assert "truncated" in reasons["photos/3.jpg"][1]
+    assert all("\n" not in error and str(photos) not in error for _, error in reasons.values())
+    assert len(features(tmp_path / "out")) == 7
+
+    # What failed is not tried again while it is unchanged, and is when it has been mended.
+    again = extract(photos, tmp_path / "out", batch_size=4)
+    assert (again.computed, len(again.failures)) == (0, 4)
+    (photos / "3.jpg").write_bytes(whole)
+    mended = extract(photos, tmp_path / "out", batch_size=4)
+    assert (mended.computed, len(mended.failures)) == (1, 3)
+    assert mended.summary["counts"] == {"done": 8, "failed": 3, "total": 11}
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError, SyntaxError, ValueError, MemoryError, NotImplementedError, RecursionError]
+)
+def test_whatever_a_decoder_raises_is_one_line(photos, tmp_path, monkeypatch, error):
+    def explode(*_):
+        raise error("first line\nsecond line")
+
+    monkeypatch.setattr("featx.preprocess.upright_rgb", explode)
+    report = extract(photos / "0.jpg", tmp_path / "out")
+    assert [failure.error for failure in report.failures] == [f"{error.__name__}: first line"]
+
+
+def test_changed_inputs_and_damaged_outputs_are_done_again(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    before = features(tmp_path / "out")
+    natural_image(99).save(photos / "0.jpg")
+    (tmp_path / "out" / "photos" / "1.jpg.npz").write_bytes(b"short")
+    (tmp_path / "out" / "photos" / "2.jpg.npz").unlink()
+    report = extract(photos, tmp_path / "out")
+    after = features(tmp_path / "out")
+    assert report.computed == 3
+    assert {name for name in before if before[name] != after[name]} == {"photos/0.jpg.npz"}
+
+
+def test_a_torn_last_line_is_done_again(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-20])
+    report = extract(photos, tmp_path / "out")
+    assert report.computed == 1
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert len(lines) == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": 1}, "weights"),
+        ({"out_indices": (1,)}, "levels"),
+        ({"image_size": 64}, "input.height 160 -> 64"),
+        ({"batch_size": 2}, "batch_size 8 -> 2"),
+        ({"output_stride": 8}, "output_stride None -> 8"),
+        ({"model": "test_efficientnet"}, "model test_resnet -> test_efficientnet"),
+    ],
+)
+def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, change, field):
+    extract(photos, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with pytest.raises(OutputError, match="another recipe") as caught:
+        extract(photos, tmp_path / "out", **change)
+    assert field in caught.value.message
+    assert tree(tmp_path / "out") == before
+
+
+def test_threads_are_part_of_the_recipe(photos, tmp_path, threads):
+    threads(1)
+    extract(photos / "0.jpg", tmp_path / "out")
+    threads(2)
+    with pytest.raises(OutputError, match="threads 1 -> 2"):
+        extract(photos / "0.jpg", tmp_path / "out")
+
+
+def test_two_runs_do_not_share_a_folder(photos, tmp_path):
+    def start_another(event):
+        if isinstance(event, Planned):
+            with pytest.raises(BusyError):
+                extract(photos, tmp_path / "out")
+
+    assert extract(photos, tmp_path / "out", listener=start_another).computed == 11
+
+
+@pytest.mark.parametrize("kind", ["a file", "other things", "a broken summary", "a later format"])
+def test_folders_that_are_no_run_are_refused(photos, tmp_path, kind):
+    output = tmp_path / "out"
+    if kind == "a file":
+        output.write_bytes(b"")
+    else:
+        output.mkdir()
+        (output / ("thesis.tex" if kind == "other things" else "manifest.jsonl")).write_bytes(b"")
+        if kind == "a broken summary":
+            (output / "summary.json").write_text("{")
+        if kind == "a later format":
+            (output / "summary.json").write_text('{"featx_format": 2}')
+    before = tree(output) if output.is_dir() else output.read_bytes()
+    with pytest.raises(OutputError):
+        extract(photos, output)
+    assert (tree(output) if output.is_dir() else output.read_bytes()) == before
+
+
+def test_a_full_disk_ends_the_run_and_can_be_resumed(photos, tmp_path, monkeypatch):
+    written = []
+
+    def full_after_three(file, arrays):
+        if len(written) == 3:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        written.append(1)
+        honest(file, arrays)
+
+    honest = pipeline.write_npz
+    monkeypatch.setattr(pipeline, "write_npz", full_after_three)
+    with pytest.raises(OutputError, match="No space left on device"):
+        extract(photos, tmp_path / "out", batch_size=4)
+    assert len(features(tmp_path / "out")) == 3
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    monkeypatch.undo()
+    assert extract(photos, tmp_path / "out", batch_size=4).computed == 8
+
+
+def test_numbers_that_are_none_fail_the_image_and_name_the_level(photos, tmp_path, monkeypatch):
+    honest = pipeline.Pyramid.__call__
+
+    def poisoned(self, batch):
+        maps = honest(self, batch)
+        maps[3][1, 0, 0, 0] = float("nan")
+        return maps
+
+    monkeypatch.setattr(pipeline.Pyramid, "__call__", poisoned)
+    report = extract(photos, tmp_path / "out", batch_size=16)
+    (failure,) = report.failures
+    assert (failure.item.key, failure.stage) == ("photos/1.jpg", "forward")
+    assert "level_3" in failure.error
+    assert not (tmp_path / "out" / "photos" / "1.jpg.npz").exists()
+
+
+def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (photos / "notes.txt").write_text("not an image")
+    (tmp_path / "list.txt").write_text("photos/0.jpg\nphotos/none.jpg\n")
+    heard = []
+    report = extract("photos/deep", tmp_path / "out", from_file="list.txt", listener=heard.append)
+    assert [type(event) for event in heard] == [Planned, Outcome, Outcome, Outcome]
+    assert [failure.item.key for failure in report.failures] == ["photos/none.jpg"]
+    heard.clear()
+    extract("photos", tmp_path / "all", listener=heard.append)
+    assert isinstance(heard[0], Note)
+    assert heard[0].text == "not called like images: 1 left out"
+
+
+def test_the_folder_s_default_name():
+    assert extraction.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert extraction.folder_name("hf-hub:someone/net") == "someone--net"
+    assert extraction.folder_name("local-dir:/models/net/") == "net"
+
+
+def test_a_batch_of_none_is_refused(photos, tmp_path):
+    with pytest.raises(UsageError, match="batch"):
+        extract(photos, tmp_path / "out", batch_size=0)
+
+
+def test_the_same_pixels_give_the_same_bytes_in_any_order(photos, tmp_path):
+    extract(photos, tmp_path / "one", batch_size=4)
+    names = [f"photos/{number}.jpg" for number in (7, 3, 0, 9, 5, 1)] + ["photos/deep/10.png"]
+    (tmp_path / "list.txt").write_text("\n".join(str(tmp_path / name) for name in names))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        extract((), tmp_path / "two", from_file="list.txt", batch_size=4)
+    one, two = features(tmp_path / "one"), features(tmp_path / "two")
+    assert len(two) == 7
+    assert {name: one[name] for name in two} == two
+    shutil.rmtree(tmp_path / "two")

@@ -1,0 +1,123 @@
+# Who may import whom, and what no file may do.
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "featx"
+
+# A module may import those of earlier rows only, unless the arrow is named below.
+ROWS = [
+    {"errors", "records"},
+    {"geometry", "sources", "formats"},
+    {"manifest"},
+    {"weights", "preprocess", "dataset", "reading"},
+    {"backbones"},
+    {"pyramid", "catalogue"},
+    {"pipeline"},
+    {"extraction"},
+    {"render"},
+    {"cli"},
+    {"__main__"},
+]
+
+# Imported by one file only.
+ALONE = {"typer": {"cli"}, "rich": {"render"}, "timm": {"backbones", "preprocess"}, "huggingface_hub": {"weights"}}
+
+# Never imported when the command line starts.
+HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "safetensors")
+
+
+def modules():
+    return {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+
+def imports(tree):
+    """Return the dotted names that a module imports, those for type checkers alone left out."""
+    found = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node):
+            if getattr(node.test, "id", "") != "TYPE_CHECKING":
+                self.generic_visit(node)
+
+        def visit_Import(self, node):
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node):
+            found.update(
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "featx" else {node.module}
+            )
+
+    Visitor().visit(tree)
+    return found
+
+
+def test_every_module_has_its_row():
+    assert set(modules()) == set().union(*ROWS) | {"__init__"}
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*ROWS)))
+def test_imports_point_one_way(name):
+    row = next(number for number, row in enumerate(ROWS) if name in row)
+    allowed = set().union(*ROWS[:row])
+    if name == "reading":
+        allowed.add("dataset")  # which torch's data loaders need, and readers of arrays do not
+    own = {dotted.split(".")[1] for dotted in imports(modules()[name]) if dotted.startswith("featx.")}
+    assert own - {"__version__"} <= allowed
+
+
+@pytest.mark.parametrize("library", ALONE)
+def test_libraries_stay_in_their_rooms(library):
+    users = {
+        name for name, tree in modules().items() if any(dotted.split(".")[0] == library for dotted in imports(tree))
+    }
+    assert users == ALONE[library]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*PACKAGE.glob("*.py"), *Path(__file__).parent.glob("*.py")]), ids=lambda path: path.name
+)
+def test_the_first_line_says_what_lives_there(path):
+    text = path.read_text()
+    assert not text or text.startswith("# ")
+
+
+def test_the_bodies_of_commands_are_short():
+    for node in modules()["cli"].body:
+        if isinstance(node, ast.FunctionDef):
+            body = [
+                statement for statement in node.body if not isinstance(getattr(statement, "value", None), ast.Constant)
+            ]
+            assert body[-1].end_lineno - body[0].lineno < 15, node.name
+
+
+def test_nothing_is_printed_by_the_library():
+    for name, tree in modules().items():
+        if name not in ("cli", "render", "__main__"):
+            called = {
+                node.func.id
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            }
+            assert "print" not in called, name
+
+
+@pytest.mark.parametrize("code", ["import featx", "import featx.cli", "from featx.cli import app; app(['--help'])"])
+def test_starting_loads_nothing_heavy(code):
+    script = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_public_names_are_what_the_package_promises():
+    import featx
+
+    for name in featx.__all__:
+        assert callable(getattr(featx, name))
+    with pytest.raises(AttributeError, match="nonsense"):
+        featx.nonsense  # noqa: B018

@@ -1,0 +1,407 @@
+# Weights: the right file or a refusal. Checkpoints that lie, a hub on loopback, and no network at all.
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.models import _builder
+
+import featx
+from featx import weights
+from featx.errors import WeightsError
+from tests.hub import serving
+
+MODEL = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Return a classifier's state dict, head and all, of another seed than featx's default."""
+    torch.manual_seed(7)
+    return timm.create_model(MODEL).state_dict()
+
+
+def load(file: Path, **options):
+    return featx.load_pyramid(MODEL, weights=file, device="cpu", **options)
+
+
+def saved(folder: Path, content: object, name: str = "weights.pth") -> Path:
+    path = folder / name
+    if name.endswith(".safetensors"):
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def assert_holds(pyramid, state) -> None:
+    own = pyramid.module.state_dict()
+    assert own
+    for name, value in own.items():
+        assert torch.equal(value, state[name]), name
+
+
+def halved(state):
+    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+
+
+PACKAGES = {
+    "plain": lambda state: state,
+    "container": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "lightning": lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
+    "compiled, parallel": lambda state: {"model": {f"_orig_mod.module.{name}": value for name, value in state.items()}},
+    "student's backbone": lambda state: {f"student.backbone.{name}": value for name, value in state.items()},
+    "other head": lambda state: {**state, "fc.weight": torch.zeros(3, 5), "neck.weight": torch.zeros(2)},
+    "no head": lambda state: {name: value for name, value in state.items() if not name.startswith("fc.")},
+    "no counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_sound_checkpoints_fill_the_pyramid(tmp_path, state, package):
+    pyramid = load(saved(tmp_path, PACKAGES[package](dict(state))))
+    assert pyramid.weights.kind == "file"
+    expected = dict(state)
+    if package == "no counters":
+        expected.update({name: torch.tensor(0) for name in state if "num_batches" in name})
+    assert_holds(pyramid, expected)
+
+
+def test_half_precision_is_read_as_it_is(tmp_path, state):
+    pyramid = load(saved(tmp_path, halved(state)))
+    assert_holds(
+        pyramid, {name: value.float() if value.dtype == torch.half else value for name, value in halved(state).items()}
+    )
+
+
+def test_averaged_weights_come_first_and_are_named(tmp_path, state):
+    averaged = {name: value + 1 for name, value in state.items()}
+    pyramid = load(saved(tmp_path, {"state_dict": state, "state_dict_ema": averaged}))
+    assert_holds(pyramid, averaged)
+    assert pyramid.weights.part == "state_dict_ema"
+
+
+def test_safetensors_and_its_hash(tmp_path, state):
+    path = saved(tmp_path, dict(state), "weights.safetensors")
+    pyramid = load(path)
+    assert_holds(pyramid, state)
+    assert pyramid.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_what_the_chosen_levels_need_has_to_be_there(tmp_path, state):
+    shallow = {name: value for name, value in state.items() if not name.startswith(("layer3", "layer4", "fc"))}
+    path = saved(tmp_path, shallow)
+    assert_holds(load(path, out_indices=(1, 2)), state)
+    with pytest.raises(WeightsError, match="missing"):
+        load(path)
+
+
+def test_old_checkpoints_are_converted_as_timm_does(tmp_path):
+    """timm renames what other libraries saved; here a vision transformer of another patch grid is resampled."""
+    torch.manual_seed(3)
+    small = timm.create_model("test_vit", img_size=96)
+    path = saved(tmp_path, small.state_dict())
+    pyramid = featx.load_pyramid("test_vit", weights=path, device="cpu")
+    reference = timm.create_model(
+        "test_vit", features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+    ).eval()
+    batch = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        for ours, theirs in zip(pyramid(batch), reference(batch), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def without(state, *names):
+    return {name: value for name, value in state.items() if name not in names}
+
+
+FAULTS = {
+    "no name matches": (
+        lambda state: {f"x{name.replace('.', '_')}": value for name, value in state.items()},
+        "missing",
+    ),
+    "one missing": (
+        lambda state: without(state, "layer2.0.conv1.weight"),
+        r"1 of \d+ parameters.*layer2\.0\.conv1\.weight",
+    ),
+    "running mean missing": (lambda state: without(state, "bn1.running_mean"), "bn1.running_mean"),
+    "one misshapen": (lambda state: {**state, "conv1.0.weight": torch.zeros(1, 1)}, "of another shape"),
+    "one NaN": (
+        lambda state: {**state, "layer1.0.bn1.bias": torch.full_like(state["layer1.0.bn1.bias"], torch.nan)},
+        "not finite",
+    ),
+    "one infinity": (
+        lambda state: {**state, "layer1.0.bn1.bias": torch.full_like(state["layer1.0.bn1.bias"], torch.inf)},
+        "not finite",
+    ),
+    "empty": (lambda _: {}, "no tensors"),
+    "a list": (lambda state: list(state.values()), "no state dict"),
+    "another network": (lambda _: timm.create_model("test_vit").state_dict(), "missing"),
+    "two networks": (
+        lambda state: {f"{who}.{name}": value for who in ("student", "teacher") for name, value in state.items()},
+        "several networks: student., teacher.",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_unsound_checkpoints_are_refused(tmp_path, state, fault):
+    damage, reason = FAULTS[fault]
+    with pytest.raises(WeightsError, match=reason):
+        load(saved(tmp_path, damage(dict(state))))
+
+
+def test_timm_alone_takes_a_checkpoint_in_which_nothing_matches(tmp_path, state):
+    """The reason for all of the above; should timm ever refuse, this test says so."""
+    path = saved(tmp_path, {f"x_{name}": value for name, value in state.items()})
+    torch.manual_seed(0)
+    random = timm.create_model(MODEL, features_only=True)
+    torch.manual_seed(0)
+    taken = timm.create_model(MODEL, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert all(
+        torch.equal(a, b) for a, b in zip(random.state_dict().values(), taken.state_dict().values(), strict=True)
+    )
+
+
+def test_timm_is_left_as_it_was(tmp_path, state):
+    before = _builder.load_pretrained
+    load(saved(tmp_path, state))
+    with pytest.raises(WeightsError):
+        load(saved(tmp_path, {"nothing": torch.zeros(1)}))
+    assert _builder.load_pretrained is before
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("unsafe_environment", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("where", ["alone", "beside", "inside"])
+def test_pickles_with_code_are_refused_and_leave_no_trace(
+    tmp_path, state, monkeypatch, where, legacy, unsafe_environment
+):
+    canary = tmp_path / "canary"
+    evil = Malicious(canary)
+    content = {
+        "alone": evil,
+        "beside": {"state_dict": dict(state), "args": evil},
+        "inside": {**state, "bn1.bias": evil},
+    }[where]
+    path = tmp_path / "weights.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    if unsafe_environment:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(WeightsError, match=r"(posix|os)\.system"):
+        load(path)
+    assert not canary.exists()
+
+
+def test_a_bare_pickle_with_code_is_refused(tmp_path):
+    canary = tmp_path / "canary"
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Malicious(canary)))
+    with pytest.raises(WeightsError):
+        load(tmp_path / "weights.pth")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>not found</html>", b"PK\3\4 half a zip", b"\x10\0\0\0\0\0\0\0{broken json}...."]
+)
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="no readable"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="There is no checkpoint"):
+        load(tmp_path / "nothing.safetensors")
+
+
+def test_random_weights_are_the_seed_s_and_nobody_else_s():
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    first, again, other = (featx.load_pyramid(MODEL, weights="random", seed=seed, device="cpu") for seed in (5, 5, 6))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.weights.sha256 == again.weights.sha256 != other.weights.sha256
+    torch.manual_seed(5)
+    assert_holds(first, timm.create_model(MODEL, features_only=True).state_dict())
+
+
+def test_random_weights_are_the_same_on_any_number_of_threads(threads):
+    hashes = set()
+    for count in (1, 2):
+        threads(count)
+        hashes.add(featx.load_pyramid(MODEL, weights="random", device="cpu").weights.sha256)
+    assert len(hashes) == 1
+
+
+def test_tensors_sha256_sees_names_shapes_types_and_bytes():
+    base = {"a": torch.zeros(4), "b": torch.ones(2, 2)}
+    variants = [
+        {"a": torch.zeros(4), "c": torch.ones(2, 2)},
+        {"a": torch.zeros(2, 2), "b": torch.ones(2, 2)},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2, 2)},
+        {"a": torch.tensor([0.0, 0, 0, 1e-38]), "b": torch.ones(2, 2)},
+    ]
+    digests = {weights.tensors_sha256(value) for value in (base, *variants)}
+    assert len(digests) == 5
+    assert weights.tensors_sha256(dict(reversed(base.items()))) == weights.tensors_sha256(base)
+
+
+def test_a_local_folder_is_a_model(tmp_path, state):
+    model = timm.create_model(MODEL)
+    model.load_state_dict(state)
+    timm.models._hub.save_for_hf(model, tmp_path / "net", safe_serialization=True)
+    pyramid = featx.load_pyramid(f"local-dir:{tmp_path / 'net'}", device="cpu")
+    assert (pyramid.architecture, pyramid.weights.kind) == (MODEL, "pretrained")
+    assert_holds(pyramid, state)
+
+
+# The hub, through the real command.
+
+
+@pytest.fixture
+def hub():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def served(hub, state, tmp_path):
+    """The hub with test_resnet's own repository, and one that somebody else made."""
+    model = timm.create_model(MODEL)
+    model.load_state_dict(state)
+    timm.models._hub.save_for_hf(model, tmp_path / "net", safe_serialization=True)
+    for repository in (timm.models.get_pretrained_cfg(MODEL).hf_hub_id, "someone/net"):
+        for name in ("config.json", "model.safetensors"):
+            hub.files[f"{repository}/{name}"] = (tmp_path / "net" / name).read_bytes()
+    return hub
+
+
+def level_of(folder: Path, state, photo: Path) -> None:
+    """Hold level 2 on the disk against timm with these weights."""
+    reference = timm.create_model(MODEL, features_only=True, out_indices=(2,)).eval()
+    reference.load_state_dict(state, strict=False)
+    config = timm.data.resolve_model_data_config(reference)
+    pixels = timm.data.create_transform(**config, is_training=False)(Image.open(photo).convert("RGB"))
+    with torch.no_grad():
+        (expected,) = reference(pixels[None])
+    with np.load(folder / f"{photo.name}.npz") as arrays:
+        np.testing.assert_array_equal(arrays["level_2"], expected[0].numpy())
+
+
+def test_download_then_cache_then_no_hub(served, featx_command, photo, tmp_path, state):
+    command = ("extract", photo, "--model", MODEL, "--out-indices", 2, "-o")
+    first = featx_command(*command, tmp_path / "first", HF_ENDPOINT=served.endpoint)
+    assert first.returncode == 0, first.stderr
+    level_of(tmp_path / "first", state, photo)
+    summary = json.loads((tmp_path / "first" / "summary.json").read_text())
+    assert summary["weights"]["source"] == "hf-hub:timm/test_resnet.r160_in1k/model.safetensors"
+    assert summary["weights"]["kind"] == "pretrained"
+
+    asked = len(served.requests)
+    cached = featx_command(*command, tmp_path / "second", HF_ENDPOINT=served.endpoint)
+    assert (cached.returncode, len(served.requests)) == (0, asked), "a cached model needs no request"
+
+    gone = featx_command(*command, tmp_path / "third", HF_ENDPOINT="http://127.0.0.1:9")
+    assert gone.returncode == 0, gone.stderr
+    level_of(tmp_path / "third", state, photo)
+
+
+def test_a_repository_of_somebody_s(served, featx_command, photo, tmp_path, state):
+    done = featx_command("extract", photo, "--model", "hf-hub:someone/net", HF_ENDPOINT=served.endpoint)
+    assert done.returncode == 0, done.stderr
+    level_of(tmp_path / "features" / "someone--net", state, photo)
+
+
+WRONG = {
+    "no repository": (lambda hub: hub.files.clear(), "no public repository timm/test_resnet.r160_in1k"),
+    "no weights in it": (lambda hub: hub.files.pop("timm/test_resnet.r160_in1k/model.safetensors"), "holds none of"),
+    "half the file": (
+        lambda hub: hub.truncated.add("timm/test_resnet.r160_in1k/model.safetensors"),
+        "could not be fetched",
+    ),
+    "another file": (
+        lambda hub: hub.altered.add("timm/test_resnet.r160_in1k/model.safetensors"),
+        "does not match the sha256",
+    ),
+    "a page": (
+        lambda hub: hub.files.update({"timm/test_resnet.r160_in1k/model.safetensors": b"<html>sorry</html>"}),
+        "no readable safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_hub_that_misbehaves_is_reported_in_one_line(served, featx_command, photo, tmp_path, wrong):
+    misbehave, reason = WRONG[wrong]
+    misbehave(served)
+    done = featx_command("extract", photo, "--model", MODEL, "-o", tmp_path / "out", HF_ENDPOINT=served.endpoint)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert reason in done.stderr
+    assert not (tmp_path / "out").exists()
+    # What came wrong must not be kept: the hub recovers, and so does the next call.
+    if wrong == "another file":
+        served.altered.clear()
+        again = featx_command("extract", photo, "--model", MODEL, "-o", tmp_path / "out", HF_ENDPOINT=served.endpoint)
+        assert again.returncode == 0, again.stderr
+
+
+# Seconds that a slow test machine may need to start Python and load torch, before the ten begin.
+STARTING = 10
+
+
+@pytest.mark.parametrize(
+    ("model", "network"),
+    [
+        (MODEL, "refused"),
+        (MODEL, "silent"),
+        (MODEL, "forbidden"),
+        ("hf-hub:someone/net", "unresolved"),
+        ("gcvit_xxtiny", "refused"),  # one of the few whose weights are not on the hub
+    ],
+)
+def test_without_a_network_it_ends_within_ten_seconds(featx_command, photo, tmp_path, model, network):
+    with socket.socket() as silent:  # accepts connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        environment = {
+            "refused": {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "unresolved": {"HF_ENDPOINT": "http://hub.invalid"},
+            "silent": {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"},
+            "forbidden": {"HF_HUB_OFFLINE": "1"},
+        }[network]
+        environment |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+        began = time.monotonic()
+        done = featx_command("extract", photo, "--model", model, "-o", tmp_path / "out", **environment)
+        seconds = time.monotonic() - began
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in (model.removeprefix("hf-hub:"), "HF_HOME", "--weights FILE", "--weights random"):
+        assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert seconds < 10 + STARTING, done.stderr
