@@ -55,7 +55,6 @@ OutputStride = Annotated[
     int | None,
     typer.Option(
         metavar="8",
-        min=1,
         rich_help_panel=WEIGHTS_PANEL,
         help="Dilate the network so that no level is coarser. About a third of the networks can.",
     ),
@@ -158,7 +157,6 @@ def extract(
         int | None,
         typer.Option(
             metavar="N",
-            min=1,
             rich_help_panel=OUTPUT_PANEL,
             help="Images in one forward pass (default: to suit the device).",
         ),
@@ -180,8 +178,8 @@ def extract(
 ) -> None:
     """Write the feature maps of images; run the same command again to resume.
 
-    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 finished but some images failed, 11 another run holds the
-    output, 130 stopped.
+    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
+    11 another run holds the output, 130 stopped.
     """
     request = _request(model, weights, seed, out_indices, strides, output_stride, image_size)
     named = tuple(text for text in inputs or () if text != "-")
@@ -199,7 +197,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and what is wrong with a download into one of ours
     try:
-        app()
+        app(prog_name="featx")
     except FeatxError as error:
         _fail(error, error.exit_status)
     except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback

@@ -109,7 +109,8 @@ def test_nothing_is_printed_by_the_library():
 
 @pytest.mark.parametrize("code", ["import featx", "import featx.cli", "from featx.cli import app; app(['--help'])"])
 def test_starting_loads_nothing_heavy(code):
-    script = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    loaded = f"print([module for module in {HEAVY} if module in sys.modules], file=sys.stderr)"
+    script = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\n{loaded}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
 
