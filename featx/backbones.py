@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from featx import weights as weights_
 from featx.errors import ModelError, UsageError, WeightsError
-from featx.records import Input, Level, ModelRequest, Weights
+from featx.records import Input, Level, ModelRequest, Spacing, Weights
+from featx.tracing import Grid, Tracer
 
 # What people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)
@@ -348,14 +349,40 @@ def _input(config: dict[str, Any]) -> Input:
 
 def _measure(skeleton: nn.Module, name: str, levels: list[Level], size: tuple[int, int, int]) -> tuple[Level, ...]:
     """Run shapes through the network and hold them against what it says of itself."""
+    tracer, image = Tracer(), torch.empty(1, *size, device="meta")
     try:
-        with torch.no_grad():
-            maps = to_nchw(skeleton, skeleton(torch.empty(1, *size, device="meta")))
+        with torch.no_grad(), tracer:
+            tracer.begin(image)
+            maps = to_nchw(skeleton, skeleton(image))
     except Exception as error:
         if "meta tensors" in str(error):  # a network that looks at values while it runs: shapes stay unknown
             return tuple(levels)
         raise _size_error(name, size[1:], error) from error
-    return check_maps(name, levels, maps)
+    measured = check_maps(name, levels, maps)
+    return tuple(
+        level if grid is None else _placed(level, grid, size)
+        for level, grid in zip(measured, map(tracer.grid_of, maps), strict=True)
+    )
+
+
+def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
+    """Give a level the stride and offset that its cells were seen to have.
+
+    Where padding on one side makes cells look past themselves, the centre of what they see says nothing of their place:
+    it is left open when the map, so placed, would lie more than a cell beside the image.
+    """
+    beside = [
+        abs(axis.offset + axis.stride * (axis.length - 1) / 2 - (length - 1) / 2) / axis.stride
+        for axis, length in zip(grid, size[1:], strict=True)
+    ]
+    offset = _spacing(grid[0].offset, grid[1].offset) if max(beside) <= 1 else None
+    return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
+
+
+def _spacing(vertical: float, horizontal: float) -> Spacing:
+    """One number where both agree; whole numbers as integers."""
+    first, second = (int(value) if float(value).is_integer() else value for value in (vertical, horizontal))
+    return first if first == second else (first, second)
 
 
 def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tuple[Level, ...]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featx.records import Level, Spacing
+
 Pair = tuple[float, float]
 
 
@@ -66,6 +68,13 @@ class Frame:
         """Model-input pixel to original pixel."""
         return (x - self.offset[0]) / self.scale[0], (y - self.offset[1]) / self.scale[1]
 
+    def cell_centre(self, level: Level, row: int, column: int) -> Pair | None:
+        """Original pixel at the centre of what a cell of a level sees; None where the level's offset is unknown."""
+        if level.offset is None or level.stride is None:
+            return None
+        offset, stride = _vertical_horizontal(level.offset), _vertical_horizontal(level.stride)
+        return self.to_original(offset[1] + column * stride[1], offset[0] + row * stride[0])
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, as a manifest line has them."""
         return {
@@ -86,6 +95,10 @@ class Frame:
             offset=(value["offset"][0], value["offset"][1]),
             orientation=value["orientation"],
         )
+
+
+def _vertical_horizontal(value: Spacing) -> Pair:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _centre_shift(length: int, target: int) -> int:

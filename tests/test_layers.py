@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
     {"errors", "records"},
-    {"geometry", "sources", "formats"},
+    {"geometry", "sources", "formats", "tracing"},
     {"manifest"},
     {"weights", "preprocess", "dataset", "reading"},
     {"backbones"},
