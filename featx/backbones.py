@@ -134,9 +134,11 @@ def describe(request: ModelRequest) -> Description:
     arguments = _arguments(reference, request)
     skeleton = _build_skeleton(reference, request, arguments)
     offered = _offered(skeleton)
-    chosen = choose(reference.name, offered, request.out_indices, request.strides, _default_indices(skeleton))
+    default = _default_indices(skeleton)
+    chosen = choose(reference.name, offered, request.out_indices, request.strides, default)
     arguments["out_indices"] = chosen
-    skeleton = _build_skeleton(reference, request, arguments)
+    if chosen != default:
+        skeleton = _build_skeleton(reference, request, arguments)
     config = _data_config(reference, request)
     return Description(
         reference=reference,

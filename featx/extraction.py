@@ -32,14 +32,15 @@ class Report:
         The run's ``summary.json``.
     output : Path
         The run's folder; `featx.open_run` reads it.
-    computed : int
-        Images whose features were made by this call.
+    tried, computed : int
+        Images that this call worked on, and those of them whose features it made.
     failures : list of Outcome
         Images of this call's inputs that have no features, now or from an earlier call: each with stage and error.
     """
 
     summary: dict[str, Any]
     output: Path
+    tried: int
     computed: int
     failures: list[Outcome]
 
@@ -140,7 +141,8 @@ def run(job: Job, listener: Listener) -> Report:
                 raise StoppedError(f"Stopped: {ledger.progress}", "Run the same command to resume") from error
             raise
         ledger.save("done")
-    return Report(ledger.summary, output, len(plan.to_do) - (len(failures) - len(plan.failures)), failures)
+    tried = len(plan.to_do)
+    return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
 
 
 def folder_name(model: str) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # Seconds between two lines of progress where there is no terminal to draw on.
 LINE_EVERY = 10.0
 
+# Columns of what goes to a file or another program: more than any table has.
+WIDE = 1000
+
 
 def error(failure: Exception) -> None:
     """One line: what went wrong, and the way out."""
@@ -42,7 +45,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
     elif names:
         sys.stdout.write("".join(f"{entry['model']}\n" for entry in entries))
     else:
-        table = _table("model", "input", ">pretrained", "default tag", "licence")
+        table = _table("model", ">input", ">tags", "default tag", "licence")
         for entry in entries:
             tags = entry["pretrained"]
             size = f"{entry['input']['height']}x{entry['input']['width']}"
@@ -107,7 +110,7 @@ def report(value: Report, *, quiet: bool, as_json: bool) -> None:
         out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
     out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
     counts = summary["counts"]
-    now = f"{value.computed} computed now" if value.computed else "nothing to compute"
+    now = f"{value.computed} computed now" if value.tried else "nothing to compute"
     failed = f", [red]{counts['failed']} failed[/]" if counts["failed"] else ""
     out.print(f"[bold]{counts['done']} of {counts['total']} done[/]{failed} ({now})", highlight=False)
     out.print(f"{escape(str(value.output))}/", soft_wrap=True, highlight=False)
@@ -262,18 +265,20 @@ def _levels(levels: Sequence[dict[str, Any]]) -> Table:
 
 
 def _tags(tags: Sequence[dict[str, Any]]) -> Table:
-    table = _table("pretrained tag", "licence", "input", "from")
+    table = _table("pretrained tag", "licence", ">input")
     for tag in tags:
         size = f"{tag['input_size'][1]}x{tag['input_size'][2]}"
-        table.add_row(tag["tag"], tag["license"] or "not stated", size, tag["hub"] or tag["url"])
+        table.add_row(tag["tag"], tag["license"] or "not stated", size)
     return table
 
 
 def _table(*columns: str) -> Table:
-    """Make a plain table; a heading that begins with > is right-aligned."""
+    """Make a plain table; headings that begin with > are right-aligned. Texts after the first are folded if need be."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    for number, column in enumerate(columns):
+        right = column.startswith(">")
+        heading = column.lstrip(">")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right or not number, overflow="fold")
     return table
 
 
@@ -302,7 +307,8 @@ def _print_json(value: Any) -> None:
 
 
 def _data() -> Console:
-    return Console(soft_wrap=False, highlight=False)
+    """Standard output: as wide as the terminal, and as wide as it takes where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def _talk() -> Console:
