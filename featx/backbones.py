@@ -443,10 +443,9 @@ def _pretrained(reference: Reference) -> weights_.Checkpoint:
 
 def _hub_names(reference: Reference) -> list[str]:
     """File names to look for in a repository: safetensors before pickles, as timm has it."""
-    named = reference.config.get("hf_hub_filename")
-    if named:
-        return [named.removesuffix(".bin").replace("pytorch_", "") + ".safetensors", named]
-    return ["model.safetensors", "pytorch_model.bin"]
+    named: str = reference.config.get("hf_hub_filename") or "pytorch_model.bin"
+    stem = named.removesuffix(".bin")
+    return [named] if stem == named else [f"{stem.replace('pytorch_', '')}.safetensors", named]
 
 
 def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> nn.Module:
@@ -461,8 +460,7 @@ def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> 
     def load(network: nn.Module, convert: Callable[..., dict[str, Tensor]] | None) -> None:
         targets = network.state_dict(keep_vars=True)
         originals.update({id(target): name for name, target in targets.items()})
-        tensors = strip_prefix(checkpoint.tensors, targets)
-        loaded.update(_convert(convert, tensors, network) if convert else tensors)
+        loaded.update(_best_fitting(checkpoint.tensors, targets, lambda tensors: _convert(convert, tensors, network)))
         fitting = {
             name: value for name, value in loaded.items() if name in targets and value.shape == targets[name].shape
         }
@@ -493,15 +491,33 @@ def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterato
         yield
 
 
-def _convert(
-    convert: Callable[..., dict[str, Tensor]], tensors: dict[str, Tensor], network: nn.Module
+def _best_fitting(
+    tensors: dict[str, Tensor], targets: dict[str, Tensor], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
+    """Convert the tensors as they are, or without their prefix if more of them then fit.
+
+    As they are comes first: timm's converters know the prefixes of the checkpoints that they were written for.
+    """
+
+    def fitting(candidate: dict[str, Tensor]) -> int:
+        return sum(name in targets and value.shape == targets[name].shape for name, value in candidate.items())
+
+    plain = convert(tensors)
+    if fitting(plain) == len(targets):
+        return plain
+    return max(plain, convert(strip_prefix(tensors, targets)), key=fitting)
+
+
+def _convert(
+    convert: Callable[..., dict[str, Tensor]] | None, tensors: dict[str, Tensor], network: nn.Module
+) -> dict[str, Tensor]:
+    """Run timm's converter for old and foreign checkpoints, which trips over those that it does not know."""
+    if convert is None:
+        return tensors
     try:
-        return convert(tensors, network)
-    except Exception as error:
-        raise WeightsError(
-            f"The checkpoint is not one of this model: {_reason(error)}", "Check --model and --weights"
-        ) from error
+        return convert(dict(tensors), network)
+    except Exception:  # noqa: BLE001 - what it could not convert will be missing, and is reported as that
+        return tensors
 
 
 def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def assert_holds(pyramid, state) -> None:
     own = pyramid.module.state_dict()
     assert own
     for name, value in own.items():
-        assert torch.equal(value, state[name]), name
+        assert torch.equal(value, state[name.removeprefix("model.")]), name
 
 
 def halved(state):
@@ -123,6 +123,14 @@ def test_old_checkpoints_are_converted_as_timm_does(tmp_path):
     with torch.no_grad():
         for ours, theirs in zip(pyramid(batch), reference(batch), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_prefixes_that_timm_s_converter_looks_for_are_left_to_it(tmp_path):
+    """The original Segment Anything checkpoint: an image encoder with other names for its layers, among other parts."""
+    state = timm.create_model("samvit_base_patch16_224").state_dict()
+    original = {f"image_encoder.{name.replace('mlp.fc', 'mlp.lin')}": value for name, value in state.items()}
+    path = saved(tmp_path, {**original, "mask_decoder.iou_token.weight": torch.zeros(1, 256)})
+    assert_holds(featx.load_pyramid("samvit_base_patch16_224", weights=path, device="cpu"), state)
 
 
 def without(state, *names):
