@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featx.catalogue import list_models as list_models
     from featx.errors import FeatxError as FeatxError
     from featx.extraction import extract as extract
+    from featx.models import list_models as list_models
     from featx.pyramid import load_pyramid as load_pyramid
     from featx.reading import open_run as open_run
 
@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "FeatxError": "featx.errors",
     "extract": "featx.extraction",
-    "list_models": "featx.catalogue",
+    "list_models": "featx.models",
     "load_pyramid": "featx.pyramid",
     "open_run": "featx.reading",
 }

@@ -1,32 +1,33 @@
-# Backbones: timm's networks as feature pyramids; described on the meta device, then built and filled with weights.
+# Backbones: timm's networks as feature pyramids, described on the meta device: levels, sizes, input, no weights.
 """timm, seen from featx: the only file that calls `timm.create_model`."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import timm
 import timm.models
 import torch
 from timm.data import resolve_data_config
-from timm.models import _builder
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from featx import catalogue
 from featx import weights as weights_
-from featx.errors import ModelError, UsageError, WeightsError
-from featx.records import Input, Level, ModelRequest, Spacing, Weights
+from featx.errors import ModelError, UsageError
+from featx.records import Input, Level, ModelRequest, Spacing
 from featx.tracing import Grid, Tracer
 
 # What people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)
+
+# What a network may want its input's sides to be multiples of: patches, windows, halos, and their products.
+SIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 48, 56, 64, 96, 112, 128, 192, 224, 256)
 
 # timm's name of what it does with the aspect ratio, and ours.
 FITS = {"center": "crop", "squash": "squash", "border": "pad"}
@@ -55,8 +56,13 @@ class Reference:
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the network is built for one input size."""
+        """Whether timm says that the network is built for one input size."""
         return bool(self.config.get("fixed_input_size", False))
+
+    @property
+    def family(self) -> str:
+        """The module of timm that the architecture is in."""
+        return str(timm.models.model_entrypoint(self.architecture).__module__.rpartition(".")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Description:
         Of the pyramid, without the head.
     arguments : dict
         What `timm.create_model` is to be given.
+    layout : str
+        ``NCHW`` or ``NHWC``: how the network itself lays out its maps.
     """
 
     reference: Reference
@@ -88,6 +96,12 @@ class Description:
     config: dict[str, Any]
     parameters: int
     arguments: dict[str, Any]
+    layout: str
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the network is rebuilt for an input size that it would not take otherwise."""
+        return "img_size" in self.arguments
 
 
 def resolve(name: str) -> Reference:
@@ -125,30 +139,53 @@ def resolve(name: str) -> Reference:
 def describe(request: ModelRequest) -> Description:
     """Work out levels, shapes and input of a pyramid without weights, and without memory for them.
 
+    A network is taken as it is where it accepts the input size, and rebuilt for the size (timm's ``img_size``: position
+    embeddings and windows are resampled) where it does not.
+
     Raises
     ------
     ModelError
         If the network cannot do the output stride or the input size, or has no such level.
     """
     reference = resolve(request.name)
-    arguments = _arguments(reference, request)
-    skeleton = _build_skeleton(reference, request, arguments)
-    offered = _offered(skeleton)
-    default = _default_indices(skeleton)
-    chosen = choose(reference.name, offered, request.out_indices, request.strides, default)
-    arguments["out_indices"] = chosen
-    if chosen != default:
-        skeleton = _build_skeleton(reference, request, arguments)
     config = _data_config(reference, request)
-    return Description(
-        reference=reference,
-        levels=_measure(skeleton, reference.name, [offered[index] for index in chosen], config["input_size"]),
-        depth=len(offered),
-        input=_input(config),
-        config=config,
-        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
-        arguments=arguments,
-    )
+    failures = []
+    for arguments in _ways_to_build(request, config["input_size"]):
+        try:
+            return _described(reference, request, config, arguments)
+        except _SizeRefusedError as refused:
+            failures.append(refused)
+    raise _size_error(reference, request, config["input_size"], failures[0]) from failures[0]
+
+
+def sizes_taken(reference: Reference) -> dict[str, Any] | None:
+    """Find out by trying which input sizes a network takes.
+
+    Returns
+    -------
+    dict or None
+        ``multiple``: sides have to be multiples of it; ``square``: both have to be the same; ``rebuilt``: the network
+        is rebuilt for the size. None where it takes no other size than its own.
+    """
+    for square in (False, True):
+        for multiple in SIDES:
+            height = _odd_multiple(multiple, 256)
+            size = (height, height if square else _odd_multiple(multiple, height + 64))
+            for arguments in _ways_to_build(ModelRequest(reference.name), (3, *size)):
+                if _runs(reference, arguments, size):
+                    return {"multiple": multiple, "square": square, "rebuilt": "img_size" in arguments}
+    return None
+
+
+def nearest_size(reference: Reference, size: Sequence[int]) -> tuple[int, int] | None:
+    """Return the next larger (height, width) that a network takes; None where there is none."""
+    taken = sizes_taken(reference)
+    if taken is None:
+        return None
+    height, width = (-(-side // taken["multiple"]) * taken["multiple"] for side in size)
+    near = (max(height, width), max(height, width)) if taken["square"] else (height, width)
+    ways = _ways_to_build(ModelRequest(reference.name), (3, *near))
+    return near if any(_runs(reference, arguments, near) for arguments in ways) else None
 
 
 def choose(
@@ -181,40 +218,35 @@ def choose(
             )
         return tuple(sorted({deepest[stride] for stride in strides}))
     if out_indices == "all":
-        return tuple(range(len(offered)))
+        return tuple(level.index for level in offered)
     indices = default if out_indices is None else out_indices
-    absent_indices = [index for index in indices if not -len(offered) <= index < len(offered)]
+    first, last = offered[0].index, offered[-1].index
+    counted = {index: index + last + 1 if index < 0 else index for index in indices}
+    absent_indices = [index for index, meant in counted.items() if not first <= meant <= last]
     if absent_indices or not indices:
         raise ModelError(
             f"{name} has no level {', '.join(map(str, absent_indices))}",
-            f"It has {len(offered)}: 0 to {len(offered) - 1}, or -1 to -{len(offered)} from the end",
+            f"It has {len(offered)}: {first} to {last}, or -1 to {first - last - 1} from the end",
         )
-    return tuple(sorted({index % len(offered) for index in indices}))
-
-
-def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
-    """Build the network on the CPU, fill it with the weights asked for, and set it to evaluation.
-
-    Raises
-    ------
-    WeightsError
-        If the weights cannot be had, or do not fill every parameter of the pyramid with finite numbers of its shape.
-    """
-    if request.weights == "random":
-        return _build_random(description, request.seed)
-    if request.weights == "pretrained":
-        checkpoint, kind = _pretrained(description.reference), "pretrained"
-    else:
-        checkpoint, kind = weights_.read_checkpoint(Path(request.weights).expanduser(), request.weights), "file"
-    module = _build_filled(description, checkpoint)
-    return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
+    return tuple(sorted(set(counted.values())))
 
 
 def to_nchw(module: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     """Return the maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C)."""
-    if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC"):
+    if layout_of(module) == "NHWC":
         return [level.permute(0, 3, 1, 2) for level in maps]
     return list(maps)
+
+
+def layout_of(module: nn.Module) -> str:
+    """Return ``NCHW`` or ``NHWC``; most networks do not say, and are the former."""
+    return str(getattr(module, "output_fmt", "NCHW")).rpartition(".")[2]
+
+
+def own_input(reference: Reference) -> Input:
+    """Return the input configuration that a model has if nothing is asked for."""
+    request = ModelRequest(reference.name)
+    return _input(_data_config(reference, request), request)
 
 
 def output_strides(reference: Reference) -> tuple[int, ...]:
@@ -222,106 +254,126 @@ def output_strides(reference: Reference) -> tuple[int, ...]:
     return tuple(stride for stride in OUTPUT_STRIDES if _takes_output_stride(reference, stride))
 
 
-def architectures() -> list[str]:
-    """Return the names of timm's architectures, in natural order."""
-    names: list[str] = timm.list_models()
-    return names
+def create(reference: Reference, device: str, arguments: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """Have timm build a network on a device, in evaluation mode."""
+    with torch.device(device), _Unfilled() if device == "meta" else nullcontext():
+        module: nn.Module = timm.create_model(reference.timm_name, pretrained=pretrained, **arguments)
+    return module.eval()
 
 
-def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
-    """Return the weights that timm knows for an architecture, its default first."""
-    tags = []
-    for name, config in timm.models.get_arch_pretrained_cfgs(architecture).items():
-        if config.has_weights:
-            tags.append(
-                {
-                    "tag": name.partition(".")[2],
-                    "license": config.license,
-                    "input_size": list(config.input_size),
-                    "test_input_size": list(config.test_input_size) if config.test_input_size else None,
-                    "hub": config.hf_hub_id,
-                    "url": None if config.hf_hub_id else config.url,
-                }
-            )
-    return tags
+class _Unfilled(TorchFunctionMode):
+    """A mode in which parameters are not initialised.
+
+    On the meta device that changes nothing, and takes most of the time that a network takes to build.
+    """
+
+    FILLING = frozenset(
+        getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+    )
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in self.FILLING and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
-def default_input_size(architecture: str) -> tuple[int, ...]:
-    """Return (C, H, W) of an architecture's default configuration."""
-    size: tuple[int, ...] = timm.models.get_pretrained_cfg(architecture).input_size
-    return size
+def tested_input(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return height, width and crop of the size that weights were tested with; None where it is the model's own."""
+    if not (config.get("test_input_size") or config.get("test_crop_pct")):
+        return None
+    tested = resolve_data_config(pretrained_cfg=config, use_test_size=True)
+    _, height, width = tested["input_size"]
+    return {"height": height, "width": width, "crop_pct": tested["crop_pct"]}
 
 
 def _resolve_registered(name: str) -> Reference:
-    architecture = name.partition(".")[0]
-    renamed = timm.models.get_deprecated_models().get(architecture)
-    if renamed:
-        raise ModelError(f"{architecture} is an old name of timm's", f"Use {renamed}")
+    architecture, _, tag = name.partition(".")
     _require_architecture(architecture)
     known = timm.models.get_arch_pretrained_cfgs(architecture)
-    if name != architecture and name not in known:
-        tags = ", ".join(tagged.partition(".")[2] for tagged in known) or "none"
-        raise ModelError(f"{architecture} has no weights tagged {name.partition('.')[2]!r}", f"It has {tags}")
+    if tag and name not in known:
+        raise catalogue.unknown_tag(architecture, tag, [tagged.partition(".")[2] for tagged in known])
     return Reference(name, name, architecture, timm.models.get_pretrained_cfg(name).to_dict())
 
 
 def _require_architecture(architecture: str) -> None:
-    if timm.is_model(architecture):
-        return
-    if "/" in architecture:
-        hint = f"Write hf-hub:{architecture} for a repository, or local-dir:{architecture} for a folder"
-    else:
-        near = difflib.get_close_matches(architecture.lower(), architectures(), n=3, cutoff=0.5)
-        hint = f"Nearest: {', '.join(near)}" if near else "`featx list-models` shows all"
-    raise ModelError(f"timm has no model {architecture!r}", hint)
+    renamed = timm.models.get_deprecated_models()
+    if architecture in renamed or not timm.is_model(architecture):
+        raise catalogue.unknown_model(architecture, timm.list_models(), renamed)
 
 
-def _arguments(reference: Reference, request: ModelRequest) -> dict[str, Any]:
+def _ways_to_build(request: ModelRequest, size: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """As the network is, and then rebuilt for the size."""
     arguments: dict[str, Any] = {"features_only": True}
     if request.output_stride is not None:
         arguments["output_stride"] = request.output_stride
-    if request.image_size is not None and reference.fixed_size:
-        arguments["img_size"] = request.image_size
-    return arguments
+    yield arguments
+    yield {**arguments, "img_size": tuple(size[1:])}
+
+
+class _SizeRefusedError(Exception):
+    """A network, built in some way, does not take the input size; its cause is what timm raised."""
+
+
+def _described(
+    reference: Reference, request: ModelRequest, config: dict[str, Any], arguments: dict[str, Any]
+) -> Description:
+    skeleton = _build_skeleton(reference, request, arguments)
+    offered = _offered(skeleton)
+    default = _default_indices(skeleton)
+    chosen = choose(reference.name, offered, request.out_indices, request.strides, default)
+    arguments = {**arguments, "out_indices": chosen}
+    if chosen != default:
+        skeleton = _build_skeleton(reference, request, arguments)
+    levels = [level for level in offered if level.index in chosen]
+    return Description(
+        reference=reference,
+        levels=_measure(skeleton, reference, arguments, levels, config["input_size"]),
+        depth=len(offered),
+        input=_input(config, request),
+        config=config,
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        arguments=arguments,
+        layout=layout_of(skeleton),
+    )
 
 
 def _build_skeleton(reference: Reference, request: ModelRequest, arguments: dict[str, Any]) -> nn.Module:
     """Build on the meta device: shapes, no numbers."""
     try:
-        return _create(reference, "meta", arguments)
+        return create(reference, "meta", arguments)
     except Exception as error:
+        if "img_size" in arguments:
+            raise _SizeRefusedError from error
         if request.output_stride is not None and not _takes_output_stride(reference, request.output_stride):
             taken = [str(stride) for stride in output_strides(reference)]
             raise ModelError(
                 f"{reference.name} cannot be built with output stride {request.output_stride}",
                 f"It takes {', '.join(taken)}" if taken else "It has only its own strides; leave --output-stride out",
             ) from error
-        if "img_size" in arguments:
-            raise _size_error(reference.name, request.image_size or (0, 0), error) from error
         raise ModelError(f"timm cannot build {reference.name}: {_reason(error)}") from error
-
-
-def _create(reference: Reference, device: str, arguments: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
-    with torch.device(device):
-        module: nn.Module = timm.create_model(reference.timm_name, pretrained=pretrained, **arguments)
-    return module.eval()
 
 
 def _takes_output_stride(reference: Reference, stride: int) -> bool:
     """Whether timm builds it so. The networks that cannot raise whatever they trip over."""
     try:
-        _create(reference, "meta", {"features_only": True, "output_stride": stride})
+        create(reference, "meta", {"features_only": True, "output_stride": stride})
     except Exception:  # noqa: BLE001
         return False
     return True
 
 
 def _offered(skeleton: nn.Module) -> list[Level]:
-    """All levels that the network has, whatever was chosen; their maps are not measured yet."""
+    """All levels that the network has, whatever was chosen; their maps are not measured yet.
+
+    A level without a module (tresnet's first) is one that timm counts and does not have.
+    """
     info: Any = skeleton.feature_info
     return [
         Level(index, entry["module"], entry["num_chs"], entry["reduction"], None, None, None)
         for index, entry in enumerate(info.info)
+        if entry["module"]
     ]
 
 
@@ -331,12 +383,21 @@ def _default_indices(skeleton: nn.Module) -> tuple[int, ...]:
 
 
 def _data_config(reference: Reference, request: ModelRequest) -> dict[str, Any]:
+    """Resolve timm's data configuration: the model's own, its test size, or the size that was asked for."""
+    if request.test_size and request.image_size:
+        raise UsageError(
+            "Both an image size and the test size were asked for", "Use either --image-size or --test-size"
+        )
+    if request.test_size and tested_input(reference.config) is None:
+        raise ModelError(f"{reference.name} has no test size besides its own", "Leave --test-size out")
     asked = {"input_size": (3, *request.image_size)} if request.image_size else {}
-    config: dict[str, Any] = resolve_data_config(asked, pretrained_cfg=reference.config)
+    config: dict[str, Any] = resolve_data_config(
+        asked, pretrained_cfg=reference.config, use_test_size=request.test_size
+    )
     return config
 
 
-def _input(config: dict[str, Any]) -> Input:
+def _input(config: dict[str, Any], request: ModelRequest) -> Input:
     _, height, width = config["input_size"]
     return Input(
         height=height,
@@ -346,25 +407,72 @@ def _input(config: dict[str, Any]) -> Input:
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
         fit=FITS[config["crop_mode"]],
+        configuration="asked" if request.image_size else "test" if request.test_size else "own",
     )
 
 
-def _measure(skeleton: nn.Module, name: str, levels: list[Level], size: tuple[int, int, int]) -> tuple[Level, ...]:
+def _measure(
+    skeleton: nn.Module,
+    reference: Reference,
+    arguments: dict[str, Any],
+    levels: list[Level],
+    size: tuple[int, int, int],
+) -> tuple[Level, ...]:
     """Run shapes through the network and hold them against what it says of itself."""
-    tracer, image = Tracer(), torch.empty(1, *size, device="meta")
+    tracer = Tracer()
     try:
-        with torch.no_grad(), tracer:
-            tracer.begin(image)
-            maps = to_nchw(skeleton, skeleton(image))
+        maps = _run(skeleton, size, tracer)
     except Exception as error:
-        if "meta tensors" in str(error):  # a network that looks at values while it runs: shapes stay unknown
-            return tuple(levels)
-        raise _size_error(name, size[1:], error) from error
-    measured = check_maps(name, levels, maps)
+        if not _looks_at_values(error):
+            raise _SizeRefusedError from error
+        tracer = Tracer()
+        maps = _run(_real(reference, arguments), size, tracer)
+    measured = check_maps(reference.name, levels, maps)
     return tuple(
-        level if grid is None else _placed(level, grid, size)
-        for level, grid in zip(measured, map(tracer.grid_of, maps), strict=True)
+        _with_ratio(level if grid is None else _placed(level, grid, size), declared.stride, size)
+        for declared, level, grid in zip(levels, measured, map(tracer.grid_of, maps), strict=True)
     )
+
+
+def _run(network: nn.Module, size: Sequence[int], tracer: Tracer) -> list[Tensor]:
+    """Run one blank image, (3, height, width), under a tracer."""
+    device = next(network.parameters()).device
+    with torch.no_grad(), tracer:
+        image = torch.zeros(1, *size, device=device)
+        tracer.begin(image)
+        return to_nchw(network, network(image))
+
+
+def _runs(reference: Reference, arguments: dict[str, Any], size: tuple[int, int]) -> bool:
+    """Whether the network, built so, takes an input of (height, width)."""
+    try:
+        with torch.no_grad():
+            create(reference, "meta", arguments)(torch.zeros(1, 3, *size, device="meta"))
+    except Exception as error:  # noqa: BLE001 - networks raise whatever they trip over
+        if not _looks_at_values(error):
+            return False
+        try:
+            _run(_real(reference, arguments), (3, *size), Tracer())
+        except Exception:  # noqa: BLE001
+            return False
+    return True
+
+
+def _looks_at_values(error: Exception) -> bool:
+    """Whether a network failed on the meta device only because it looks at values while it runs (gemma4_vit)."""
+    return "meta tensors" in str(error)
+
+
+def _real(reference: Reference, arguments: dict[str, Any]) -> nn.Module:
+    """Build with real numbers what cannot run on shapes alone; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return create(reference, "cpu", arguments)
+
+
+def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> Level:
+    """Say how input and map compare where that is not the stride that timm declares."""
+    ratio = (size[1] / (level.height or 1), size[2] / (level.width or 1))
+    return level if ratio == (declared, declared) else replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
 
 
 def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
@@ -408,171 +516,27 @@ def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tu
     return tuple(measured)
 
 
-def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
-    """Initialise as timm does, from a seed of its own; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _create(description.reference, "cpu", description.arguments)
-    sha256 = weights_.tensors_sha256(dict(module.state_dict()))
-    return module, Weights("random", f"seed {seed}", sha256, seed=seed)
+def _size_error(
+    reference: Reference, request: ModelRequest, size: Sequence[int], refused: _SizeRefusedError
+) -> ModelError:
+    """Say which sizes the network takes, the nearest one first."""
+    refusal = f"{reference.name} cannot take an input of {size[1]}x{size[2]} pixels"
+    if request.image_size is None:
+        return ModelError(
+            f"{refusal}, its own size: {_reason(refused.__cause__ or refused)}", "Please report this model"
+        )
+    _, height, width = _data_config(reference, replace(request, image_size=None))["input_size"]
+    own = f"its own is {height}x{width}"
+    near = nearest_size(reference, request.image_size)
+    if near is None:
+        return ModelError(f"{refusal}", f"It takes {height}x{width} alone")
+    return ModelError(refusal, f"The nearest that it takes is {near[0]}x{near[1]}; {own}")
 
 
-def _pretrained(reference: Reference) -> weights_.Checkpoint:
-    """Fetch or find the checkpoint that timm's configuration points to."""
-    prefix, _, location = reference.timm_name.partition(":")
-    if prefix == "local-dir" and not reference.name.startswith("hf-hub:"):
-        path = weights_.folder_file(Path(location))
-        return weights_.read_checkpoint(path, str(path))
-    hub_id = reference.config.get("hf_hub_id") or ""
-    if reference.name.startswith("hf-hub:"):
-        hub_id = reference.name.partition(":")[2]
-    url = reference.config.get("url")
-    try:
-        if hub_id:
-            repository, _, revision = hub_id.partition("@")
-            path = weights_.hub_file(repository, _hub_names(reference), revision or None)
-            return weights_.read_checkpoint(path, f"hf-hub:{hub_id}/{path.name}")
-        if url:
-            return weights_.read_checkpoint(weights_.url_file(url), url)
-    except WeightsError as error:
-        raise WeightsError(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
-    raise WeightsError(
-        f"timm has no pretrained weights for {reference.name}", "Give --weights FILE, or --weights random for a dry run"
-    )
-
-
-def _hub_names(reference: Reference) -> list[str]:
-    """File names to look for in a repository: safetensors before pickles, as timm has it."""
-    named: str = reference.config.get("hf_hub_filename") or "pytorch_model.bin"
-    stem = named.removesuffix(".bin")
-    return [named] if stem == named else [f"{stem.replace('pytorch_', '')}.safetensors", named]
-
-
-def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> nn.Module:
-    """Build, load, and hold every parameter of the pyramid against the checkpoint.
-
-    timm's own loading is not strict when it builds a pyramid: what does not match stays random. Here its conversion of
-    old checkpoints is used, and the loading is ours.
-    """
-    loaded: dict[str, Tensor] = {}
-    originals: dict[int, str] = {}
-
-    def load(network: nn.Module, convert: Callable[..., dict[str, Tensor]] | None) -> None:
-        targets = network.state_dict(keep_vars=True)
-        originals.update({id(target): name for name, target in targets.items()})
-        loaded.update(_best_fitting(checkpoint.tensors, targets, lambda tensors: _convert(convert, tensors, network)))
-        fitting = {
-            name: value for name, value in loaded.items() if name in targets and value.shape == targets[name].shape
-        }
-        network.load_state_dict(fitting, strict=False)
-
-    with _timm_loading_replaced_by(load):
-        module = _create(description.reference, "cpu", description.arguments, pretrained=True)
-    pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
-    _require_complete(description.reference.name, pyramid, loaded, checkpoint.source)
-    return module
-
-
-@contextmanager
-def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterator[None]:
-    """Hand the network that timm builds in this thread, and timm's converter for its checkpoints, to `load`.
-
-    timm offers no seam between building a network and loading it; other threads get timm's own function.
-    """
-    ours, original = threading.get_ident(), _builder.load_pretrained
-
-    def replacement(model: nn.Module, *arguments: Any, **options: Any) -> None:
-        if threading.get_ident() != ours:
-            original(model, *arguments, **options)
-        else:
-            load(model, options.get("filter_fn"))
-
-    with mock.patch.object(_builder, "load_pretrained", replacement):
-        yield
-
-
-def _best_fitting(
-    tensors: dict[str, Tensor], targets: dict[str, Tensor], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Convert the tensors as they are, or without their prefix if more of them then fit.
-
-    As they are comes first: timm's converters know the prefixes of the checkpoints that they were written for.
-    """
-
-    def fitting(candidate: dict[str, Tensor]) -> int:
-        return sum(name in targets and value.shape == targets[name].shape for name, value in candidate.items())
-
-    plain = convert(tensors)
-    if fitting(plain) == len(targets):
-        return plain
-    return max(plain, convert(strip_prefix(tensors, targets)), key=fitting)
-
-
-def _convert(
-    convert: Callable[..., dict[str, Tensor]] | None, tensors: dict[str, Tensor], network: nn.Module
-) -> dict[str, Tensor]:
-    """Run timm's converter for old and foreign checkpoints, which trips over those that it does not know."""
-    if convert is None:
-        return tensors
-    try:
-        return convert(dict(tensors), network)
-    except Exception:  # noqa: BLE001 - what it could not convert will be missing, and is reported as that
-        return tensors
-
-
-def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what trainers put before parameter names (``module.``, ``model.``, ``student.backbone.``).
-
-    The prefix under which the most targets are found is the right one; a tie means two networks in one file.
-
-    Raises
-    ------
-    WeightsError
-        If the file holds two complete networks.
-    """
-    found: dict[str, int] = {}
-    for name in tensors:
-        pieces = name.split(".")
-        for cut in range(len(pieces)):
-            if ".".join(pieces[cut:]) in targets:
-                prefix = "".join(f"{piece}." for piece in pieces[:cut])
-                found[prefix] = found.get(prefix, 0) + 1
-    if not found:  # names of another library, for timm's converter to know
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    most = max(found.values())
-    best = [prefix for prefix, count in found.items() if count == most]
-    if len(best) > 1 and "" not in best:
-        raise WeightsError(f"The checkpoint holds several networks: {', '.join(best)}", "Save the one that you mean")
-    prefix = "" if "" in best else best[0]
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _require_complete(model: str, pyramid: dict[str, Tensor], loaded: dict[str, Tensor], source: str) -> None:
-    """Refuse a checkpoint that leaves anything in the pyramid to chance."""
-    counted = {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")}
-    faults = {
-        "missing": [name for name in counted if name not in loaded],
-        "of another shape": [name for name in counted if name in loaded and loaded[name].shape != counted[name].shape],
-        "not finite": [name for name in counted if name in loaded and not _is_finite(loaded[name])],
-    }
-    for fault, names in faults.items():
-        if names:
-            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise WeightsError(
-                f"{len(names)} of {len(counted)} parameters of the pyramid are {fault} in {source}: {first}",
-                f"This is no sound checkpoint of {model}; check --model and --weights",
-            )
-
-
-def _is_finite(values: Tensor) -> bool:
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())
-
-
-def _size_error(name: str, size: Sequence[int], error: Exception) -> ModelError:
-    return ModelError(
-        f"{name} cannot take an input of {size[0]}x{size[1]} pixels: {_reason(error)}",
-        "`featx info` shows its own size; multiples of 32 suit most",
-    )
+def _odd_multiple(multiple: int, at_least: int) -> int:
+    """Return the first odd multiple of `multiple` that is not smaller; no multiple of anything twice as large."""
+    count = -(-at_least // multiple)
+    return multiple * (count + 1 - count % 2)
 
 
 def _reason(error: BaseException) -> str:

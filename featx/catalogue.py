@@ -1,96 +1,247 @@
-# What models there are, and what one of them is like, asked of the installed timm.
-"""Listing and describing models."""
+# What there is to know of timm's models without loading timm: the catalogue's files, searched. Standard library only.
+"""The catalogue: an entry for every architecture of one timm version.
+
+An entry is what `featx.survey.entry` measured: family, parameters, layout, input, sizes, output strides, default
+levels, all levels, and pretrained tags with what is different for them. ``data/catalogue.json`` has them for the timm
+version that featx was made with; for another one they are looked up once, and kept in the user's cache folder.
+"""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from featx import backbones
-from featx.errors import ModelError
-from featx.records import Level, ModelRequest
+from featx.errors import ModelError, UsageError
+from featx.files import write_atomically
 
+PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
+Entry = dict[str, Any]
 
-def list_models(patterns: str | Sequence[str] = (), *, pretrained: bool = False) -> list[dict[str, Any]]:
-    """List the models of the installed timm.
 
-    Parameters
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The models of one version of timm.
+
+    Attributes
     ----------
-    patterns : str or sequence of str
-        Glob patterns, or parts of a name; a model that matches one of them is listed.
-    pretrained : bool
-        Only those with pretrained weights.
+    timm : str
+        The version.
+    names : list of str
+        Of all its architectures, in natural order.
+    renamed : dict of str to str
+        Names that timm gave up, and what they are called now.
+    entries : dict
+        Entry by architecture; of a catalogue that is looked up as need be, some may be missing.
+    """
 
-    Returns
-    -------
-    list of dict
-        ``model``, ``source``, ``input`` (height, width) and ``pretrained`` (tags with licence, input size, hub id).
+    timm: str
+    names: list[str]
+    renamed: dict[str, str]
+    entries: dict[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition on models, and what it is called: words that go with "models that …"."""
+
+    words: str
+    holds: Callable[[str, Entry], bool]
+
+
+def read(path: Path = PACKAGED) -> Catalogue | None:
+    """Read a catalogue file; None where there is none, or none that is whole."""
+    try:
+        return Catalogue(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write(book: Catalogue, path: Path) -> None:
+    """Write a catalogue file, a line an entry, complete or not at all."""
+    facts = asdict(book)
+    entries = facts.pop("entries")
+    lines = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(entry, separators=(',', ':'))}" for name, entry in entries.items()
+    )
+    head = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items())
+    text = f'{{\n{head},\n"entries": {{\n{lines}\n}}}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def kept_at(version: str) -> Path:
+    """Return where the catalogue of another timm version is kept."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "featx" / f"timm-{version}.json"
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that one of the patterns (globs, or parts of names) matches; all where there are none."""
+    if not patterns:
+        return list(names)
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def select(entries: dict[str, Entry], filters: Iterable[Filter], start: str) -> dict[str, Entry]:
+    """Return the entries that pass every filter; `start` says in words which entries were given.
 
     Raises
     ------
     ModelError
-        If nothing matches; the message has the nearest names.
+        If none is left; the message names the filter that took the last.
     """
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    names = backbones.architectures()
-    chosen = [name for name in names if not patterns or any(_matches(name, pattern) for pattern in patterns)]
-    if not chosen:
-        near = [match for pattern in patterns for match in difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)]
-        raise ModelError(
-            f"No model matches {' or '.join(patterns)}",
-            f"Nearest: {', '.join(near)}" if near else "`featx list-models` shows all",
-        )
-    listed = [_entry(name) for name in chosen]
-    return [entry for entry in listed if entry["pretrained"] or not pretrained]
+    passed = [start] if start else []
+    for condition in filters:
+        left = {name: entry for name, entry in entries.items() if condition.holds(name, entry)}
+        if not left:
+            before = f"{len(entries)} models" + (f" that {' and '.join(passed)}" if passed else "")
+            raise ModelError(f"None of the {before} {condition.words}", "Leave that filter out, or widen it")
+        entries = left
+        passed.append(condition.words)
+    return entries
 
 
-def describe_model(request: ModelRequest) -> dict[str, Any]:
-    """Describe one model without its weights.
+def filters(
+    *,
+    pretrained: bool,
+    strides: Sequence[float],
+    min_levels: int | None,
+    max_parameters: int | None,
+    license: str | None,  # noqa: A002 - the word of the command line and of timm
+    family: str | None,
+    any_size: bool,
+) -> list[Filter]:
+    """Return the filters that were asked for; see `featx.list_models`."""
+    found = []
+    if family:
+        found.append(Filter(f"belong to family {family!r}", lambda _, entry: _matches(entry["family"], family)))
+    if pretrained:
+        found.append(Filter("have pretrained weights", lambda _, entry: bool(entry["pretrained"])))
+    if license:
+        words = f"have weights under a licence called {license!r}"
+        found.append(Filter(words, lambda _, entry: any(licensed(tag, license) for tag in entry["pretrained"])))
+    if any_size:
+        words = "take other image sizes without being rebuilt"
+        found.append(Filter(words, lambda _, entry: bool(entry["sizes"]) and not entry["sizes"]["rebuilt"]))
+    found.extend(Filter(f"have a level at stride {stride:g}", _has_stride(stride)) for stride in strides)
+    if min_levels is not None:
+        words = f"have at least {min_levels} levels"
+        found.append(Filter(words, lambda _, entry: len(entry["levels"]) >= min_levels))
+    if max_parameters is not None:
+        words = f"have at most {max_parameters / 1e6:g} M parameters"
+        found.append(Filter(words, lambda _, entry: entry["parameters"] <= max_parameters))
+    return found
 
-    Returns
-    -------
-    dict
-        ``model, source, architecture, parameters, levels, input, pretrained, output_strides, fixed_size,
-        bytes_per_image``; the last counts the arrays of one output file.
+
+def licensed(tag: dict[str, Any], text: str) -> bool:
+    """Whether a tag's licence has a text in its name."""
+    return text.lower() in (tag["license"] or "").lower()
+
+
+def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[str, Entry]:
+    """Sort by name, as they come, or by the number of parameters.
+
+    Raises
+    ------
+    UsageError
+        If `sort` is neither.
     """
-    description = backbones.describe(request)
-    reference = description.reference
-    return {
-        "model": reference.name,
-        "source": "timm",
-        "architecture": reference.architecture,
-        "parameters": description.parameters,
-        "levels": [level.to_json() for level in description.levels],
-        "available_levels": description.depth,
-        "input": description.input.to_json(),
-        "pretrained": backbones.pretrained_tags(reference.architecture),
-        "output_strides": list(backbones.output_strides(reference)),
-        "fixed_size": reference.fixed_size,
-        "bytes_per_image": bytes_per_image(description.levels),
-    }
+    if sort not in ("name", "params"):
+        raise UsageError(f"Models cannot be sorted by {sort!r}", "Use name or params")
+    if sort == "name":
+        return entries
+    return dict(sorted(entries.items(), key=lambda item: item[1]["parameters"]))
 
 
-def bytes_per_image(levels: Sequence[Level]) -> int | None:
-    """Return the size of all float32 maps of one image; None where a map's size is not known beforehand."""
-    if any(level.height is None for level in levels):
-        return None
-    return sum(FLOAT32_BYTES * math.prod(length or 0 for length in level.shape) for level in levels)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return pattern in name if not set("*?[") & set(pattern) else fnmatchcase(name, pattern)
-
-
-def _entry(name: str) -> dict[str, Any]:
-    _, height, width = backbones.default_input_size(name)
+def listed(name: str, entry: Entry, license: str | None = None) -> dict[str, Any]:  # noqa: A002
+    """Return what a list of models shows of one; of its tags those under the licence asked for."""
+    facts = ("family", "parameters", "levels", "default_levels", "input", "sizes", "output_strides")
+    tags = [tag for tag in entry["pretrained"] if license is None or licensed(tag, license)]
     return {
         "model": name,
         "source": "timm",
-        "input": {"height": height, "width": width},
-        "pretrained": backbones.pretrained_tags(name),
+        **{fact: entry[fact] for fact in facts},
+        "pretrained": [_without_changes(tag) for tag in tags],
     }
+
+
+def knows(book: Catalogue, name: str) -> bool:
+    """Whether there is an entry for ``arch``, or for the weights of ``arch.tag``."""
+    architecture, _, tag = name.partition(".")
+    entry = book.entries.get(architecture)
+    return entry is not None and (not tag or any(known["tag"] == tag for known in entry["pretrained"]))
+
+
+def with_tag(book: Catalogue, name: str) -> Entry:
+    """Return the entry of ``arch``, or what it becomes with the weights of ``arch.tag``."""
+    architecture, _, tag = name.partition(".")
+    entry = book.entries[architecture]
+    return next(({**entry, **known["changes"]} for known in entry["pretrained"] if known["tag"] == tag), entry)
+
+
+def described(book: Catalogue, name: str) -> dict[str, Any]:
+    """Return what ``featx info`` shows of ``arch`` or ``arch.tag`` when nothing else is asked for."""
+    entry = with_tag(book, name)
+    levels = [level for level in entry["levels"] if level["index"] in entry["default_levels"]]
+    return {
+        "model": name,
+        "source": "timm",
+        "architecture": name.partition(".")[0],
+        **{fact: entry[fact] for fact in ("family", "layout", "parameters")},
+        "levels": levels,
+        "available_levels": len(entry["levels"]),
+        **{fact: entry[fact] for fact in ("input", "test_input")},
+        "pretrained": [_without_changes(tag) for tag in entry["pretrained"]],
+        **{fact: entry[fact] for fact in ("output_strides", "fixed_size", "sizes")},
+        "rebuilt": False,
+        "bytes_per_image": bytes_per_image(levels),
+    }
+
+
+def bytes_per_image(levels: Sequence[dict[str, Any]]) -> int | None:
+    """Return the size of all float32 maps of one image; None where a map's size is not known."""
+    if any(level["height"] is None for level in levels):
+        return None
+    return sum(FLOAT32_BYTES * int(level["channels"] * level["height"] * level["width"]) for level in levels)
+
+
+def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str]) -> ModelError:
+    """Say that there is no such model, and which are called alike."""
+    if name in renamed:
+        return ModelError(f"{name} is an old name of timm's", f"Use {renamed[name]}")
+    if "/" in name:
+        return ModelError(
+            f"timm has no model {name!r}", f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
+        )
+    return ModelError(f"timm has no model {name!r}", nearest([name], names))
+
+
+def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> ModelError:
+    """Say that an architecture has no such weights, and which it has."""
+    return ModelError(f"{architecture} has no weights tagged {tag!r}", f"It has {', '.join(tags) or 'none'}")
+
+
+def nearest(asked: Sequence[str], names: Sequence[str]) -> str:
+    """Name the models that are called most alike."""
+    near = [match for text in asked for match in difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)]
+    return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "`featx list-models` shows all"
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) if set("*?[") & set(pattern) else pattern in name
+
+
+def _has_stride(stride: float) -> Callable[[str, Entry], bool]:
+    return lambda _, entry: any(level["stride"] == stride for level in entry["levels"])
+
+
+def _without_changes(tag: dict[str, Any]) -> dict[str, Any]:
+    return {fact: value for fact, value in tag.items() if fact != "changes"}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -59,6 +60,14 @@ OutputStride = Annotated[
         help="Dilate the network so that no level is coarser. About a third of the networks can.",
     ),
 ]
+TestSize = Annotated[
+    bool,
+    typer.Option(
+        "--test-size",
+        rich_help_panel=IMAGE_PANEL,
+        help="The size and crop that the weights were tested with, where they differ from the model's own.",
+    ),
+]
 ImageSize = Annotated[
     str | None,
     typer.Option(
@@ -81,26 +90,60 @@ def common(
         raise typer.Exit
 
 
-@app.command("list-models", epilog="Example: featx list-models 'convnext*' dinov3 --pretrained")
+@app.command(
+    "list-models",
+    epilog="Example: featx list-models --license apache --max-params 30M --stride 4,8,16,32 --sort params --limit 20",
+)
 def list_models(
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="PATTERN", help="Glob patterns or parts of names; any may match.")
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with pretrained weights.")] = False,
+    stride: Annotated[
+        list[str] | None, typer.Option(metavar="8|4,8", help="Only with a level at each of these strides.")
+    ] = None,
+    min_levels: Annotated[int | None, typer.Option(metavar="N", help="Only with at least so many levels.")] = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="30M", help="Only with at most so many parameters, without the head.")
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="TEXT", help="Only with weights whose licence has this in its name."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only of this family: timm's module, such as resnet.")
+    ] = None,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Only those that take other image sizes without being rebuilt.")
+    ] = False,
+    sort: Annotated[str, typer.Option(metavar="name|params", help="The order.")] = "name",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many.")] = None,
     names: Annotated[bool, typer.Option("--names", help="Names alone, one a line.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the models that can be used."""
-    from featx.catalogue import list_models as find
-
-    render.models(find(patterns or (), pretrained=pretrained), names=names, as_json=as_json)
+    """List the models that can be used, with the stride and channels of their levels."""
+    wanted: dict[str, Any] = {
+        "pretrained": pretrained,
+        "strides": [number for text in stride or () for number in _numbers(text, float, "--stride", "8 or 4,8")],
+        "min_levels": min_levels,
+        "max_parameters": None if max_params is None else _count(max_params),
+        "license": license_,
+        "family": family,
+        "any_size": any_size,
+        "sort": sort,
+        "limit": limit,
+    }
+    with render.searching() as listener:
+        found = featx.list_models(patterns or (), **wanted, listener=listener)
+    render.models(found, names=names, as_json=as_json)
 
 
 @app.command(epilog="Example: featx info --model regnety_032 --image-size 384")
 def info(
     model: Model,
     image_size: ImageSize = None,
+    test_size: TestSize = False,
     out_indices: OutIndices = None,
     strides: Strides = None,
     output_stride: OutputStride = None,
@@ -108,12 +151,19 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show a model's levels, input and weights; needs no weights and no network."""
-    request = _request(
-        model, out_indices=out_indices, strides=strides, output_stride=output_stride, image_size=image_size
-    )
-    from featx.catalogue import describe_model
+    from featx.models import describe_model
 
-    render.description(describe_model(request), as_json=as_json)
+    request = _request(
+        model,
+        out_indices=out_indices,
+        strides=strides,
+        output_stride=output_stride,
+        image_size=image_size,
+        test_size=test_size,
+    )
+    with render.searching() as listener:
+        described = describe_model(request, listener)
+    render.description(described, as_json=as_json)
 
 
 @app.command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
@@ -140,6 +190,7 @@ def extract(
         typer.Option(metavar="LIST", rich_help_panel=IMAGE_PANEL, help="A file with one path a line (or NUL between)."),
     ] = None,
     image_size: ImageSize = None,
+    test_size: TestSize = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -181,7 +232,7 @@ def extract(
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
     11 another run holds the output, 130 stopped.
     """
-    request = _request(model, weights, seed, out_indices, strides, output_stride, image_size)
+    request = _request(model, weights, seed, out_indices, strides, output_stride, image_size, test_size)
     named = tuple(text for text in inputs or () if text != "-")
     job = Job(named, request, _listed(inputs or [], from_file), output, device, batch_size)
     from featx.extraction import run
@@ -190,6 +241,19 @@ def extract(
         report = run(job, listener)
     render.report(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
+
+
+@app.command(epilog="Example: featx fetch --model resnet50.a1_in1k --output models/resnet50")
+def fetch(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to put it into.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch weights and configuration into a folder, for --model local-dir:DIR on a machine without a network."""
+    from featx import fetching
+
+    render.fetched(fetching.fetch(model, output), as_json=as_json)
 
 
 def main() -> None:
@@ -222,6 +286,7 @@ def _request(
     strides: str | None = None,
     output_stride: int | None = None,
     image_size: str | None = None,
+    test_size: bool = False,
 ) -> ModelRequest:
     return ModelRequest(
         name=model,
@@ -231,6 +296,7 @@ def _request(
         strides=None if strides is None else tuple(_numbers(strides, float, "--strides", "8,16,32")),
         output_stride=output_stride,
         image_size=None if image_size is None else _size(image_size),
+        test_size=test_size,
     )
 
 
@@ -245,6 +311,17 @@ def _numbers(text: str, kind: Any, option: str, example: str) -> list[Any]:
         return [kind(piece) for piece in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is no list of numbers", f"Write it like {example}") from error
+
+
+def _count(text: str) -> int:
+    """Read a number of parameters: 30M, 1.5G, 250k or plain."""
+    number = re.fullmatch(r"([0-9.]+)([kmgb]?)", text.lower())
+    try:
+        return (
+            int(float(number[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[number[2]]) if number else int(text)
+        )
+    except ValueError as error:
+        raise UsageError(f"--max-params {text!r} is no number", "Write it like 30M, 1.5G or 250k") from error
 
 
 def _size(text: str) -> tuple[int, int]:

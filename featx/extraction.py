@@ -57,6 +57,7 @@ def extract(
     strides: Sequence[float] | None = None,
     output_stride: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    test_size: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
     listener: Listener | None = None,
@@ -73,7 +74,7 @@ def extract(
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
         A list of images, one path a line.
-    weights, seed, out_indices, strides, output_stride, image_size, device
+    weights, seed, out_indices, strides, output_stride, image_size, test_size, device
         As `featx.load_pyramid` has them.
     batch_size : int or None
         Images in one forward pass; None takes what an earlier call took, or what suits the device.
@@ -91,7 +92,7 @@ def extract(
         If the run cannot begin or go on; see `featx.errors`.
     """
     one = isinstance(inputs, str | PathLike)
-    request = ModelRequest.of(model, weights, seed, out_indices, strides, output_stride, image_size)
+    request = ModelRequest.of(model, weights, seed, out_indices, strides, output_stride, image_size, test_size)
     return run(
         Job(
             inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
@@ -193,7 +194,8 @@ def _recipe(pyramid: Pyramid, job: Job, images: int, earlier: dict[str, Any] | N
         "weights": pyramid.weights.sha256,
         "levels": [level.index for level in pyramid.levels],
         "output_stride": job.request.output_stride,
-        "input": pyramid.input.to_json(),
+        "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
+        "rebuilt": pyramid.rebuilt,
         "precision": "fp32",
         "dtype": "float32",
         "batch_size": batch_size,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -84,17 +83,3 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])
     start = member.header_offset + LOCAL_HEADER + name + extra + header
     return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, and give it its name when it is safely on the disk."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

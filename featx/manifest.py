@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from featx.errors import BusyError, OutputError
-from featx.formats import write_atomically
+from featx.files import write_atomically
 from featx.records import Outcome, Stat
 
 FORMAT = 1

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from featx.errors import OutputError
-from featx.formats import SUFFIX, write_atomically, write_npz
+from featx.files import write_atomically
+from featx.formats import SUFFIX, write_npz
 from featx.geometry import Frame
 from featx.manifest import stat_of
 from featx.preprocess import DecodeError

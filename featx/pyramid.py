@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featx import backbones, preprocess
+from featx import backbones, catalogue, loading, preprocess
 from featx.errors import ModelError, UsageError
 from featx.geometry import Frame
 from featx.records import Input, Level, ModelRequest, Weights
@@ -40,6 +41,8 @@ class Pyramid:
         Where it runs.
     parameters : int
         Of the pyramid, without the head.
+    rebuilt : bool
+        Whether the network was rebuilt for an input size that it would not take otherwise.
     """
 
     def __init__(
@@ -51,11 +54,10 @@ class Pyramid:
         self.weights = weights
         self.device = device
         self.parameters = description.parameters
+        self.rebuilt = description.rebuilt
         self.module = module.to(device)
         self._preprocessor = preprocess.Preprocessor(description.config)
         self.levels: tuple[Level, ...] = description.levels
-        if any(level.height is None for level in self.levels):
-            self.levels = self._measured()
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
         """Make a model input of an image.
@@ -115,13 +117,6 @@ class Pyramid:
             raise ModelError(f"{self.name} gave maps of other sizes than it said", "Please report this model")
         return maps
 
-    def _measured(self) -> tuple[Level, ...]:
-        """Sizes of the maps for a network that cannot be run on shapes alone."""
-        with torch.no_grad():
-            batch = torch.zeros(1, 3, self.input.height, self.input.width, device=self.device)
-            maps = backbones.to_nchw(self.module, self.module(batch))
-        return backbones.check_maps(self.name, self.levels, maps)
-
 
 def load_pyramid(
     name: str,
@@ -132,6 +127,7 @@ def load_pyramid(
     strides: Sequence[float] | None = None,
     output_stride: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    test_size: bool = False,
     device: str = "auto",
 ) -> Pyramid:
     """Load a timm model as a feature pyramid.
@@ -152,6 +148,8 @@ def load_pyramid(
         Dilate the network so that no level is coarser than this.
     image_size : int, (int, int) or None
         Model input in pixels: one side, or (height, width). None takes the model's own.
+    test_size : bool
+        Take the size and crop that the weights' authors tested with, where they differ from the model's own.
     device : str
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
@@ -165,7 +163,7 @@ def load_pyramid(
     ModelError, WeightsError, UsageError
         If the model, its levels, its weights or the device cannot be had; each says what there is instead.
     """
-    request = ModelRequest.of(name, weights, seed, out_indices, strides, output_stride, image_size)
+    request = ModelRequest.of(name, weights, seed, out_indices, strides, output_stride, image_size, test_size)
     return load(request, device)
 
 
@@ -173,8 +171,35 @@ def load(request: ModelRequest, device: str) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
     chosen = choose_device(device)  # first, since a wrong device should not cost a download
     description = backbones.describe(request)
-    module, weights = backbones.build(description, request)
+    _require_as_catalogued(description, request)
+    module, weights = loading.build(description, request)
     return Pyramid(description, module, weights, chosen)
+
+
+def _require_as_catalogued(description: backbones.Description, request: ModelRequest) -> None:
+    """Hold the levels, which every batch is held against, to those that the catalogue has for the model."""
+    book = catalogue.read()
+    name = request.name
+    if (
+        not book
+        or book.timm != metadata.version("timm")
+        or not catalogue.knows(book, name)
+        or request.output_stride is not None
+    ):
+        return
+    known = catalogue.with_tag(book, name)
+    feed = description.input
+    same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
+    facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")
+    by_index = {stated["index"]: stated for stated in known["levels"]}
+    for level in map(Level.to_json, description.levels):
+        stated = by_index.get(level["index"], {})
+        for fact in facts:
+            if level[fact] != stated.get(fact):
+                raise ModelError(
+                    f"Level {level['index']} of {name} has {fact} {level[fact]}, in the catalogue {stated.get(fact)}",
+                    "The installed timm is not what its version says; install it anew",
+                )
 
 
 def choose_device(name: str) -> torch.device:

@@ -47,6 +47,8 @@ class Level:
         Model-input pixel (centres at integers) at the centre of cell 0; None where unknown.
     height, width : int or None
         H and W of the map at the planned input size; None where they cannot be known beforehand.
+    ratio : (float, float) or None
+        Input size by map size, (y, x), where it is not the stride that the network declares; None where they agree.
     """
 
     index: int
@@ -56,6 +58,7 @@ class Level:
     offset: Spacing | None
     height: int | None
     width: int | None
+    ratio: tuple[float, float] | None = None
 
     @property
     def key(self) -> str:
@@ -68,8 +71,8 @@ class Level:
         return self.channels, self.height, self.width
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that a level has wherever it is written."""
-        return {
+        """The keys that a level has wherever it is written; a ratio only where it says something."""
+        value = {
             "index": self.index,
             "name": self.name,
             "channels": self.channels,
@@ -78,6 +81,7 @@ class Level:
             "height": self.height,
             "width": self.width,
         }
+        return value if self.ratio is None else {**value, "ratio": list(self.ratio)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Level:
@@ -90,6 +94,7 @@ class Level:
             offset=_spacing_from_json(value["offset"]),
             height=value["height"],
             width=value["width"],
+            ratio=tuple(value["ratio"]) if "ratio" in value else None,
         )
 
 
@@ -110,6 +115,9 @@ class Input:
     fit : str
         ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up) or ``pad`` (longer side
         resized, borders filled with the mean).
+    configuration : str
+        Where size and crop come from: ``own`` (those of timm's evaluation), ``test`` (the larger ones that some weights
+        have for testing) or ``asked`` (an image size that was asked for).
     """
 
     height: int
@@ -119,6 +127,7 @@ class Input:
     interpolation: str
     crop_pct: float
     fit: str
+    configuration: str = "own"
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -130,6 +139,7 @@ class Input:
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
             "fit": self.fit,
+            "configuration": self.configuration,
         }
 
 
@@ -153,6 +163,8 @@ class ModelRequest:
         Dilate the network so that no level is coarser than this.
     image_size : (int, int) or None
         Height and width of the model's input; None takes the model's own.
+    test_size : bool
+        Take the size and crop that the weights' authors tested with, where they differ from the model's own.
     """
 
     name: str
@@ -162,6 +174,7 @@ class ModelRequest:
     strides: tuple[float, ...] | None = None
     output_stride: int | None = None
     image_size: tuple[int, int] | None = None
+    test_size: bool = False
 
     @classmethod
     def of(
@@ -173,6 +186,7 @@ class ModelRequest:
         strides: Sequence[float] | None,
         output_stride: int | None,
         image_size: int | tuple[int, int] | None,
+        test_size: bool,
     ) -> ModelRequest:
         """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
         return cls(
@@ -183,6 +197,7 @@ class ModelRequest:
             strides=None if strides is None else tuple(strides),
             output_stride=output_stride,
             image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+            test_size=test_size,
         )
 
 
@@ -328,8 +343,17 @@ class Planned:
     failures: tuple[Outcome, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """One of the models that the catalogue does not know was measured: `done` of `total`."""
+
+    done: int
+    total: int
+
+
 Event = Note | Planned | Outcome
 Listener = Callable[[Event], None]
+SearchListener = Callable[[Note | Surveyed], None]
 
 
 def _spacing_to_json(value: Spacing | None) -> float | list[float] | None:

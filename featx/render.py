@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from featx.errors import FeatxError
-from featx.records import Event, Listener, Note, Outcome, Planned
+from featx.records import Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -45,13 +45,8 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
     elif names:
         sys.stdout.write("".join(f"{entry['model']}\n" for entry in entries))
     else:
-        table = _table("model", ">input", ">tags", "default tag", "licence")
-        for entry in entries:
-            tags = entry["pretrained"]
-            size = f"{entry['input']['height']}x{entry['input']['width']}"
-            first = tags[0] if tags else {}
-            table.add_row(entry["model"], size, str(len(tags) or "-"), first.get("tag", ""), first.get("license") or "")
-        _data().print(table)
+        headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
+        _columns(headings, [_model_row(entry) for entry in entries])
         _talk().print(f"{len(entries)} model{'' if len(entries) == 1 else 's'}")
 
 
@@ -60,19 +55,9 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
         return
-    feed = value["input"]
-    rows = {
-        "model": value["model"] + (f"  ({value['architecture']})" if value["architecture"] != value["model"] else ""),
-        "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
-        "input": f"{feed['height']} x {feed['width']}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}"
-        + (", built for one size" if value["fixed_size"] else ""),
-        "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
-        "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
-        "a photo takes": _bytes(value["bytes_per_image"]),
-    }
     out = _data()
     facts = Table.grid(padding=(0, 2))
-    for name, text in rows.items():
+    for name, text in _model_facts(value).items():
         facts.add_row(f"[dim]{name}[/]", escape(text))
     out.print(facts)
     shown, depth = len(value["levels"]), value["available_levels"]
@@ -80,8 +65,39 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(_levels(value["levels"]))
     if shown < depth:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
+    for level in value["levels"]:
+        if "ratio" in level:
+            out.print(f"[dim]level {level['index']}: a cell for {_spacing(level['ratio'])} pixels of the input[/]")
     out.print()
     out.print(_tags(value["pretrained"]) if value["pretrained"] else "[dim]no pretrained weights[/]")
+
+
+def fetched(value: dict[str, Any], *, as_json: bool) -> None:
+    """Show what was fetched, and how to use it."""
+    if as_json:
+        _print_json(value)
+        return
+    out = _data()
+    out.print(f"{escape(value['output'])}/{value['file']}  {_bytes(value['bytes'])}", soft_wrap=True)
+    out.print(f"[dim]sha256 {value['sha256']}, from {escape(value['source'])}[/]", soft_wrap=True)
+    out.print(f"use it as --model local-dir:{escape(value['output'])}", soft_wrap=True)
+
+
+@contextmanager
+def searching() -> Iterator[SearchListener]:
+    """Give a listener for looking up models: notes are printed, models that have to be measured are counted."""
+    talk = _talk()
+    with talk.status("") as status:
+        status.stop()
+
+        def hear(event: Note | Surveyed) -> None:
+            if isinstance(event, Note):
+                talk.print(event.text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                status.update(f"{event.done} of {event.total} models measured")
+                status.start()
+
+        yield hear
 
 
 @contextmanager
@@ -246,6 +262,91 @@ def _images(count: int) -> str:
 
 def _failure(outcome: Outcome, when: str = "") -> str:
     return f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}"
+
+
+def _model_facts(value: dict[str, Any]) -> dict[str, str]:
+    """The lines above the table of levels."""
+    feed, tested = value["input"], value["test_input"]
+    name, architecture = value["model"], value["architecture"]
+    sizes = {"own": "", "asked": " (asked for)", "test": " (test size)"}[feed["configuration"]]
+    other = f"; {_size(tested)}, crop {tested['crop_pct']:g} with --test-size" if tested and not sizes else ""
+    return {
+        "model": name + (f"  ({architecture})" if architecture != name else ""),
+        "family": value["family"],
+        "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
+        "input": f"{_size(feed)}{sizes}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}{other}",
+        "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
+        "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
+        "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
+        "a photo takes": _bytes(value["bytes_per_image"]),
+    }
+
+
+def _sizes(sizes: dict[str, Any] | None) -> str:
+    if sizes is None:
+        return "none"
+    which = "any" if sizes["multiple"] == 1 else f"multiples of {sizes['multiple']}"
+    square = ", square" if sizes["square"] else ""
+    return f"{which}{square}{', the network is rebuilt for them' if sizes['rebuilt'] else ''}"
+
+
+def _size(feed: dict[str, Any]) -> str:
+    return f"{feed['height']} x {feed['width']}"
+
+
+def _model_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    tags = entry["pretrained"]
+    more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
+    return (
+        entry["model"],
+        _strides_and_channels(entry),
+        f"{entry['parameters'] / 1e6:.1f} M",
+        f"{entry['input']['height']}x{entry['input']['width']}",
+        f"{tags[0]['tag'] or 'yes'}{more}" if tags else "-",
+        tags[0]["license"] or "not stated" if tags else "-",
+    )
+
+
+def _strides_and_channels(entry: dict[str, Any]) -> str:
+    """One text a stride and width; how many levels have them, if it is more than one."""
+    counts: dict[str, int] = {}
+    for level in entry["levels"]:
+        text = f"{_spacing(level['stride']).replace(' ', '')}·{level['channels']}"
+        counts[text] = counts.get(text, 0) + 1
+    return "  ".join(text if count == 1 else f"{text} ({count})" for text, count in counts.items())
+
+
+def _columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a plain table of any length at once, cut off at the terminal's right edge; rich takes half a second."""
+    titles = [heading.lstrip(">") for heading in headings]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    right = [heading.startswith(">") for heading in headings]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if aligned else cell.ljust(width)
+            for cell, width, aligned in zip(cells, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    out = _data()
+    lines = [_cut(line(row), out.width) for row in rows]
+    out.print(f"[bold]{_cut(_printable(line(titles)), out.width)}[/]", soft_wrap=True)
+    sys.stdout.write("".join(f"{_printable(text)}\n" for text in lines))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _printable(text: str) -> str:
+    """Write a colon and dots where the terminal cannot show what we would rather have."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("·", ":").replace("…", ">").encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def _levels(levels: Sequence[dict[str, Any]]) -> Table:

@@ -166,7 +166,7 @@ def read_checkpoint(path: Path, source: str) -> Checkpoint:
     """
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
-    loaded = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    loaded = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     part = next((name for name in CONTAINERS if isinstance(loaded.get(name), dict)), "")
     tensors = {
         str(name): value for name, value in (loaded[part] if part else loaded).items() if isinstance(value, Tensor)
@@ -194,6 +194,12 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether it is one: it starts with the length of its JSON header, then the header's brace."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(safetensors.torch.load_file(path))
@@ -219,12 +225,6 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, no state dict", "Save model.state_dict() instead")
     return loaded
-
-
-def _is_safetensors(path: Path) -> bool:
-    """A safetensors file starts with the length of its JSON header, then the header's brace."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def _await_hub(url: str) -> None:

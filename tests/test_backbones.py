@@ -78,6 +78,15 @@ def test_by_default_a_transformer_gives_what_timm_gives():
     assert len(describe("test_vit", out_indices="all").levels) == description.depth
 
 
+def test_a_level_that_timm_counts_and_does_not_have_is_none():
+    description = describe("tresnet_m", out_indices="all")
+    assert [level.index for level in description.levels] == [1, 2, 3, 4]
+    assert [level.index for level in describe("tresnet_m", out_indices=(-1, -4)).levels] == [1, 4]
+    for index in (0, -5):
+        with pytest.raises(ModelError, match=f"no level {index}. It has 4: 1 to 4, or -1 to -4"):
+            describe("tresnet_m", out_indices=(index,))
+
+
 def levels_at(*strides):
     return [Level(index, f"m{index}", 8, stride, None, None, None) for index, stride in enumerate(strides)]
 

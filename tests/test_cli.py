@@ -233,8 +233,8 @@ def test_a_model_too_large_for_memory_is_described():
     """Its weights would take gigabytes; on the meta device they take none. The process reads its own peak: what the
     system counts for children includes the memory of the process that started them."""
     script = """
-import featx.catalogue, featx.records, re
-value = featx.catalogue.describe_model(featx.records.ModelRequest("vit_giant_patch14_dinov2"))
+import featx.models, featx.records, re
+value = featx.models.describe_model(featx.records.ModelRequest("vit_giant_patch14_dinov2", image_size=(518, 252)))
 print(value["parameters"], re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -247,7 +247,11 @@ def test_list_models(featx_command):
     names = featx_command("list-models", "--names").stdout.split()
     assert names == timm.list_models()
     table = featx_command("list-models", "resnest*", "regnety_03").stdout
-    assert re.search(r"^resnest26d +224x224 +1 +gluon_in1k +apache-2\.0$", table, re.MULTILINE)
+    assert re.search(
+        r"^resnest26d +2·64  4·256  8·512  16·1024  32·2048 +15\.0 M +224x224 +gluon_in1k +apache-2\.0$",
+        table,
+        re.MULTILINE,
+    )
     assert "regnety_032" in table
     pretrained = json.loads(featx_command("list-models", "--pretrained", "--json").stdout)
     assert {entry["model"] for entry in pretrained} == {name.partition(".")[0] for name in timm.list_pretrained()}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.formats import ALIGNMENT, read_npz, write_atomically, write_npz
+from featx.files import write_atomically
+from featx.formats import ALIGNMENT, read_npz, write_npz
 
 ARRAYS = {
     "level_0": np.arange(3 * 5 * 7, dtype=np.float32).reshape(3, 5, 7),

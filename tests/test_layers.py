@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
-    {"errors", "records"},
-    {"geometry", "sources", "formats", "tracing"},
+    {"errors", "records", "files"},
+    {"geometry", "sources", "formats", "tracing", "catalogue"},
     {"manifest"},
     {"weights", "preprocess", "dataset", "reading"},
     {"backbones"},
-    {"pyramid", "catalogue"},
+    {"loading", "survey"},
+    {"pyramid", "models", "fetching"},
     {"pipeline"},
     {"extraction"},
     {"render"},
@@ -26,7 +27,12 @@ ROWS = [
 ]
 
 # Imported by one file only.
-ALONE = {"typer": {"cli"}, "rich": {"render"}, "timm": {"backbones", "preprocess"}, "huggingface_hub": {"weights"}}
+ALONE = {
+    "typer": {"cli"},
+    "rich": {"render"},
+    "timm": {"backbones", "fetching", "loading", "preprocess", "survey"},
+    "huggingface_hub": {"weights"},
+}
 
 # Never imported when the command line starts.
 HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "safetensors")

@@ -1,0 +1,88 @@
+# Fetching: a model's weights and configuration as a folder, for machines that have no network.
+"""``featx fetch`` as a function."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from featx import backbones, loading
+from featx import weights as weights_
+from featx.errors import OutputError
+from featx.files import write_atomically
+
+CONFIGURATION = "config.json"
+
+
+def fetch(name: str, folder: Path) -> dict[str, Any]:
+    """Put a model's pretrained weights and its configuration into a folder.
+
+    The folder is one of timm's: ``local-dir:FOLDER`` names it, in featx and in timm. The weights stay the file that was
+    published; the configuration, which is written last, has its sha256, and featx checks it on every reading.
+
+    Parameters
+    ----------
+    name : str
+        ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
+    folder : Path
+        Made if it is not there. One that holds the same model already is made whole again.
+
+    Returns
+    -------
+    dict
+        ``model, architecture, source, file, bytes, sha256, output``.
+
+    Raises
+    ------
+    ModelError, WeightsError
+        If there is no such model, or its weights cannot be had.
+    OutputError
+        If the folder cannot be written, or holds something else.
+    """
+    reference = backbones.resolve(name)
+    _require_free(folder, reference.architecture)
+    path, source = loading.locate(reference)
+    sha256 = weights_.file_sha256(path)
+    loading.require_as_fetched(reference, path, sha256)
+    target = folder / ("model.safetensors" if weights_.is_safetensors(path) else "pytorch_model.bin")
+    fetched = {"source": source, "file": target.name, "bytes": path.stat().st_size, "sha256": sha256}
+    text = json.dumps({**_configuration(reference), "featx": {**fetched, "timm": timm.__version__}}, indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as weights:
+            write_atomically(target, lambda file: shutil.copyfileobj(weights, file))
+        write_atomically(folder / CONFIGURATION, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", "Make room, or choose another -o") from error
+    return {"model": name, "architecture": reference.architecture, **fetched, "output": str(folder)}
+
+
+def _require_free(folder: Path, architecture: str) -> None:
+    """Refuse a folder that holds anything but an earlier fetch of the same architecture."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file", "Choose another folder with -o")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        earlier = json.loads((folder / CONFIGURATION).read_bytes())
+        same = "featx" in earlier and earlier["architecture"] == architecture
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise OutputError(f"{folder} holds other things than {architecture}", "Choose another folder with -o")
+
+
+def _configuration(reference: backbones.Reference) -> dict[str, Any]:
+    """Lay out timm's configuration file; a repository's or folder's own is kept."""
+    prefix, _, location = reference.timm_name.partition(":")
+    if prefix == "local-dir":
+        return dict(json.loads((Path(location) / CONFIGURATION).read_bytes()))
+    return {
+        "architecture": reference.architecture,
+        "num_classes": reference.config.get("num_classes"),
+        "pretrained_cfg": reference.config,
+    }

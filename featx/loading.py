@@ -1,0 +1,221 @@
+# Loading: from the weights that were asked for to a network that holds them, every parameter accounted for.
+"""Building a described network and filling it."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from timm.models import _builder
+from torch import Tensor, nn
+
+from featx import weights as weights_
+from featx.backbones import Description, Reference, create
+from featx.errors import WeightsError
+from featx.records import ModelRequest, Weights
+
+
+def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
+    """Build the network on the CPU, fill it with the weights asked for, and set it to evaluation.
+
+    Raises
+    ------
+    WeightsError
+        If the weights cannot be had, or do not fill every parameter of the pyramid with finite numbers of its shape.
+    """
+    if request.weights == "random":
+        return _build_random(description, request.seed)
+    if request.weights == "pretrained":
+        path, source = locate(description.reference)
+        checkpoint, kind = weights_.read_checkpoint(path, source), "pretrained"
+        require_as_fetched(description.reference, path, checkpoint.sha256)
+    else:
+        checkpoint, kind = weights_.read_checkpoint(Path(request.weights).expanduser(), request.weights), "file"
+    module = _build_filled(description, checkpoint)
+    return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
+
+
+def require_as_fetched(reference: Reference, path: Path, sha256: str) -> None:
+    """Hold a checkpoint against the sha256 that a folder made by ``featx fetch`` states.
+
+    Raises
+    ------
+    WeightsError
+        If it is another file.
+    """
+    if (reference.config.get("featx") or {}).get("sha256", sha256) != sha256:
+        raise WeightsError(f"{path} is not what was fetched: its sha256 does not match config.json", "Fetch it again")
+
+
+def locate(reference: Reference) -> tuple[Path, str]:
+    """Return a pretrained checkpoint as a file on this machine, and where it came from.
+
+    Raises
+    ------
+    WeightsError
+        If there is none, or it can be had neither from a cache nor from the network.
+    """
+    prefix, _, location = reference.timm_name.partition(":")
+    if prefix == "local-dir" and not reference.name.startswith("hf-hub:"):
+        path = weights_.folder_file(Path(location))
+        return path, str(path)
+    hub_id = reference.config.get("hf_hub_id") or ""
+    if reference.name.startswith("hf-hub:"):
+        hub_id = reference.name.partition(":")[2]
+    url = reference.config.get("url")
+    try:
+        if hub_id:
+            repository, _, revision = hub_id.partition("@")
+            path = weights_.hub_file(repository, _hub_names(reference), revision or None)
+            return path, f"hf-hub:{hub_id}/{path.name}"
+        if url:
+            return weights_.url_file(url), url
+    except WeightsError as error:
+        raise WeightsError(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
+    raise WeightsError(
+        f"timm has no pretrained weights for {reference.name}", "Give --weights FILE, or --weights random for a dry run"
+    )
+
+
+def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
+    """Initialise as timm does, from a seed of its own; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = create(description.reference, "cpu", description.arguments)
+    sha256 = weights_.tensors_sha256(dict(module.state_dict()))
+    return module, Weights("random", f"seed {seed}", sha256, seed=seed)
+
+
+def _hub_names(reference: Reference) -> list[str]:
+    """File names to look for in a repository: safetensors before pickles, as timm has it."""
+    named: str = reference.config.get("hf_hub_filename") or "pytorch_model.bin"
+    stem = named.removesuffix(".bin")
+    return [named] if stem == named else [f"{stem.replace('pytorch_', '')}.safetensors", named]
+
+
+def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> nn.Module:
+    """Build, load, and hold every parameter of the pyramid against the checkpoint.
+
+    timm's own loading is not strict when it builds a pyramid: what does not match stays random. Here its conversion of
+    old checkpoints is used, and the loading is ours.
+    """
+    loaded: dict[str, Tensor] = {}
+    originals: dict[int, str] = {}
+
+    def load(network: nn.Module, convert: Callable[..., dict[str, Tensor]] | None) -> None:
+        targets = network.state_dict(keep_vars=True)
+        originals.update({id(target): name for name, target in targets.items()})
+        loaded.update(_best_fitting(checkpoint.tensors, targets, lambda tensors: _convert(convert, tensors, network)))
+        fitting = {
+            name: value for name, value in loaded.items() if name in targets and value.shape == targets[name].shape
+        }
+        network.load_state_dict(fitting, strict=False)
+
+    with _timm_loading_replaced_by(load):
+        module = create(description.reference, "cpu", description.arguments, pretrained=True)
+    pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
+    _require_complete(description.reference.name, pyramid, loaded, checkpoint.source)
+    return module
+
+
+@contextmanager
+def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Hand the network that timm builds in this thread, and timm's converter for its checkpoints, to `load`.
+
+    timm offers no seam between building a network and loading it; other threads get timm's own function.
+    """
+    ours, original = threading.get_ident(), _builder.load_pretrained
+
+    def replacement(model: nn.Module, *arguments: Any, **options: Any) -> None:
+        if threading.get_ident() != ours:
+            original(model, *arguments, **options)
+        else:
+            load(model, options.get("filter_fn"))
+
+    with mock.patch.object(_builder, "load_pretrained", replacement):
+        yield
+
+
+def _best_fitting(
+    tensors: dict[str, Tensor], targets: dict[str, Tensor], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Convert the tensors as they are, or without their prefix if more of them then fit.
+
+    As they are comes first: timm's converters know the prefixes of the checkpoints that they were written for.
+    """
+
+    def fitting(candidate: dict[str, Tensor]) -> int:
+        return sum(name in targets and value.shape == targets[name].shape for name, value in candidate.items())
+
+    plain = convert(tensors)
+    if fitting(plain) == len(targets):
+        return plain
+    return max(plain, convert(strip_prefix(tensors, targets)), key=fitting)
+
+
+def _convert(
+    convert: Callable[..., dict[str, Tensor]] | None, tensors: dict[str, Tensor], network: nn.Module
+) -> dict[str, Tensor]:
+    """Run timm's converter for old and foreign checkpoints, which trips over those that it does not know."""
+    if convert is None:
+        return tensors
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's own resampling of position tables speaks of torch's future
+            return convert(dict(tensors), network)
+    except Exception:  # noqa: BLE001 - what it could not convert will be missing, and is reported as that
+        return tensors
+
+
+def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what trainers put before parameter names (``module.``, ``model.``, ``student.backbone.``).
+
+    The prefix under which the most targets are found is the right one; a tie means two networks in one file.
+
+    Raises
+    ------
+    WeightsError
+        If the file holds two complete networks.
+    """
+    found: dict[str, int] = {}
+    for name in tensors:
+        pieces = name.split(".")
+        for cut in range(len(pieces)):
+            if ".".join(pieces[cut:]) in targets:
+                prefix = "".join(f"{piece}." for piece in pieces[:cut])
+                found[prefix] = found.get(prefix, 0) + 1
+    if not found:  # names of another library, for timm's converter to know
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    most = max(found.values())
+    best = [prefix for prefix, count in found.items() if count == most]
+    if len(best) > 1 and "" not in best:
+        raise WeightsError(f"The checkpoint holds several networks: {', '.join(best)}", "Save the one that you mean")
+    prefix = "" if "" in best else best[0]
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _require_complete(model: str, pyramid: dict[str, Tensor], loaded: dict[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint that leaves anything in the pyramid to chance."""
+    counted = {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")}
+    faults = {
+        "missing": [name for name in counted if name not in loaded],
+        "of another shape": [name for name in counted if name in loaded and loaded[name].shape != counted[name].shape],
+        "not finite": [name for name in counted if name in loaded and not _is_finite(loaded[name])],
+    }
+    for fault, names in faults.items():
+        if names:
+            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise WeightsError(
+                f"{len(names)} of {len(counted)} parameters of the pyramid are {fault} in {source}: {first}",
+                f"This is no sound checkpoint of {model}; check --model and --weights",
+            )
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())

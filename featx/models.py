@@ -1,0 +1,179 @@
+# Which models there are and what one is like: out of the catalogue at once, measured where it cannot know.
+"""Listing and describing models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+from featx import catalogue
+from featx.catalogue import Catalogue, Entry
+from featx.errors import FeatxError, ModelError
+from featx.records import ModelRequest, Note, SearchListener, Surveyed
+
+
+def list_models(
+    patterns: str | Sequence[str] = (),
+    *,
+    pretrained: bool = False,
+    strides: Sequence[float] = (),
+    min_levels: int | None = None,
+    max_parameters: int | None = None,
+    license: str | None = None,  # noqa: A002 - the word of the command line and of timm
+    family: str | None = None,
+    any_size: bool = False,
+    sort: Literal["name", "params"] = "name",
+    limit: int | None = None,
+    listener: SearchListener | None = None,
+) -> list[dict[str, Any]]:
+    """List the models of the installed timm; of several filters, all have to hold.
+
+    Parameters
+    ----------
+    patterns : str or sequence of str
+        Glob patterns, or parts of a name; a model that matches one of them is listed.
+    pretrained : bool
+        Only those with pretrained weights.
+    strides : sequence of float
+        Only those with a level at each of these strides, in model-input pixels.
+    min_levels : int or None
+        Only those with so many levels.
+    max_parameters : int or None
+        Only those with at most so many parameters, the head not counted.
+    license : str or None
+        Only those with weights under a licence that has this in its name; other tags of theirs are left out.
+    family : str or None
+        Only those of a family, timm's module (a glob pattern, or a part of its name).
+    any_size : bool
+        Only those that take other image sizes than their own without being rebuilt.
+    sort : str
+        ``name`` or ``params``.
+    limit : int or None
+        At most so many.
+    listener : callable or None
+        Called with notes, and with progress where models have to be measured.
+
+    Returns
+    -------
+    list of dict
+        ``model``, ``source``, ``family``, ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``,
+        ``sizes``, ``output_strides`` and ``pretrained`` (tags with licence, input size, hub id).
+
+    Raises
+    ------
+    ModelError
+        If nothing matches; the message has the nearest names, or the filter that left nothing.
+    """
+    hear = listener or _ignore
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    book = _current(hear)
+    names = catalogue.matching(book.names, patterns)
+    said = f"match {' or '.join(patterns)}" if patterns else ""
+    if not names:
+        raise ModelError(f"No models {said}", catalogue.nearest(patterns, book.names))
+    entries = _entries(book, names, hear)
+    conditions = catalogue.filters(
+        pretrained=pretrained,
+        strides=strides,
+        min_levels=min_levels,
+        max_parameters=max_parameters,
+        license=license,
+        family=family,
+        any_size=any_size,
+    )
+    chosen = catalogue.ordered(catalogue.select(entries, conditions, said), sort)
+    shown = list(chosen)[:limit]
+    if len(shown) < len(chosen):
+        hear(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
+    return [catalogue.listed(name, chosen[name], license) for name in shown]
+
+
+def list_names(patterns: Sequence[str] = (), listener: SearchListener | None = None) -> list[str]:
+    """List names alone; see `list_models`."""
+    return [entry["model"] for entry in list_models(patterns, listener=listener)]
+
+
+def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
+    """Describe one model without its weights.
+
+    A plain ``arch`` or ``arch.tag`` is answered out of the catalogue; everything else is built on the meta device.
+
+    Returns
+    -------
+    dict
+        ``model, source, architecture, family, layout, parameters, levels, available_levels, input, test_input,
+        pretrained, output_strides, fixed_size, sizes, rebuilt, bytes_per_image``; the last counts the arrays of one
+        output file.
+
+    Raises
+    ------
+    FeatxError
+        If there is no such model, or it cannot do what was asked.
+    """
+    if ":" in request.name:
+        from featx import survey
+
+        return survey.describe(request)
+    hear = listener or _ignore
+    book = _current(hear)
+    architecture = request.name.partition(".")[0]
+    if architecture not in book.names:
+        raise catalogue.unknown_model(architecture, book.names, book.renamed)
+    entry = _entries(book, [architecture], hear)[architecture]
+    if request == ModelRequest(request.name) and catalogue.knows(book, request.name):
+        return catalogue.described(book, request.name)
+    from featx import survey
+
+    return survey.describe(request, entry)
+
+
+def _current(hear: SearchListener) -> Catalogue:
+    """Return the catalogue of the installed timm."""
+    installed = metadata.version("timm")
+    book = catalogue.read()
+    if book and book.timm == installed:
+        return book
+    path = catalogue.kept_at(installed)
+    known = f"knows {book.timm}" if book else "is not there"
+    hear(Note(f"timm {installed} is installed, the catalogue {known}: models are measured when asked for ({path})"))
+    kept = catalogue.read(path)
+    if kept and kept.timm == installed:
+        return kept
+    from featx import survey
+
+    return survey.empty_catalogue()
+
+
+def _entries(book: Catalogue, names: Sequence[str], hear: SearchListener) -> dict[str, Entry]:
+    """Return the entries of these models; those that are missing are measured, and kept for the next time."""
+    missing = [name for name in names if name not in book.entries]
+    if missing:
+        _measure(book, missing, hear)
+    return {name: book.entries[name] for name in names if name in book.entries}
+
+
+def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> None:
+    from featx import survey
+
+    try:
+        for done, name in enumerate(missing, 1):
+            try:
+                book.entries[name] = survey.entry(name)
+            except FeatxError as error:
+                hear(Note(f"{name} is left out: {error.message}"))
+            hear(Surveyed(done, len(missing)))
+    finally:
+        _keep(book, hear)
+
+
+def _keep(book: Catalogue, hear: SearchListener) -> None:
+    path = catalogue.kept_at(book.timm)
+    try:
+        catalogue.write(book, path)
+    except OSError as error:
+        hear(Note(f"{path} cannot be written ({error.strerror}): the models will be measured again next time"))
+
+
+def _ignore(_: object) -> None:
+    """Hear nothing."""

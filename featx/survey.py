@@ -1,0 +1,112 @@
+# The survey: what a model is like, measured on the network itself; what the catalogue is made of.
+"""Describing models by building them, on the meta device, without memory for weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import timm.models
+
+from featx import backbones, catalogue
+from featx.catalogue import Catalogue, Entry
+from featx.records import ModelRequest
+
+
+def empty_catalogue() -> Catalogue:
+    """Return the catalogue of the installed timm: all names, no entries yet."""
+    architectures = set(timm.list_models())
+    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if old not in architectures}
+    return Catalogue(timm.__version__, timm.list_models(), renamed, {})
+
+
+def entry(architecture: str) -> Entry:
+    """Measure an architecture: the network's levels, what it takes, and what its pretrained weights change.
+
+    Raises
+    ------
+    FeatxError
+        If timm cannot build or run it.
+    """
+    facts = _facts(architecture)
+    reference = backbones.resolve(architecture)
+    tags = []
+    for tag in pretrained_tags(architecture):
+        own = _facts(f"{architecture}.{tag['tag']}", facts)
+        tags.append({**tag, "changes": {fact: own[fact] for fact in own if own[fact] != facts[fact]}})
+    return {
+        "family": reference.family,
+        **facts,
+        "output_strides": list(backbones.output_strides(reference)),
+        "fixed_size": reference.fixed_size,
+        "sizes": backbones.sizes_taken(reference),
+        "pretrained": tags,
+    }
+
+
+def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
+    """Describe one model as it was asked for, as `featx.catalogue.described` does it for plain names.
+
+    Parameters
+    ----------
+    request : ModelRequest
+        The model; weights and seed do not matter.
+    known : dict or None
+        The architecture's entry, for what does not depend on the request; measured if it is not at hand.
+    """
+    description = backbones.describe(request)
+    reference = description.reference
+    levels = [level.to_json() for level in description.levels]
+    return {
+        "model": reference.name,
+        "source": "timm",
+        "architecture": reference.architecture,
+        "family": reference.family,
+        "layout": description.layout,
+        "parameters": description.parameters,
+        "levels": levels,
+        "available_levels": description.depth,
+        "input": description.input.to_json(),
+        "test_input": backbones.tested_input(reference.config),
+        "pretrained": pretrained_tags(reference.architecture),
+        "output_strides": known["output_strides"] if known else list(backbones.output_strides(reference)),
+        "fixed_size": reference.fixed_size,
+        "sizes": known["sizes"] if known else backbones.sizes_taken(reference),
+        "rebuilt": description.rebuilt,
+        "bytes_per_image": catalogue.bytes_per_image(levels),
+    }
+
+
+def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
+    """Return the weights that timm knows for an architecture, its default first."""
+    return [
+        {
+            "tag": name.partition(".")[2],
+            "license": config.license,
+            "input_size": list(config.input_size),
+            "test_input_size": list(config.test_input_size) if config.test_input_size else None,
+            "hub": config.hf_hub_id,
+            "url": None if config.hf_hub_id else config.url,
+        }
+        for name, config in timm.models.get_arch_pretrained_cfgs(architecture).items()
+        if config.has_weights
+    ]
+
+
+def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measure what a tag can change. Where its input is that of `like`, so are its levels."""
+    reference = backbones.resolve(name)
+    feed = backbones.own_input(reference).to_json()
+    facts = {"input": feed, "test_input": backbones.tested_input(reference.config)}
+    if like and all(like["input"][side] == feed[side] for side in ("height", "width")):
+        return {**like, **facts}
+    default = backbones.describe(ModelRequest(name))
+    all_chosen = len(default.levels) == default.depth
+    every = default if all_chosen else backbones.describe(ModelRequest(name, out_indices="all"))
+    return {
+        **facts,
+        "layout": default.layout,
+        "parameters": default.parameters,
+        "default_levels": [level.index for level in default.levels],
+        "levels": [level.to_json() for level in every.levels],
+    }

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+# The catalogue's making: every architecture of the installed timm, measured on the meta device, into featx/data.
+"""Measure the models of the installed timm, and write ``featx/data/catalogue.json``."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+
+import torch
+
+from featx import catalogue, survey
+from featx.catalogue import Entry
+from featx.errors import FeatxError
+
+
+def main() -> None:
+    """Measure with one process a core; what was measured is written whatever happens."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--missing", action="store_true", help="keep the entries that are there, and add the others")
+    missing = parser.parse_args().missing
+    book = survey.empty_catalogue()
+    earlier = catalogue.read()
+    if missing and earlier and earlier.timm == book.timm:
+        book.entries.update(earlier.entries)
+    names = [name for name in book.names if name not in book.entries]
+    failures = []
+    try:
+        with multiprocessing.get_context("fork").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
+            for done, (name, entry) in enumerate(pool.imap_unordered(measure, names), 1):
+                if isinstance(entry, str):
+                    failures.append(f"{name}: {entry}")
+                else:
+                    book.entries[name] = entry
+                print(f"\r{done} of {len(names)} {name:60}", end="", file=sys.stderr, flush=True)
+    finally:
+        entries = {name: book.entries[name] for name in book.names if name in book.entries}
+        catalogue.write(catalogue.Catalogue(book.timm, book.names, book.renamed, entries), catalogue.PACKAGED)
+        print(f"\r{len(entries)} of {len(book.names)} architectures of timm {book.timm}{'':60}", file=sys.stderr)
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def measure(name: str) -> tuple[str, Entry | str]:
+    """Measure one architecture in a process of the pool; an error comes back as its text."""
+    try:
+        return name, survey.entry(name)
+    except FeatxError as error:
+        return name, str(error)
+
+
+if __name__ == "__main__":
+    main()

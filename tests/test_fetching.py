@@ -1,0 +1,135 @@
+# Fetching: a folder that needs no network, holds what was published, and is refused when it was changed.
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import featx
+from featx import backbones, fetching
+from featx.errors import ModelError, OutputError, WeightsError
+from tests.hub import serving
+
+MODEL = "test_resnet"
+REPOSITORY = "timm/test_resnet.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(7)
+    return timm.create_model(MODEL).state_dict()
+
+
+@pytest.fixture
+def hub(state):
+    with serving() as server:
+        server.files[f"{REPOSITORY}/model.safetensors"] = safetensors.torch.save(state)
+        yield server
+
+
+def test_a_fetched_folder_needs_no_hub(hub, featx_command, photo, tmp_path, state):
+    done = featx_command("fetch", "--model", MODEL, "-o", "net", HF_ENDPOINT=hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "--model local-dir:net" in done.stdout
+    weights = tmp_path / "net" / "model.safetensors"
+    assert weights.read_bytes() == hub.files[f"{REPOSITORY}/model.safetensors"]
+    stated = json.loads((tmp_path / "net" / "config.json").read_text())["featx"]
+    assert stated["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert stated["source"] == f"hf-hub:{REPOSITORY}/model.safetensors"
+
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "no-cache")}
+    read = featx_command("extract", photo, "--model", "local-dir:net", "-o", "out", **offline)
+    assert read.returncode == 0, read.stderr
+    assert featx.open_run(tmp_path / "out").summary["weights"]["sha256"] == stated["sha256"]
+
+    # timm reads the folder too, to the same parameters.
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).state_dict()
+    assert all(torch.equal(theirs[name], value) for name, value in state.items())
+
+
+def test_what_was_fetched_is_said_as_json_and_can_be_fetched_again(hub, featx_command, tmp_path):
+    command = ("fetch", "--model", MODEL, "-o", "net", "--json")
+    first, again = (featx_command(*command, HF_ENDPOINT=hub.endpoint) for _ in range(2))
+    assert first.returncode == again.returncode == 0, again.stderr
+    value = json.loads(first.stdout)
+    assert value == json.loads(again.stdout)
+    assert {"model", "architecture", "source", "file", "bytes", "sha256", "output"} == set(value)
+    assert value["bytes"] == (tmp_path / "net" / value["file"]).stat().st_size
+
+
+def test_a_folder_that_was_changed_is_refused(hub, featx_command, tmp_path, state):
+    assert featx_command("fetch", "--model", MODEL, "-o", "net", HF_ENDPOINT=hub.endpoint).returncode == 0
+    name = next(iter(state))
+    safetensors.torch.save_file({**state, name: state[name] + 1}, tmp_path / "net" / "model.safetensors")
+    with pytest.raises(WeightsError, match="sha256 does not match"):
+        featx.load_pyramid(f"local-dir:{tmp_path / 'net'}", device="cpu")
+    with pytest.raises(WeightsError, match="sha256 does not match"):
+        fetching.fetch(f"local-dir:{tmp_path / 'net'}", tmp_path / "copy")
+
+
+def test_weights_that_have_an_address_alone(hub, tmp_path, state, monkeypatch):
+    """19 tags of timm are not on the hub; here is one more, a pickle under a name that carries its hash."""
+    torch.save(state, tmp_path / "net.pth")
+    data = (tmp_path / "net.pth").read_bytes()
+    name = f"net-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    hub.files[f"files/net/{name}"] = data
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    honest = backbones.resolve
+    url = f"{hub.endpoint}/files/net/resolve/main/{name}"
+
+    def resolve(model):
+        reference = honest(model)
+        config = {**reference.config, "hf_hub_id": None, "url": url}
+        return backbones.Reference(reference.name, reference.timm_name, reference.architecture, config)
+
+    monkeypatch.setattr(backbones, "resolve", resolve)
+    value = fetching.fetch(MODEL, tmp_path / "net")
+    monkeypatch.undo()
+    assert (value["source"], value["file"]) == (url, "pytorch_model.bin")
+    pyramid = featx.load_pyramid(f"local-dir:{tmp_path / 'net'}", device="cpu")
+    assert pyramid.weights.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_without_a_network_nothing_is_written(featx_command, tmp_path):
+    done = featx_command("fetch", "--model", MODEL, "-o", "net", HF_ENDPOINT="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "other things", "another model"])
+def test_folders_that_hold_something_else_are_left_alone(tmp_path, kind):
+    folder = tmp_path / "net"
+    if kind == "a file":
+        folder.write_text("mine")
+    else:
+        folder.mkdir()
+        content = {"architecture": "resnet18", "featx": {}} if kind == "another model" else {"architecture": MODEL}
+        (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(OutputError):
+        fetching.fetch(MODEL, folder)
+    assert not (tmp_path / "net" / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    source = tmp_path / "cache" / "model.safetensors"
+    source.write_bytes(hub.files[f"{REPOSITORY}/model.safetensors"])
+    monkeypatch.setattr("featx.loading.locate", lambda _: (source, "somewhere"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OutputError, match="No space left"):
+        fetching.fetch(MODEL, tmp_path / "net")
+    assert list((tmp_path / "net").iterdir()) == []
+
+
+def test_a_model_that_is_none():
+    with pytest.raises(ModelError, match="Nearest"):
+        fetching.fetch("test_resnett", None)

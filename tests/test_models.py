@@ -1,0 +1,419 @@
+# Models: the catalogue's answers against the networks themselves, filters against brute force, and other timm versions.
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_data_config
+
+import featx
+from featx import catalogue, models, survey
+from featx.errors import ModelError, UsageError
+from featx.records import ModelRequest, Note, Surveyed
+
+BOOK = catalogue.read()
+
+# The catalogue is of one timm version; with another one these would compare it with something else.
+same_timm = pytest.mark.skipif(metadata.version("timm") != BOOK.timm, reason="the catalogue is of another timm")
+
+# One for each thing that an entry can say, measured anew.
+SAMPLE = [
+    "resnet50",  # tags of other sizes
+    "regnety_032",  # a test size
+    "swin_tiny_patch4_window7_224",  # channels last, rebuilt for other sizes
+    "crossvit_9_240",  # strides that are no integers
+    "inception_v3",  # no padding
+    "nest_tiny",  # square sizes only
+    "halonet26t",  # multiples of 256
+    "efficientformer_l1",  # no other size
+    "test_vit",
+    "deepseek_vit_412m",  # multiples of 14
+    "hrnet_w18_small",
+    "vgg11",
+    "legacy_seresnet18",  # an address instead of a hub
+    "tresnet_m",  # no level 0
+]
+
+
+@same_timm
+def test_every_architecture_has_its_entry():
+    assert BOOK.names == timm.list_models()
+    assert list(BOOK.entries) == BOOK.names
+    for name, entry in BOOK.entries.items():
+        assert entry["levels"], name
+        assert all(level["height"] and level["channels"] and level["stride"] for level in entry["levels"]), name
+        first = 1 if entry["family"] == "tresnet" else 0  # timm counts a level there that it does not have
+        assert [level["index"] for level in entry["levels"]] == list(range(first, first + len(entry["levels"])))
+        assert set(entry["default_levels"]) <= {level["index"] for level in entry["levels"]}
+    tagged = {f"{name}.{tag['tag']}" for name, entry in BOOK.entries.items() for tag in entry["pretrained"]}
+    assert tagged == set(timm.list_pretrained())
+
+
+@same_timm
+@pytest.mark.parametrize("name", SAMPLE)
+def test_an_entry_is_what_the_network_is(name):
+    assert json.loads(json.dumps(survey.entry(name))) == BOOK.entries[name]
+
+
+@same_timm
+def test_the_file_is_what_its_writer_writes(tmp_path):
+    catalogue.write(BOOK, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == catalogue.PACKAGED.read_bytes()
+
+
+@same_timm
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        "resnet50.fb_swsl_ig1b_ft_in1k",
+        "vit_base_patch16_224",
+        "swin_base_patch4_window12_384",
+        "crossvit_9_240",
+    ],
+)
+def test_the_catalogue_says_what_building_says(name):
+    request = ModelRequest(name)
+    assert models.describe_model(request) == json.loads(json.dumps(survey.describe(request)))
+
+
+@same_timm
+def test_a_tag_of_another_size_has_its_own_levels():
+    own = models.describe_model(ModelRequest("resnet50"))
+    changed = next(tag for tag in BOOK.entries["resnet50"]["pretrained"] if "levels" in tag["changes"])
+    other = models.describe_model(ModelRequest(f"resnet50.{changed['tag']}"))
+    assert other["levels"] != own["levels"]
+    assert (
+        other["levels"] == json.loads(json.dumps(survey.describe(ModelRequest(f"resnet50.{changed['tag']}"))))["levels"]
+    )
+
+
+@same_timm
+@pytest.mark.parametrize(
+    "arguments",
+    [["list-models"], ["list-models", "--license", "apache", "--stride", "4,8"], ["info", "-m", "resnet50"]],
+)
+def test_nothing_heavy_is_loaded_to_answer(arguments):
+    script = (
+        "import sys; from featx.cli import main; sys.argv = ['featx', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'timm', 'numpy', 'PIL') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "resnet50" in done.stdout
+
+
+# Filters
+
+
+def entries(**wanted):
+    return {entry["model"]: entry for entry in featx.list_models(**wanted)}
+
+
+FILTERS = {
+    "pretrained": ({"pretrained": True}, lambda entry: entry["pretrained"]),
+    "strides": (
+        {"strides": (4, 32)},
+        lambda entry: (
+            {4, 32} <= {level["stride"] for level in entry["levels"] if not isinstance(level["stride"], list)}
+        ),
+    ),
+    "min_levels": ({"min_levels": 6}, lambda entry: len(entry["levels"]) >= 6),
+    "max_parameters": ({"max_parameters": 5_000_000}, lambda entry: entry["parameters"] <= 5_000_000),
+    "license": (
+        {"license": "Apache"},
+        lambda entry: any("apache" in (tag["license"] or "") for tag in entry["pretrained"]),
+    ),
+    "family": ({"family": "swin*"}, lambda entry: entry["family"].startswith("swin")),
+    "any_size": ({"any_size": True}, lambda entry: entry["sizes"] and not entry["sizes"]["rebuilt"]),
+    "patterns": ({"patterns": ["vit_t*", "resnest"]}, None),
+}
+
+
+@pytest.mark.parametrize("case", FILTERS)
+def test_a_filter_takes_those_for_which_it_holds(case):
+    wanted, holds = FILTERS[case]
+    found = entries(**wanted)
+    expected = {
+        name
+        for name, entry in BOOK.entries.items()
+        if (holds(entry) if holds else "resnest" in name or name.startswith("vit_t"))
+    }
+    assert set(found) == expected
+    assert 0 < len(found) < len(BOOK.names)
+
+
+def test_filters_hold_together_and_the_order_is_the_one_asked_for():
+    wanted = {"license": "apache-2.0", "max_parameters": 30_000_000, "strides": (4, 8, 16, 32)}
+    found = entries(**wanted, sort="params")
+    assert set(found) == set.intersection(*(set(entries(**{name: value})) for name, value in wanted.items()))
+    sizes = [entry["parameters"] for entry in found.values()]
+    assert sizes == sorted(sizes)
+    assert all("apache-2.0" in tag["license"] for entry in found.values() for tag in entry["pretrained"])
+
+
+def test_a_limit_says_how_many_there_are():
+    notes = []
+    found = featx.list_models("resnet*", limit=3, listener=notes.append)
+    total = len(featx.list_models("resnet*"))
+    assert len(found) == 3
+    assert [note.text for note in notes] == [f"3 of {total} models; --limit shows more"]
+
+
+EMPTY = {
+    "the first": ({"max_parameters": 10}, "None of the 1371 models have at most 1e-05 M parameters"),
+    "a later one": (
+        {"patterns": "resnest*", "strides": (4, 64)},
+        r"None of the \d+ models that match resnest\* and have a level at stride 4 have a level at stride 64",
+    ),
+    "the licence": ({"patterns": "resnet18", "license": "gpl"}, "have weights under a licence called 'gpl'"),
+}
+
+
+@same_timm
+@pytest.mark.parametrize("case", EMPTY)
+def test_an_empty_answer_names_the_filter_that_emptied_it(case):
+    wanted, words = EMPTY[case]
+    with pytest.raises(ModelError, match=words):
+        featx.list_models(**wanted)
+
+
+def test_misspelt_names_get_the_nearest():
+    with pytest.raises(ModelError, match=r"No models match resnett50. Nearest: .*resnet50"):
+        featx.list_models("resnett50")
+    with pytest.raises(ModelError, match=r"no model 'resnest26'. Nearest: .*resnest26d"):
+        models.describe_model(ModelRequest("resnest26"))
+    with pytest.raises(ModelError, match=r"old name.*convnext_tiny\.fb_in22k_ft_in1k"):
+        models.describe_model(ModelRequest("convnext_tiny_in22ft1k"))
+    with pytest.raises(ModelError, match=r"no weights tagged 'nonsense'.*a1_in1k"):
+        models.describe_model(ModelRequest("resnet18.nonsense"))
+    with pytest.raises(UsageError, match="sorted by 'size'"):
+        featx.list_models(sort="size")
+
+
+def test_the_question_of_the_readme_is_one_command(featx_command):
+    asked = [
+        "--license",
+        "apache",
+        "--max-params",
+        "30M",
+        "--stride",
+        "4,8",
+        "--stride",
+        "16",
+        "--stride",
+        "32",
+        "--sort",
+        "params",
+        "--limit",
+        "20",
+    ]
+    done = featx_command("list-models", *asked, COLUMNS="100")
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["model", "levels", "(stride·channels)", "params", "input", "weights", "licence"]
+    assert len(rows) == 20
+    assert all(re.search(r"4·\d+.*8·\d+.*16·\d+.*32·\d+ .* M +\d+x\d+ ", row) for row in rows), rows
+    millions = [float(re.search(r"([\d.]+) M", row)[1]) for row in rows]
+    assert millions == sorted(millions)
+
+
+@pytest.mark.parametrize(("text", "count"), [("30M", 30_000_000), ("1.5g", 1_500_000_000), ("250k", 250_000), ("7", 7)])
+def test_numbers_of_parameters(text, count):
+    from featx import cli
+
+    assert cli._count(text) == count
+    for wrong in ("many", "1.2.3M", "M", "-3M", ""):
+        with pytest.raises(UsageError, match="--max-params"):
+            cli._count(wrong)
+
+
+# Another timm
+
+
+@pytest.fixture
+def another_timm(monkeypatch, tmp_path):
+    """The installed timm calls itself another version than the catalogue's."""
+    honest = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9.9" if name == "timm" else honest(name))
+    monkeypatch.setattr(timm, "__version__", "9.9.9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "featx" / "timm-9.9.9.json"
+
+
+def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
+    heard = []
+    found = featx.list_models("test_resnet", listener=heard.append)
+    said = (
+        f"timm 9.9.9 is installed, the catalogue knows {BOOK.timm}: models are measured when asked for ({another_timm})"
+    )
+    assert heard == [Note(said), Surveyed(1, 1)]
+    assert found[0]["levels"] == BOOK.entries["test_resnet"]["levels"]
+    monkeypatch.setattr(survey, "entry", lambda _: pytest.fail("measured twice"))
+    heard.clear()
+    assert featx.list_models("test_resnet", listener=heard.append) == found
+    assert models.describe_model(ModelRequest("test_resnet"))["levels"]
+    assert heard == [Note(said)]
+
+
+def test_a_model_that_cannot_be_measured_is_said_and_left_out(another_timm, monkeypatch):
+    honest = survey.entry
+
+    def entry(name):
+        if name == "test_vit2":
+            raise ModelError("timm cannot build test_vit2: nonsense")
+        return honest(name)
+
+    monkeypatch.setattr(survey, "entry", entry)
+    heard = []
+    found = featx.list_models(["test_vit2", "test_vit3"], listener=heard.append)
+    assert [entry["model"] for entry in found] == ["test_vit3"]
+    assert Note("test_vit2 is left out: timm cannot build test_vit2: nonsense") in heard
+
+
+def test_what_was_measured_before_an_interruption_is_kept(another_timm, monkeypatch):
+    honest = survey.entry
+
+    def entry(name):
+        if name == "test_vit3":
+            raise KeyboardInterrupt
+        return honest(name)
+
+    monkeypatch.setattr(survey, "entry", entry)
+    with pytest.raises(KeyboardInterrupt):
+        featx.list_models(["test_vit2", "test_vit3"])
+    assert list(catalogue.read(another_timm).entries) == ["test_vit2"]
+
+
+def test_a_cache_that_cannot_be_written_is_said(another_timm, tmp_path):
+    (tmp_path / "featx").write_text("in the way")
+    heard = []
+    assert featx.list_models("test_resnet", listener=heard.append)
+    assert "will be measured again next time" in heard[-1].text
+
+
+# Inputs
+
+
+@same_timm
+def test_a_test_size_is_the_one_that_timm_has():
+    described = models.describe_model(ModelRequest("regnety_032", test_size=True))
+    config = resolve_data_config(
+        pretrained_cfg=timm.models.get_pretrained_cfg("regnety_032").to_dict(), use_test_size=True
+    )
+    assert config["input_size"] == (3, 288, 288)
+    assert (described["input"]["height"], described["input"]["crop_pct"]) == (288, config["crop_pct"])
+    assert described["input"]["configuration"] == "test"
+    assert described["levels"][-1]["height"] == 9
+    own = models.describe_model(ModelRequest("regnety_032"))
+    assert (own["input"]["height"], own["input"]["crop_pct"]) == (224, 0.95)
+    assert own["test_input"] == {"height": 288, "width": 288, "crop_pct": 1.0}
+
+
+def test_a_pyramid_takes_the_test_size(photo):
+    pyramid = featx.load_pyramid("resnet18", weights="random", test_size=True, out_indices=(4,), device="cpu")
+    config = resolve_data_config(
+        pretrained_cfg=timm.models.get_pretrained_cfg("resnet18").to_dict(), use_test_size=True
+    )
+    pixels, _ = pyramid.preprocess(photo)
+    from PIL import Image
+
+    expected = timm.data.create_transform(**config, is_training=False)(Image.open(photo).convert("RGB"))
+    assert torch.equal(pixels, expected)
+    assert pixels.shape == config["input_size"] != (3, 224, 224)
+
+
+def test_test_sizes_that_there_are_not():
+    with pytest.raises(ModelError, match="no test size"):
+        models.describe_model(ModelRequest("test_resnet", test_size=True))
+    with pytest.raises(UsageError, match="either --image-size or --test-size"):
+        models.describe_model(ModelRequest("regnety_032", test_size=True, image_size=(256, 256)))
+
+
+SIZES = {
+    "no other": ("efficientformer_l1", (256, 320), "It takes 224x224 alone"),
+    "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest that it takes is 266x322; its own is 546x546"),
+    "square": ("nest_tiny", (250, 320), "The nearest that it takes is 320x320"),
+    "halos": ("halonet26t", (256, 320), "The nearest that it takes is 256x512"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_a_size_that_a_model_cannot_take_gets_the_nearest(case):
+    name, size, words = SIZES[case]
+    with pytest.raises(ModelError, match=f"{name} cannot take an input of {size[0]}x{size[1]} pixels. {words}"):
+        models.describe_model(ModelRequest(name, image_size=size))
+    near = re.search(r"is (\d+)x(\d+);", words + ";")
+    if near:
+        size = int(near[1]), int(near[2])
+        assert models.describe_model(ModelRequest(name, image_size=size))["input"]["height"] == size[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")  # from timm's resampling of position tables
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_pico_rw_224"])
+def test_a_rebuilt_network_is_timm_s_with_pretrained_weights_resampled(name, tmp_path):
+    torch.manual_seed(5)
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(name).state_dict(), path)
+    pyramid = featx.load_pyramid(name, weights=path, image_size=(384, 256), device="cpu")
+    assert pyramid.rebuilt
+    reference = timm.create_model(
+        name, features_only=True, img_size=(384, 256), pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+    ).eval()
+    batch = torch.randn(2, 3, 384, 256)
+    with torch.no_grad():
+        expected = reference(batch)
+    if str(getattr(reference, "output_fmt", "")).endswith("NHWC"):
+        expected = [values.permute(0, 3, 1, 2) for values in expected]
+    for ours, theirs in zip(pyramid(batch), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_network_that_takes_the_size_is_left_as_it_is():
+    pyramid = featx.load_pyramid("test_vit", weights="random", image_size=(96, 128), device="cpu")
+    assert not pyramid.rebuilt
+    torch.manual_seed(0)
+    reference = timm.create_model("test_vit", features_only=True).eval()
+    batch = torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(pyramid(batch), reference(batch), strict=True))
+
+
+# Truth
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "stride", "ratio"),
+    [
+        ("crossvit_9_240", 1, 240 / 14, [17.1429, 17.1429]),
+        ("inception_v3", -1, 32, [37.375, 37.375]),
+        ("resnet50", -1, 32, None),
+    ],
+)
+def test_where_the_map_is_not_the_input_by_the_stride_it_is_said(name, index, stride, ratio):
+    level = models.describe_model(ModelRequest(name))["levels"][index]
+    assert level["stride"] == pytest.approx(stride)
+    assert level.get("ratio") == ratio
+
+
+@same_timm
+def test_a_network_that_is_not_the_catalogue_s_is_stopped(monkeypatch):
+    altered = json.loads(json.dumps(BOOK.entries["test_resnet"]))
+    altered["levels"][3]["channels"] += 1
+    book = catalogue.Catalogue(BOOK.timm, BOOK.names, BOOK.renamed, {"test_resnet": altered})
+    monkeypatch.setattr(catalogue, "read", lambda: book)
+    with pytest.raises(ModelError, match="Level 3 of test_resnet has channels 192, in the catalogue 193"):
+        featx.load_pyramid("test_resnet", weights="random", device="cpu")
+    featx.load_pyramid("test_resnet", weights="random", out_indices=(1, 2), device="cpu")
+    altered["levels"][3]["channels"] -= 1
+    altered["levels"][1]["height"] += 1
+    with pytest.raises(ModelError, match="Level 1 of test_resnet has height"):
+        featx.load_pyramid("test_resnet", weights="random", device="cpu")
+    featx.load_pyramid("test_resnet", weights="random", image_size=96, device="cpu")
