@@ -3,8 +3,9 @@
 """Run every architecture of the installed timm with random weights, and compare all its levels with timm's own.
 
 Each model runs in a process of its own; a line is appended to the results when it ends, and models that have a line
-are not run again. Both networks get the same seed, so nothing is downloaded. Truncated normal numbers, which take most
-of the time, are replaced by uniform ones of the same deviation, in both.
+are not run again. Both networks get the same seed, so nothing is downloaded. What the largest models would take hours
+for is made cheaper, for both networks alike: large parameters are filled with copies of one block of random numbers,
+and an image is smaller where the work would pass a bound, if the network takes other sizes; the results say so.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ from typing import Any
 import timm
 import torch
 from timm.layers import weight_init
+from torch.overrides import TorchFunctionMode
 
-from featx import backbones, load_pyramid
+from featx import backbones, catalogue, load_pyramid
 from featx.records import ModelRequest
+
+# Parameters times pixels up to which a model runs at its own size: about five seconds for a network of matrices.
+LARGEST_WORK = 0.5e9 * 224**2
+
+CATALOGUE = catalogue.read()
 
 # What a process exits with when its model takes more memory than allowed.
 TOO_LARGE = 77
@@ -71,29 +78,35 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """Count the results, and list everything that is not equal."""
     counts = collections.Counter(result["result"] for result in results)
+    smaller = sum("size" in result and result["size"] != _own_size(result["model"]) for result in results)
     rows = [f"{count:5} {name}" for name, count in counts.most_common()]
+    rows.append(f"{smaller:5} of them at a smaller size than their own")
     others = [_line(result) for result in results if result["result"] != "equal"]
     return "\n".join([*rows, f"{len(results):5} in all", *others])
 
 
 def prove(name: str, memory: float) -> dict[str, Any]:
     """Run one model in timm and in featx on the same input, and compare every level bit for bit."""
-    request = ModelRequest(name, weights="random", out_indices="all")
-    description = backbones.describe(request)
+    description = backbones.describe(ModelRequest(name, out_indices="all"))
     facts = {"levels": len(description.levels), "parameters": description.parameters}
     if description.parameters * 4 > memory:
         return {"result": "does not fit", "detail": f"{description.parameters / 1e9:.1f} G parameters", **facts}
+    smaller = _smaller_size(description)
+    if smaller:
+        description = backbones.describe(ModelRequest(name, out_indices="all", image_size=smaller))
+    facts["size"] = [description.input.height, description.input.width]
     batch = torch.randn(1, 3, description.input.height, description.input.width, generator=torch.manual_seed(1))
     torch.manual_seed(0)
-    indices = tuple(level.index for level in description.levels)
-    reference = timm.create_model(name, features_only=True, out_indices=indices).eval()
+    with _Quick():
+        reference = timm.create_model(name, **description.arguments).eval()
     last = str(getattr(reference, "output_fmt", "")).endswith("NHWC")
     with torch.no_grad():
         expected = [level.permute(0, 3, 1, 2) if last else level for level in reference(batch)]
     channels = reference.feature_info.channels()
     del reference
     gc.collect()
-    pyramid = load_pyramid(name, weights="random", out_indices="all", device="cpu")
+    with _Quick():
+        pyramid = load_pyramid(name, weights="random", out_indices="all", image_size=smaller, device="cpu")
     maps = pyramid(batch)
     faults = [
         level.key
@@ -104,6 +117,11 @@ def prove(name: str, memory: float) -> dict[str, Any]:
     if faults or blank:
         return {"result": "differs", "detail": f"unequal {faults}, not finite {blank}", **facts}
     return {"result": "equal", "detail": "", **facts}
+
+
+def _own_size(name: str) -> list[int] | None:
+    feed = CATALOGUE.entries[name]["input"] if CATALOGUE else {}
+    return [feed["height"], feed["width"]] if feed else None
 
 
 def _options() -> argparse.Namespace:
@@ -128,7 +146,7 @@ def _start(name: str, memory: float) -> tuple[int, tuple[str, Any, float]]:
 
 def _work(name: str, memory: float, sender: Any) -> None:
     torch.set_num_threads(1)
-    weight_init._trunc_normal_ = _quick_normal_
+    weight_init._trunc_normal_ = _uniform_
     threading.Thread(target=_watch, args=(memory,), daemon=True).start()
     try:
         result = prove(name, memory)
@@ -139,8 +157,43 @@ def _work(name: str, memory: float, sender: Any) -> None:
     sender.send({"model": name, **result, "peak_mb": peak // 1000})
 
 
-def _quick_normal_(tensor: torch.Tensor, mean: float, std: float, *_: float) -> torch.Tensor:
+def _uniform_(tensor: torch.Tensor, mean: float, std: float, *_: float) -> torch.Tensor:
+    """Uniform numbers of the deviation that timm's truncated normal ones would have."""
     return tensor.uniform_(mean - 3**0.5 * std, mean + 3**0.5 * std)
+
+
+class _Quick(TorchFunctionMode):
+    """Fills large parameters with copies of one block; its length is a prime, so that no two rows are the same."""
+
+    BLOCK = 1_048_573
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._block = torch.rand(self.BLOCK, generator=torch.Generator().manual_seed(0))
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.Tensor.uniform_, torch.Tensor.normal_) and args[0].numel() > self.BLOCK:
+            values, first, second = args[0], *(*args[1:], *kwargs.values(), 0.0, 1.0)[:2]
+            if values.device.type == "cpu" and values.is_contiguous():
+                wide, low = (second - first, first) if function is torch.Tensor.uniform_ else (second * 12**0.5, first)
+                low = low if function is torch.Tensor.uniform_ else low - wide / 2
+                for piece in torch.split(values.detach().view(-1), self.BLOCK):
+                    torch.mul(self._block[: len(piece)], wide, out=piece).add_(low)
+                return values
+        return function(*args, **kwargs)
+
+
+def _smaller_size(description: backbones.Description) -> tuple[int, int] | None:
+    """Return a size at which the largest models take seconds; None where the own one will do or is the only one."""
+    feed, name = description.input, description.reference.architecture
+    work = description.parameters * feed.height * feed.width
+    sizes = CATALOGUE.entries[name]["sizes"] if CATALOGUE else None
+    if work <= LARGEST_WORK or sizes is None:
+        return None
+    step = max(sizes["multiple"], 32 if sizes["multiple"] < 14 else 1)
+    side = int(min(feed.height, feed.width) * (LARGEST_WORK / work) ** 0.5) // step * step
+    return (max(side, step),) * 2
 
 
 def _watch(memory: float) -> None:
