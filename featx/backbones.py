@@ -164,8 +164,9 @@ def sizes_taken(reference: Reference) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``multiple``: sides have to be multiples of it; ``square``: both have to be the same; ``rebuilt``: the network
-        is rebuilt for the size. None where it takes no other size than its own.
+        ``multiple``: sides have to be multiples of it, and long enough for the network's depth; ``square``: both have
+        to be the same; ``rebuilt``: the network is rebuilt for the size. None where it takes no other size than its
+        own.
     """
     for square in (False, True):
         for multiple in SIDES:
@@ -177,15 +178,28 @@ def sizes_taken(reference: Reference) -> dict[str, Any] | None:
     return None
 
 
-def nearest_size(reference: Reference, size: Sequence[int]) -> tuple[int, int] | None:
-    """Return the next larger (height, width) that a network takes; None where there is none."""
-    taken = sizes_taken(reference)
-    if taken is None:
-        return None
-    height, width = (-(-side // taken["multiple"]) * taken["multiple"] for side in size)
-    near = (max(height, width), max(height, width)) if taken["square"] else (height, width)
-    ways = _ways_to_build(ModelRequest(reference.name), (3, *near))
-    return near if any(_runs(reference, arguments, near) for arguments in ways) else None
+def nearest_size(reference: Reference, size: Sequence[int], taken: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the nearest (height, width) that a network takes, or a multiple of it where that is too small.
+
+    Parameters
+    ----------
+    reference : Reference
+        The network.
+    size : (int, int)
+        What was asked for.
+    taken : dict
+        What `sizes_taken` found.
+    """
+    multiple = taken["multiple"]
+    height, width = (max(1, int(side / multiple + 0.5)) * multiple for side in size)
+    if taken["square"]:
+        height = width = max(height, width)
+    for factor in (1, 2, 4, 8, 16):
+        near = (height * factor, width * factor)
+        ways = _ways_to_build(ModelRequest(reference.name), (3, *near))
+        if any(_runs(reference, arguments, near) for arguments in ways):
+            return near
+    return None
 
 
 def choose(
@@ -231,11 +245,9 @@ def choose(
     return tuple(sorted(set(counted.values())))
 
 
-def to_nchw(module: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
     """Return the maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C)."""
-    if layout_of(module) == "NHWC":
-        return [level.permute(0, 3, 1, 2) for level in maps]
-    return list(maps)
+    return [level.permute(0, 3, 1, 2) for level in maps] if layout == "NHWC" else list(maps)
 
 
 def layout_of(module: nn.Module) -> str:
@@ -258,7 +270,15 @@ def create(reference: Reference, device: str, arguments: dict[str, Any], *, pret
     """Have timm build a network on a device, in evaluation mode."""
     with torch.device(device), _Unfilled() if device == "meta" else nullcontext():
         module: nn.Module = timm.create_model(reference.timm_name, pretrained=pretrained, **arguments)
+    _trim(module)
     return module.eval()
+
+
+def _trim(module: nn.Module) -> None:
+    """Cut off what comes after the deepest level, where timm leaves it on (efficientnet, mobilenetv3, hardcorenas)."""
+    stages, blocks = getattr(module, "_stage_out_idx", None), getattr(module, "blocks", None)
+    if stages and isinstance(blocks, nn.Sequential):
+        module.blocks = blocks[: max(stages)]
 
 
 class _Unfilled(TorchFunctionMode):
@@ -289,10 +309,10 @@ def tested_input(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _resolve_registered(name: str) -> Reference:
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     _require_architecture(architecture)
     known = timm.models.get_arch_pretrained_cfgs(architecture)
-    if tag and name not in known:
+    if dot and name not in known:
         raise catalogue.unknown_tag(architecture, tag, [tagged.partition(".")[2] for tagged in known])
     return Reference(name, name, architecture, timm.models.get_pretrained_cfg(name).to_dict())
 
@@ -440,7 +460,7 @@ def _run(network: nn.Module, size: Sequence[int], tracer: Tracer) -> list[Tensor
     with torch.no_grad(), tracer:
         image = torch.zeros(1, *size, device=device)
         tracer.begin(image)
-        return to_nchw(network, network(image))
+        return to_nchw(layout_of(network), network(image))
 
 
 def _runs(reference: Reference, arguments: dict[str, Any], size: tuple[int, int]) -> bool:
@@ -526,11 +546,13 @@ def _size_error(
             f"{refusal}, its own size: {_reason(refused.__cause__ or refused)}", "Please report this model"
         )
     _, height, width = _data_config(reference, replace(request, image_size=None))["input_size"]
-    own = f"its own is {height}x{width}"
-    near = nearest_size(reference, request.image_size)
+    taken = sizes_taken(reference)
+    if taken is None:
+        return ModelError(refusal, f"It takes {height}x{width} alone")
+    near = nearest_size(reference, request.image_size, taken)
     if near is None:
-        return ModelError(f"{refusal}", f"It takes {height}x{width} alone")
-    return ModelError(refusal, f"The nearest that it takes is {near[0]}x{near[1]}; {own}")
+        return ModelError(refusal, f"Its own size is {height}x{width}")
+    return ModelError(refusal, f"The nearest that it takes is {near[0]}x{near[1]}; its own is {height}x{width}")
 
 
 def _odd_multiple(multiple: int, at_least: int) -> int:

@@ -23,6 +23,9 @@ from featx.files import write_atomically
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
+# Of the entries: a cache of another format is not read.
+FORMAT = 1
+
 Entry = dict[str, Any]
 
 
@@ -80,7 +83,7 @@ def write(book: Catalogue, path: Path) -> None:
 def kept_at(version: str) -> Path:
     """Return where the catalogue of another timm version is kept."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "featx" / f"timm-{version}.json"
+    return Path(caches) / "featx" / f"models-{FORMAT}-timm-{version}.json"
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -122,7 +125,7 @@ def filters(
     """Return the filters that were asked for; see `featx.list_models`."""
     found = []
     if family:
-        found.append(Filter(f"belong to family {family!r}", lambda _, entry: _matches(entry["family"], family)))
+        found.append(Filter(f"belong to family {family!r}", lambda _, entry: fnmatchcase(entry["family"], family)))
     if pretrained:
         found.append(Filter("have pretrained weights", lambda _, entry: bool(entry["pretrained"])))
     if license:
@@ -146,16 +149,20 @@ def licensed(tag: dict[str, Any], text: str) -> bool:
     return text.lower() in (tag["license"] or "").lower()
 
 
-def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[str, Entry]:
-    """Sort by name, as they come, or by the number of parameters.
+def require_order(sort: str) -> None:
+    """Refuse an order that there is not.
 
     Raises
     ------
     UsageError
-        If `sort` is neither.
+        If it is neither ``name`` nor ``params``.
     """
     if sort not in ("name", "params"):
         raise UsageError(f"Models cannot be sorted by {sort!r}", "Use name or params")
+
+
+def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[str, Entry]:
+    """Sort by name, as they come, or by the number of parameters."""
     if sort == "name":
         return entries
     return dict(sorted(entries.items(), key=lambda item: item[1]["parameters"]))
@@ -165,8 +172,11 @@ def listed(name: str, entry: Entry, license: str | None = None) -> dict[str, Any
     """Return what a list of models shows of one; of its tags those under the licence asked for."""
     facts = ("family", "parameters", "levels", "default_levels", "input", "sizes", "output_strides")
     tags = [tag for tag in entry["pretrained"] if license is None or licensed(tag, license)]
+    # Without a tag, a name stands for the weights of the first one.
+    tagged = f"{name}.{tags[0]['tag']}" if tags and tags[0] is not entry["pretrained"][0] else name
     return {
         "model": name,
+        "name": tagged,
         "source": "timm",
         **{fact: entry[fact] for fact in facts},
         "pretrained": [_without_changes(tag) for tag in tags],
@@ -175,9 +185,9 @@ def listed(name: str, entry: Entry, license: str | None = None) -> dict[str, Any
 
 def knows(book: Catalogue, name: str) -> bool:
     """Whether there is an entry for ``arch``, or for the weights of ``arch.tag``."""
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     entry = book.entries.get(architecture)
-    return entry is not None and (not tag or any(known["tag"] == tag for known in entry["pretrained"]))
+    return entry is not None and (not dot or any(known["tag"] == tag for known in entry["pretrained"]))
 
 
 def with_tag(book: Catalogue, name: str) -> Entry:

@@ -76,6 +76,35 @@ ImageSize = Annotated[
         help="Model input: one side, or HEIGHTxWIDTH (default: the model's own).",
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="fp32|bf16|fp16", rich_help_panel=OUTPUT_PANEL, help="What the network computes in; fp32 is exact."
+    ),
+]
+Backend = Annotated[
+    str, typer.Option(metavar="torch|compile|openvino", rich_help_panel=OUTPUT_PANEL, help="What runs the network.")
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="float32|float16", rich_help_panel=OUTPUT_PANEL, help="What the maps are written as.")
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="auto|cpu|cuda|cuda:0,1|all|mps", rich_help_panel=OUTPUT_PANEL, help="Where to compute."),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(metavar="N|auto", rich_help_panel=OUTPUT_PANEL, help="Images in one forward pass."),
+]
+WorkersCount = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        rich_help_panel=OUTPUT_PANEL,
+        help="Forward passes at a time (default: one a core).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -201,17 +230,12 @@ def extract(
             help="The run's folder (default: features/MODEL).",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", rich_help_panel=OUTPUT_PANEL, help="Where to compute.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=OUTPUT_PANEL,
-            help="Images in one forward pass (default: to suit the device).",
-        ),
-    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    backend: Backend = "torch",
+    batch_size: BatchSize = "auto",
+    workers: WorkersCount = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Say nothing but failures and errors.")
     ] = False,
@@ -232,15 +256,49 @@ def extract(
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
     11 another run holds the output, 130 stopped.
     """
-    request = _request(model, weights, seed, out_indices, strides, output_stride, image_size, test_size)
+    request = _request(
+        model, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, backend
+    )
     named = tuple(text for text in inputs or () if text != "-")
-    job = Job(named, request, _listed(inputs or [], from_file), output, device, batch_size)
+    listed = _listed(inputs or [], from_file)
+    job = Job(named, request, listed, output, device, _batch_size(batch_size), workers, dtype)
     from featx.extraction import run
 
     with render.progress(quiet=quiet or as_json) as listener:
         report = run(job, listener)
     render.report(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
+
+
+@app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
+def bench(
+    model: Model,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", rich_help_panel=IMAGE_PANEL, help="Photos to use (default: made up).")
+    ] = None,
+    count: Annotated[int, typer.Option(min=8, rich_help_panel=IMAGE_PANEL, help="How many in a round.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, rich_help_panel=IMAGE_PANEL, help="Medians are taken over them.")] = 3,
+    image_size: ImageSize = None,
+    out_indices: OutIndices = None,
+    strides: Strides = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    backend: Backend = "torch",
+    batch_size: BatchSize = "auto",
+    workers: WorkersCount = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show where the time goes on this machine: every stage alone, then all together; weights are random."""
+    request = _request(model, "random", 0, out_indices, strides, None, image_size, False, precision, backend)
+    inputs = (str(images),) if images else ()
+    job = Job(inputs, request, (), None, device, _batch_size(batch_size), workers, dtype)
+    from featx import bench as benchmark
+
+    with render.waiting("timing"):
+        value = benchmark.bench(job, count, rounds)
+    render.timings(value, as_json=as_json)
 
 
 @app.command(epilog="Example: featx fetch --model resnet50.a1_in1k --output models/resnet50")
@@ -287,6 +345,8 @@ def _request(
     output_stride: int | None = None,
     image_size: str | None = None,
     test_size: bool = False,
+    precision: str = "fp32",
+    backend: str = "torch",
 ) -> ModelRequest:
     return ModelRequest(
         name=model,
@@ -297,7 +357,15 @@ def _request(
         output_stride=output_stride,
         image_size=None if image_size is None else _size(image_size),
         test_size=test_size,
+        precision=precision,
+        backend=backend,
     )
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    return int(_numbers(text, int, "--batch-size", "8 or auto")[0])
 
 
 def _indices(text: str | None) -> tuple[int, ...] | Literal["all"] | None:

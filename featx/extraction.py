@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from os import PathLike
@@ -13,13 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import featx
 from featx import manifest, sources
 from featx.errors import StoppedError, UsageError
-from featx.records import Item, Job, Listener, ModelRequest, Note, Outcome, Planned
+from featx.records import Item, Job, Listener, ModelRequest, Note, Outcome, Planned, Workers
 
 if TYPE_CHECKING:
+    import torch
+
+    from featx.computing import Computer
     from featx.pyramid import Pyramid
 
-# Where a batch stops making a processor or a graphics card faster; measured on ResNet-50 at 224.
-LARGEST_BATCH = {"cpu": 8, "cuda": 32, "mps": 16}
+DTYPES = ("float32", "float16")
+
+# Where a batch stops making a processor faster; measured on ResNet-50 at 224, one thread a pass.
+LARGEST_BATCH = 8
+
+# Passes at a time on a graphics card: while one is computed, another is copied there and a third one back.
+STREAMS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,11 @@ def extract(
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     device: str = "auto",
+    precision: str = "fp32",
+    backend: str = "torch",
+    dtype: str = "float32",
     batch_size: int | None = None,
+    workers: int | None = None,
     listener: Listener | None = None,
 ) -> Report:
     """Write the feature pyramid of every image to a folder; calling it again goes on where it stopped.
@@ -74,10 +89,16 @@ def extract(
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
         A list of images, one path a line.
-    weights, seed, out_indices, strides, output_stride, image_size, test_size, device
-        As `featx.load_pyramid` has them.
+    weights, seed, out_indices, strides, output_stride, image_size, test_size, device, precision
+        As `featx.load_pyramid` has them; the device may also be several, ``cuda:0,1`` or ``all``.
+    backend : str
+        What runs the network: ``torch``, ``compile`` (torch.compile) or ``openvino``.
+    dtype : str
+        ``float32`` or ``float16``: what the maps are written as.
     batch_size : int or None
         Images in one forward pass; None takes what an earlier call took, or what suits the device.
+    workers : int or None
+        Forward passes at a time; None takes one a core, or what suits a graphics card.
     listener : callable or None
         Called with `featx.records.Note`, `Planned` and `Outcome` as they come.
 
@@ -92,7 +113,9 @@ def extract(
         If the run cannot begin or go on; see `featx.errors`.
     """
     one = isinstance(inputs, str | PathLike)
-    request = ModelRequest.of(model, weights, seed, out_indices, strides, output_stride, image_size, test_size)
+    request = ModelRequest.of(
+        model, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, backend
+    )
     return run(
         Job(
             inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
@@ -101,6 +124,8 @@ def extract(
             output=Path(output) if output is not None else None,
             device=device,
             batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
         ),
         listener or (lambda _: None),
     )
@@ -108,8 +133,7 @@ def extract(
 
 def run(job: Job, listener: Listener) -> Report:
     """Do a job; see `extract`."""
-    if job.batch_size is not None and job.batch_size < 1:
-        raise UsageError(f"A batch of {job.batch_size} images is no batch", "Use a --batch-size of 1 or more")
+    _require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
     manifest.require_usable(output)
@@ -117,30 +141,39 @@ def run(job: Job, listener: Listener) -> Report:
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
     from featx import pipeline
-    from featx.pyramid import load
+    from featx.pyramid import choose_devices, load
 
-    pyramid = load(job.request, job.device)
+    devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
+    pyramids = [load(job.request, device) for device in devices]
     with manifest.hold(output) as lines:
         earlier = manifest.read_summary(output)
-        recipe = _recipe(pyramid, job, len(found.items), earlier)
+        told: deque[str] = deque()
+        then = (earlier or {}).get("recipe", {})
+        computers, workers = spread(pyramids, job, len(found.items), then, told.append)
+        recipe = _recipe(pyramids[0], job, workers)
         if earlier:
             manifest.require_same_recipe(output, earlier["recipe"], recipe)
-        plan = _plan(output, found.items)
-        ledger = manifest.Ledger(output, lines, _facts(pyramid, recipe), plan.kept, len(plan.to_do), earlier)
+        plan = plan_work(output, found.items)
+        facts = _facts(pyramids[0], recipe)
+        ledger = manifest.Ledger(output, lines, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
         ledger.save("running")
         listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
         failures = list(plan.failures)
         try:
-            for outcome in pipeline.run(pyramid, plan.to_do, output, recipe["batch_size"]):
-                ledger.enter(outcome)
-                listener(outcome)
-                if not outcome.done:
-                    failures.append(outcome)
+            with closing(pipeline.run(computers, plan.to_do, output, workers)) as outcomes, machine(devices, workers):
+                for outcome in outcomes:
+                    while told:
+                        listener(Note(told.popleft()))
+                    ledger.enter(outcome)
+                    listener(outcome)
+                    if not outcome.done:
+                        failures.append(outcome)
         except BaseException as error:
             ledger.save("stopped")
             if isinstance(error, KeyboardInterrupt):
                 raise StoppedError(f"Stopped: {ledger.progress}", "Run the same command to resume") from error
             raise
+        facts["largest_pass"] = min(computer.largest for computer in computers)
         ledger.save("done")
     tried = len(plan.to_do)
     return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
@@ -156,39 +189,80 @@ def folder_name(model: str) -> str:
 class _Plan:
     """What an earlier call left to do.
 
-    `kept` has the manifest's lines that stand, of all images in the folder; `done` and `failures` count and list those
-    of this call's images among them.
+    `kept_done` and `kept_failed` count the manifest's lines that stand, of all images in the folder; `done` and
+    `failures` are those of this call's images among them.
     """
 
     to_do: list[Item]
-    kept: list[dict[str, Any]]
+    kept_done: int
+    kept_failed: int
     done: int
     failures: list[Outcome]
 
 
-def _plan(folder: Path, items: list[Item]) -> _Plan:
-    known = manifest.lines(folder)
+def plan_work(folder: Path, items: list[Item]) -> _Plan:
+    """Hold the images against the manifest; linear, and small enough for a million of them."""
+    known = manifest.known(folder)
+    root = str(folder)
     to_do, done, failures = [], 0, []
     for item in items:
         line = known.get(item.key)
-        if line is None or not manifest.still_valid(folder, line, item.path):
+        if line is None or not manifest.still_valid(root, line, item.path):
             to_do.append(item)
             known.pop(item.key, None)
-        elif line["status"] == "done":
+        elif line.done:
             done += 1
         else:
-            failures.append(Outcome(item, stage=line["stage"], error=line["error"]))
-    return _Plan(to_do, list(known.values()), done, failures)
+            failures.append(Outcome(item, stage=line.stage, error=line.error))
+    kept_done = sum(line.done for line in known.values())
+    return _Plan(to_do, kept_done, len(known) - kept_done, done, failures)
 
 
-def _recipe(pyramid: Pyramid, job: Job, images: int, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything that changes the numbers; a batch size that was not asked for is what an earlier call took."""
+def _require_sound(job: Job) -> None:
+    """Refuse what needs no torch to be refused."""
+    if job.batch_size is not None and job.batch_size < 1:
+        raise UsageError(f"A batch of {job.batch_size} images is no batch", "Use a --batch-size of 1 or more")
+    if job.workers is not None and job.workers < 1:
+        raise UsageError(f"{job.workers} workers get nothing done", "Use --workers 1 or more")
+    if job.dtype not in DTYPES:
+        raise UsageError(f"Maps cannot be written as {job.dtype!r}", f"Use --dtype {' or '.join(DTYPES)}")
+
+
+def spread(
+    pyramids: list[Pyramid],
+    job: Job,
+    images: int,
+    earlier: dict[str, Any],
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Computer], Workers]:
+    """Spread the work over the machine; what changes numbers and was not asked for stays what an earlier call took.
+
+    On a processor every core has a forward pass to itself: passes of one thread do not wait for each other, and
+    reading and writing fill what they leave. Only where there are fewer batches than cores do passes get more threads.
+    """
     import torch
 
-    largest = min(images, LARGEST_BATCH[pyramid.device.type])
-    batch_size = (
-        job.batch_size or (earlier or {}).get("recipe", {}).get("batch_size") or 1 << (largest.bit_length() - 1)
-    )
+    from featx.computing import Computer
+
+    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+    batch_size = job.batch_size or earlier.get("batch_size")
+    computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
+    if pyramids[0].device.type == "cpu":
+        batch_size = batch_size or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
+        batches = -(-images // batch_size)
+        threads = earlier.get("threads") or cores // (job.workers or min(cores, batches)) or 1
+        forwards = job.workers or max(1, cores // threads)
+    else:
+        batch_size = batch_size or min(images, computers[0].best_batch_size())
+        forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
+    for computer, pyramid in zip(computers, pyramids, strict=True):
+        computer.largest = batch_size
+        pyramid.hand_over(batch_size, forwards, threads)
+    return computers, Workers(batch_size, forwards, threads, readers=cores, writers=cores)
+
+
+def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
+    """Everything that changes the numbers."""
     return {
         "model": pyramid.name,
         "weights": pyramid.weights.sha256,
@@ -196,13 +270,31 @@ def _recipe(pyramid: Pyramid, job: Job, images: int, earlier: dict[str, Any] | N
         "output_stride": job.request.output_stride,
         "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
         "rebuilt": pyramid.rebuilt,
-        "precision": "fp32",
-        "dtype": "float32",
-        "batch_size": batch_size,
+        "precision": pyramid.precision,
+        "backend": pyramid.backend,
+        "dtype": job.dtype,
+        "batch_size": workers.batch_size,
+        "memory_format": "channels_last",
         "device": pyramid.device.type,
-        "threads": torch.get_num_threads(),
+        "threads": workers.threads,
         "versions": _versions(),
     }
+
+
+@contextmanager
+def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]:
+    """Set what torch keeps for the whole process, for as long as the run takes."""
+    import torch
+
+    from featx.pyramid import full_precision
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(workers.threads)
+    try:
+        with full_precision(devices[0]):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _facts(pyramid: Pyramid, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from featx.files import write_atomically
 
 CONFIGURATION = "config.json"
 
+# What a fetched folder may hold.
+OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")
+
 
 def fetch(name: str, folder: Path) -> dict[str, Any]:
     """Put a model's pretrained weights and its configuration into a folder.
@@ -44,8 +47,9 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
         If the folder cannot be written, or holds something else.
     """
     reference = backbones.resolve(name)
-    _require_free(folder, reference.architecture)
+    _require_free(folder)
     path, source = loading.locate(reference)
+    _require_same(folder, source)
     sha256 = weights_.file_sha256(path)
     loading.require_as_fetched(reference, path, sha256)
     target = folder / ("model.safetensors" if weights_.is_safetensors(path) else "pytorch_model.bin")
@@ -61,19 +65,25 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     return {"model": name, "architecture": reference.architecture, **fetched, "output": str(folder)}
 
 
-def _require_free(folder: Path, architecture: str) -> None:
-    """Refuse a folder that holds anything but an earlier fetch of the same architecture."""
+def _require_free(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a fetch leaves, an interrupted one too."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file", "Choose another folder with -o")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name not in OURS and not (name.startswith(".") and name.endswith(".tmp")) for name in names):
+        raise OutputError(f"{folder} holds other things than a model", "Choose another folder with -o")
+
+
+def _require_same(folder: Path, source: str) -> None:
+    """Refuse a folder that holds a model from elsewhere."""
     try:
-        earlier = json.loads((folder / CONFIGURATION).read_bytes())
-        same = "featx" in earlier and earlier["architecture"] == architecture
+        earlier = json.loads((folder / CONFIGURATION).read_bytes())["featx"]["source"]
+    except FileNotFoundError:
+        return
     except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise OutputError(f"{folder} holds other things than {architecture}", "Choose another folder with -o")
+        earlier = "a model that featx did not fetch"
+    if earlier != source:
+        raise OutputError(f"{folder} holds {earlier}, not {source}", "Choose another folder with -o")
 
 
 def _configuration(reference: backbones.Reference) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,32 +24,57 @@ PADDING_ID = 0xD935
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
 
-# What zip stores as a time; the same pixels and recipe are to give the same bytes.
-NO_TIME = (1980, 1, 1, 0, 0, 0)
+# Midnight and 1 January 1980 as zip has them; the same pixels and recipe are to give the same bytes.
+NO_TIME = (0, (1 << 5) | 1)
+
+# Where the 32 bits of zip's positions end.
+LARGEST = (1 << 32) - 1
 
 SUFFIX = ".npz"
 
 
-def write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
-    """Write arrays, uncompressed, in the order given.
+def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
+    """Lay out a file of arrays, uncompressed, in the order given; the arrays themselves are not copied.
 
     Parameters
     ----------
-    file : binary file
-        Open for writing, empty, seekable.
     arrays : mapping of str to ndarray
-        C-contiguous; any shape and numeric type.
+        C-contiguous; any shape and numeric type; names in ASCII.
+
+    Returns
+    -------
+    list of bytes or memoryview
+        What to write, one after the other.
+
+    Raises
+    ------
+    ValueError
+        If the file would pass 4 GiB, from which on zip files are laid out in another way.
     """
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, values in arrays.items():
-            header = io.BytesIO()
-            np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
-            member = zipfile.ZipInfo(f"{name}.npy", NO_TIME)
-            member.extra = _padding(file.tell() + LOCAL_HEADER + len(member.filename))
-            member.file_size = header.tell() + values.nbytes
-            with archive.open(member, "w") as target:
-                target.write(header.getbuffer())
-                target.write(values.reshape(-1).view(np.uint8).data)
+    pieces: list[bytes | memoryview] = []
+    directory: list[bytes] = []
+    position = 0
+    for name, values in arrays.items():
+        header, data, filename = (
+            _npy_header(values),
+            values.reshape(-1).view(np.uint8).data,
+            f"{name}.npy".encode("ascii"),
+        )
+        padding = _padding(position + LOCAL_HEADER + len(filename))
+        size = len(header) + len(data)
+        # Version 2.0, no flags, stored, no time, checksum, size twice: the part that both headers share.
+        common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, zlib.crc32(data, zlib.crc32(header)), size, size)
+        lengths = struct.pack("<2H", len(filename), len(padding))
+        pieces += [b"PK\3\4" + common + lengths + filename + padding + header, data]
+        made_by = struct.pack("<2B", 20, 3)  # Unix, whose rights are in the upper half of the attributes
+        attributes = struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, position)
+        directory.append(b"PK\1\2" + made_by + common + lengths + attributes + filename + padding)
+        position += len(pieces[-2]) + len(data)
+    if position >= LARGEST:
+        raise ValueError(f"{position} bytes are more than a file of features can hold")
+    ending = b"".join(directory)
+    count = len(directory)
+    return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -63,6 +89,12 @@ def read_npz(path: Path) -> dict[str, Array]:
         return {
             member.filename.removesuffix(".npy"): _map_member(path, archive, member) for member in archive.infolist()
         }
+
+
+def _npy_header(values: Array) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    return header.getvalue()
 
 
 def _padding(end_of_header: int) -> bytes:

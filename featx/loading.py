@@ -120,8 +120,19 @@ def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> 
     with _timm_loading_replaced_by(load):
         module = create(description.reference, "cpu", description.arguments, pretrained=True)
     pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
-    _require_complete(description.reference.name, pyramid, loaded, checkpoint.source)
+    _require_complete(description, pyramid, loaded, checkpoint.source)
     return module
+
+
+def can_be_resampled(reference: Reference, arguments: dict[str, Any]) -> bool:
+    """Whether timm's converter makes weights of the network's own size fit the network that is rebuilt for another."""
+    own, _ = _network_and_converter(reference, {"features_only": True})
+    rebuilt, convert = _network_and_converter(reference, arguments)
+    # Real tensors, since some converters look at values; their memory is not touched unless they are resampled.
+    converted = _convert(convert, {name: torch.empty(value.shape) for name, value in own.state_dict().items()}, rebuilt)
+    return all(
+        name in converted and converted[name].shape == value.shape for name, value in rebuilt.state_dict().items()
+    )
 
 
 @contextmanager
@@ -200,8 +211,19 @@ def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _require_complete(model: str, pyramid: dict[str, Tensor], loaded: dict[str, Tensor], source: str) -> None:
+def _network_and_converter(reference: Reference, arguments: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """Build on the meta device, and catch what timm would load: of a hybrid, its backbone first, the whole last."""
+    seen: list[tuple[nn.Module, Any]] = []
+    with _timm_loading_replaced_by(lambda network, convert: seen.append((network, convert))):
+        create(reference, "meta", arguments, pretrained=True)
+    return seen[-1]
+
+
+def _require_complete(
+    description: Description, pyramid: dict[str, Tensor], loaded: dict[str, Tensor], source: str
+) -> None:
     """Refuse a checkpoint that leaves anything in the pyramid to chance."""
+    model, feed = description.reference.name, description.input
     counted = {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")}
     faults = {
         "missing": [name for name in counted if name not in loaded],
@@ -213,7 +235,9 @@ def _require_complete(model: str, pyramid: dict[str, Tensor], loaded: dict[str, 
             first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise WeightsError(
                 f"{len(names)} of {len(counted)} parameters of the pyramid are {fault} in {source}: {first}",
-                f"This is no sound checkpoint of {model}; check --model and --weights",
+                f"Weights of {model} cannot be resampled to {feed.height}x{feed.width}; leave the image size out"
+                if description.rebuilt and fault == "of another shape"
+                else f"This is no sound checkpoint of {model}; check --model and --weights",
             )
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,18 +55,62 @@ def hold(folder: Path) -> Iterator[BinaryIO]:
         yield manifest
 
 
-def lines(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the manifest: the last line of every key. Lines that are no JSON are as good as absent."""
-    found: dict[str, dict[str, Any]] = {}
+def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the manifest line by line, each with its position; lines that are no JSON are as good as absent."""
     path = folder / MANIFEST
-    if path.is_file():
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                    found[line["key"]] = line
-                except (ValueError, KeyError, TypeError):
-                    continue
+    if not path.is_file():
+        return
+    decode = json.JSONDecoder().decode
+    with path.open("rb") as file:
+        position = 0
+        for text in file:
+            try:
+                line = decode(text.decode())
+                if isinstance(line["key"], str):
+                    yield position, line
+            except (ValueError, KeyError, TypeError):
+                pass
+            position += len(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What has to be remembered of a line to plan with it; a million of them fit into memory.
+
+    Attributes
+    ----------
+    done : bool
+        Whether there are features.
+    stat : Stat or None
+        Of the image when it was read.
+    output : str
+        The file with the features.
+    bytes : int
+        Its size.
+    stage, error : str
+        Of a failure.
+    """
+
+    done: bool
+    stat: Stat | None
+    output: str
+    bytes: int
+    stage: str
+    error: str
+
+
+def known(folder: Path) -> dict[str, Known]:
+    """Read the last line of every key in the manifest."""
+    found = {}
+    for _, line in lines(folder):
+        try:
+            stat = Stat(line["input"]["bytes"], line["input"]["mtime_ns"]) if line["input"] else None
+            if line["status"] == "done":
+                found[line["key"]] = Known(True, stat, line["output"], line["bytes"], "", "")
+            else:
+                found[line["key"]] = Known(False, stat, "", 0, line["stage"], line["error"])
+        except (KeyError, TypeError):
+            found.pop(line["key"], None)
     return found
 
 
@@ -81,8 +125,8 @@ class Ledger:
         Its manifest, as `hold` gives it.
     facts : dict
         What the summary says besides state, counts and seconds.
-    kept : list of dict
-        Lines that stand from earlier calls.
+    done, failed : int
+        Images whose lines stand from earlier calls.
     to_do : int
         Images still to come.
     earlier : dict or None
@@ -94,14 +138,14 @@ class Ledger:
         folder: Path,
         file: BinaryIO,
         facts: dict[str, Any],
-        kept: list[dict[str, Any]],
+        done: int,
+        failed: int,
         to_do: int,
         earlier: dict[str, Any] | None,
     ) -> None:
         self._folder, self._file, self._facts = folder, file, facts
-        self._done = sum(line["status"] == "done" for line in kept)
-        self._failed = len(kept) - self._done
-        self._total = len(kept) + to_do
+        self._done, self._failed = done, failed
+        self._total = done + failed + to_do
         self._before = float(earlier["seconds"]) if earlier else 0.0
         self._began = time.monotonic()
         self.summary: dict[str, Any] = {}
@@ -183,7 +227,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """Lay out the line of one image."""
     line: dict[str, Any] = {
         "key": outcome.item.key,
-        "path": str(outcome.item.path),
+        "path": outcome.item.path,
         "status": "done" if outcome.done else "failed",
         "input": asdict(outcome.stat) if outcome.stat else None,
     }
@@ -199,20 +243,22 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def still_valid(folder: Path, line: dict[str, Any], path: Path) -> bool:
+def still_valid(folder: str, line: Known, path: str) -> bool:
     """Whether a line can be relied on: its image is unchanged, and its output is there in full."""
+    if stat_of(path) != line.stat:
+        return False
+    if not line.done:
+        return True
     try:
-        if stat_of(path) != (Stat(**line["input"]) if line["input"] else None):
-            return False
-        return bool(line["status"] == "failed") or (folder / str(line["output"])).stat().st_size == int(line["bytes"])
-    except (OSError, KeyError, TypeError):
+        return os.stat(f"{folder}/{line.output}").st_size == line.bytes  # noqa: PTH116
+    except OSError:
         return False
 
 
-def stat_of(path: Path) -> Stat | None:
+def stat_of(path: str) -> Stat | None:
     """Size and time of an image file; None where it cannot be had."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - a million Path objects cost more than their files
     except OSError:
         return None
     return Stat(status.st_size, status.st_mtime_ns)

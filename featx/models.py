@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from featx import catalogue
 from featx.catalogue import Catalogue, Entry
-from featx.errors import FeatxError, ModelError
+from featx.errors import ModelError
 from featx.records import ModelRequest, Note, SearchListener, Surveyed
+
+# Models that are measured between two times that the catalogue of another timm is kept.
+KEEP_EVERY = 50
 
 
 def list_models(
@@ -44,7 +47,7 @@ def list_models(
     license : str or None
         Only those with weights under a licence that has this in its name; other tags of theirs are left out.
     family : str or None
-        Only those of a family, timm's module (a glob pattern, or a part of its name).
+        Only those of a family, timm's module (or a glob pattern).
     any_size : bool
         Only those that take other image sizes than their own without being rebuilt.
     sort : str
@@ -57,14 +60,16 @@ def list_models(
     Returns
     -------
     list of dict
-        ``model``, ``source``, ``family``, ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``,
-        ``sizes``, ``output_strides`` and ``pretrained`` (tags with licence, input size, hub id).
+        ``model``, ``name`` (with a tag where the model's default weights do not pass), ``source``, ``family``,
+        ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``, ``sizes``, ``output_strides`` and
+        ``pretrained`` (tags with licence, input size, hub id).
 
     Raises
     ------
     ModelError
         If nothing matches; the message has the nearest names, or the filter that left nothing.
     """
+    catalogue.require_order(sort)
     hear = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     book = _current(hear)
@@ -73,6 +78,8 @@ def list_models(
     if not names:
         raise ModelError(f"No models {said}", catalogue.nearest(patterns, book.names))
     entries = _entries(book, names, hear)
+    if not entries:
+        raise ModelError(f"None of the models that {said} could be measured", "Update featx, or take an older timm")
     conditions = catalogue.filters(
         pretrained=pretrained,
         strides=strides,
@@ -87,11 +94,6 @@ def list_models(
     if len(shown) < len(chosen):
         hear(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
     return [catalogue.listed(name, chosen[name], license) for name in shown]
-
-
-def list_names(patterns: Sequence[str] = (), listener: SearchListener | None = None) -> list[str]:
-    """List names alone; see `list_models`."""
-    return [entry["model"] for entry in list_models(patterns, listener=listener)]
 
 
 def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     architecture = request.name.partition(".")[0]
     if architecture not in book.names:
         raise catalogue.unknown_model(architecture, book.names, book.renamed)
-    entry = _entries(book, [architecture], hear)[architecture]
+    entry = _entries(book, [architecture], hear).get(architecture)
     if request == ModelRequest(request.name) and catalogue.knows(book, request.name):
         return catalogue.described(book, request.name)
     from featx import survey
@@ -160,9 +162,11 @@ def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> N
         for done, name in enumerate(missing, 1):
             try:
                 book.entries[name] = survey.entry(name)
-            except FeatxError as error:
-                hear(Note(f"{name} is left out: {error.message}"))
+            except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
+                hear(Note(f"{name} is left out: {error}"))
             hear(Surveyed(done, len(missing)))
+            if done % KEEP_EVERY == 0:
+                _keep(book, hear)
     finally:
         _keep(book, hear)
 

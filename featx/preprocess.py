@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 from timm.data import create_transform
-from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Resize
+from torchvision.transforms import CenterCrop, Normalize, Resize
 
+from featx.errors import ModelError
 from featx.geometry import Frame
 
 # Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
@@ -53,6 +55,10 @@ UPRIGHT = {
 
 
 WHITE = (255, 255, 255, 255)
+
+# The steps of timm's evaluation transform that move pixels.
+RESIZES = (Resize, ResizeKeepRatio)
+CROPS = (CenterCrop, CenterCropOrPad)
 
 
 class DecodeError(Exception):
@@ -100,7 +106,14 @@ class Preprocessor:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._steps = create_transform(**config, is_training=False).transforms
+        *places, self._to_tensor, self._normalise = create_transform(**config, is_training=False).transforms
+        known = all(isinstance(step, RESIZES + CROPS) for step in places)
+        if not (known and isinstance(self._to_tensor, MaybeToTensor) and isinstance(self._normalise, Normalize)):
+            raise ModelError(
+                "timm prepares images for this model in steps that featx does not know", "Please report it"
+            )
+        self._places: list[Any] = places
+        self._mean_std = (list(self._normalise.mean), list(self._normalise.std))
 
     def __call__(self, image: Image.Image, orientation: int = 1) -> tuple[Tensor, Frame]:
         """Resize, crop and normalise an RGB image.
@@ -112,15 +125,40 @@ class Preprocessor:
         frame : Frame
             Where the original lies in it.
         """
+        placed, frame = self.place(image, orientation)
+        return self._normalise(self._to_tensor(placed)), frame
+
+    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+        """Resize and crop an RGB image.
+
+        Returns
+        -------
+        image : PIL.Image.Image
+            Mode RGB, of the model's input size.
+        frame : Frame
+            Where the original lies in it.
+        """
         frame = Frame.of(image.size, orientation)
-        value: Any = image
-        for step in self._steps:
-            value = step(value)
-            if isinstance(step, Resize | ResizeKeepRatio):
-                frame = frame.resized(value.size)
-            elif isinstance(step, CenterCrop | CenterCropOrPad):
-                frame = frame.centred(value.size)
-        return value, frame
+        for step in self._places:
+            image = step(image)
+            frame = frame.resized(image.size) if isinstance(step, RESIZES) else frame.centred(image.size)
+        return image, frame
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Do for a batch what `__call__` does for an image, to the bit.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            (B, H, W, 3) uint8, on any device.
+
+        Returns
+        -------
+        Tensor
+            (B, 3, H, W) float32, channels last in memory, on the same device.
+        """
+        mean, std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in self._mean_std)
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
 def _require_size(image: Image.Image) -> None:

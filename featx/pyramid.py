@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from os import PathLike
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featx import backbones, catalogue, loading, preprocess
+from featx import backbones, catalogue, loading, networks, preprocess
 from featx.errors import ModelError, UsageError
 from featx.geometry import Frame
 from featx.records import Input, Level, ModelRequest, Weights
@@ -43,10 +43,18 @@ class Pyramid:
         Of the pyramid, without the head.
     rebuilt : bool
         Whether the network was rebuilt for an input size that it would not take otherwise.
+    precision, backend : str
+        What the network computes in, and what runs it.
     """
 
     def __init__(
-        self, description: backbones.Description, module: nn.Module, weights: Weights, device: torch.device
+        self,
+        description: backbones.Description,
+        module: nn.Module,
+        weights: Weights,
+        device: torch.device,
+        precision: str = "fp32",
+        backend: str = "torch",
     ) -> None:
         self.name = description.reference.name
         self.architecture = description.reference.architecture
@@ -55,7 +63,12 @@ class Pyramid:
         self.device = device
         self.parameters = description.parameters
         self.rebuilt = description.rebuilt
-        self.module = module.to(device)
+        self.precision, self.backend = precision, backend
+        # OpenVINO rounds by itself, from full precision.
+        self._dtype = torch.float32 if backend == "openvino" else dtype_of(precision)
+        self.module = module.to(device, self._dtype)
+        self._layout = description.layout
+        self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
         self._preprocessor = preprocess.Preprocessor(description.config)
         self.levels: tuple[Level, ...] = description.levels
 
@@ -87,6 +100,14 @@ class Pyramid:
             rgb, orientation = preprocess.decode(Path(image))
         return self._preprocessor(rgb, orientation)
 
+    def place(self, path: Path) -> tuple[Image.Image, Frame]:
+        """Read an image file and bring it to the size of the model's input, not normalised yet; see `preprocess`."""
+        return self._preprocessor.place(*preprocess.decode(path))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Make (B, 3, H, W) float32 model inputs of (B, H, W, 3) uint8 pixels, as `preprocess` does."""
+        return self._preprocessor.normalise(pixels)
+
     def __call__(self, batch: Tensor) -> list[Tensor]:
         """Run the network, without gradients.
 
@@ -98,7 +119,7 @@ class Pyramid:
         Returns
         -------
         list of Tensor
-            One (B, C, H, W) map a level, on `device`.
+            One (B, C, H, W) map a level, on `device`, in the precision of the pyramid.
 
         Raises
         ------
@@ -106,16 +127,37 @@ class Pyramid:
             If the maps are not those that the model says it has, or there is not enough memory.
         """
         try:
-            with torch.no_grad(), _full_precision(self.device):
-                maps = backbones.to_nchw(self.module, self.module(batch.to(self.device)))
+            with torch.no_grad(), full_precision(self.device):
+                return self.run(batch.to(self.device))
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.device} ran out of memory on a batch of {len(batch)}", "Use a smaller --batch-size"
             ) from error
+
+    def run(self, batch: Tensor) -> list[Tensor]:
+        """Run the network as the caller has set the scene: gradients, streams and exactness are not touched."""
+        maps = backbones.to_nchw(self._layout, self._network(batch.to(self._dtype)))
         levels = backbones.check_maps(self.name, self.levels, maps)
         if batch.shape[-2:] == (self.input.height, self.input.width) and levels != self.levels:
             raise ModelError(f"{self.name} gave maps of other sizes than it said", "Please report this model")
         return maps
+
+    def hand_over(self, batch_size: int, forwards: int, threads: int) -> None:
+        """Have the backend run the network from now on, for batches of one size and so many passes at a time."""
+        plan = networks.Plan(
+            shape=(batch_size, 3, self.input.height, self.input.width),
+            device=self.device,
+            precision=self.precision,
+            forwards=forwards,
+            threads=threads,
+            recipe={
+                "model": self.name,
+                "weights": self.weights.sha256,
+                "levels": [level.to_json() for level in self.levels],
+                "versions": {name: metadata.version(name) for name in ("timm", "torch")},
+            },
+        )
+        self._network = networks.make(self.backend, self.module, plan)
 
 
 def load_pyramid(
@@ -129,6 +171,7 @@ def load_pyramid(
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> Pyramid:
     """Load a timm model as a feature pyramid.
 
@@ -152,6 +195,8 @@ def load_pyramid(
         Take the size and crop that the weights' authors tested with, where they differ from the model's own.
     device : str
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    precision : str
+        ``fp32``, or ``bf16`` or ``fp16``: parameters, computation and maps.
 
     Returns
     -------
@@ -163,17 +208,20 @@ def load_pyramid(
     ModelError, WeightsError, UsageError
         If the model, its levels, its weights or the device cannot be had; each says what there is instead.
     """
-    request = ModelRequest.of(name, weights, seed, out_indices, strides, output_stride, image_size, test_size)
-    return load(request, device)
+    request = ModelRequest.of(
+        name, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, "torch"
+    )
+    return load(request, choose_devices(device)[0])
 
 
-def load(request: ModelRequest, device: str) -> Pyramid:
+def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
-    chosen = choose_device(device)  # first, since a wrong device should not cost a download
+    networks.require_backend(request.backend)
+    dtype_of(request.precision)
     description = backbones.describe(request)
     _require_as_catalogued(description, request)
     module, weights = loading.build(description, request)
-    return Pyramid(description, module, weights, chosen)
+    return Pyramid(description, module, weights, device, request.precision, request.backend)
 
 
 def _require_as_catalogued(description: backbones.Description, request: ModelRequest) -> None:
@@ -202,20 +250,41 @@ def _require_as_catalogued(description: backbones.Description, request: ModelReq
                 )
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name, ``auto`` being the first GPU, then the CPU.
+def dtype_of(precision: str) -> torch.dtype:
+    """Return torch's type for ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in types:
+        raise UsageError(f"There is no precision {precision!r}", f"Use {', '.join(types)}")
+    return types[precision]
+
+
+def choose_devices(name: str) -> list[torch.device]:
+    """Return the devices of that name: ``auto`` is the first GPU, then the CPU; ``all`` is every GPU.
 
     Raises
     ------
     UsageError
         If there is no such device on this machine.
     """
+    if name == "all":
+        name = ",".join(["cuda:0", *map(str, range(1, torch.cuda.device_count()))])
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    first, *others = name.split(",")
+    return [_device(text) for text in (first, *(f"cuda:{number}" for number in others))]
+
+
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"{name!r} is no device", "Use auto, cpu, cuda, cuda:1 or mps") from error
+        raise UsageError(f"{name!r} is no device", "Use auto, cpu, cuda, cuda:1, cuda:0,1, all or mps") from error
     there = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
@@ -227,7 +296,7 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """On NVIDIA GPUs torch lets convolutions round to TF32 (10 bits) unless told not to: fp32 here means fp32."""
     if device.type != "cuda":
         yield

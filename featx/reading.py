@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featx import manifest
 from featx.errors import FeatxError
@@ -43,21 +44,26 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self.folder = folder
         self.summary = summary
         self.levels = tuple(Level.from_json(value) for value in summary["levels"])
-        self._lines = {key: line for key, line in manifest.lines(folder).items() if line["status"] == "done"}
+        self._positions: dict[str, int] = {}
+        for position, line in manifest.lines(folder):
+            if line["status"] == "done":
+                self._positions[line["key"]] = position
+            else:
+                self._positions.pop(line["key"], None)
 
     def __getitem__(self, key: str) -> Mapping[str, Array]:
         """Return ``level_N`` -> (C, H, W) array of one image."""
-        return read_npz(self.folder / self._lines[key]["output"])
+        return read_npz(self.folder / self._line(key)["output"])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
+        return iter(self._positions)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._positions)
 
     def frame(self, key: str) -> Frame:
         """Where the original image lies in the model's input."""
-        return Frame.from_json(self._lines[key]["frame"])
+        return Frame.from_json(self._line(key)["frame"])
 
     def dataset(self, levels: Sequence[int] | None = None) -> FeatureDataset:
         """Return the run as a `torch.utils.data.Dataset`.
@@ -75,6 +81,13 @@ class Run(Mapping[str, Mapping[str, Array]]):
         from featx.dataset import FeatureDataset
 
         return FeatureDataset(self, levels)
+
+    def _line(self, key: str) -> dict[str, Any]:
+        """Read a line where it stands: kept in memory, those of a million images would take gigabytes."""
+        with (self.folder / manifest.MANIFEST).open("rb") as file:
+            file.seek(self._positions[key])
+            line: dict[str, Any] = json.loads(file.readline())
+        return line
 
     def __repr__(self) -> str:
         return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"

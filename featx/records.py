@@ -21,12 +21,12 @@ class Item:
     ----------
     key : str
         Its name in the output: a relative path with forward slashes, extension kept (``cats/1.jpg``).
-    path : Path
-        The file.
+    path : str
+        The file. Text, since a million `Path` objects take a gigabyte.
     """
 
     key: str
-    path: Path
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,10 @@ class ModelRequest:
         Height and width of the model's input; None takes the model's own.
     test_size : bool
         Take the size and crop that the weights' authors tested with, where they differ from the model's own.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``: what the network computes in.
+    backend : str
+        What runs the network: ``torch``, ``compile`` or ``openvino``.
     """
 
     name: str
@@ -175,6 +179,8 @@ class ModelRequest:
     output_stride: int | None = None
     image_size: tuple[int, int] | None = None
     test_size: bool = False
+    precision: str = "fp32"
+    backend: str = "torch"
 
     @classmethod
     def of(
@@ -187,6 +193,8 @@ class ModelRequest:
         output_stride: int | None,
         image_size: int | tuple[int, int] | None,
         test_size: bool,
+        precision: str,
+        backend: str,
     ) -> ModelRequest:
         """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
         return cls(
@@ -198,6 +206,8 @@ class ModelRequest:
             output_stride=output_stride,
             image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
             test_size=test_size,
+            precision=precision,
+            backend=backend,
         )
 
 
@@ -254,9 +264,13 @@ class Job:
     output : Path or None
         The run's folder; None takes ``features/<model>``.
     device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        ``auto``, ``cpu``, ``cuda``, ``cuda:0,1``, ``all`` or ``mps``.
     batch_size : int or None
         Images in one forward pass; None lets featx choose.
+    workers : int or None
+        Forward passes at a time; None lets featx choose.
+    dtype : str
+        ``float32`` or ``float16``: what the maps are written as.
     """
 
     inputs: tuple[str, ...]
@@ -265,6 +279,31 @@ class Job:
     output: Path | None = None
     device: str = "auto"
     batch_size: int | None = None
+    workers: int | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How a run is spread over the machine.
+
+    Attributes
+    ----------
+    batch_size : int
+        Images in one forward pass.
+    forwards : int
+        Forward passes at a time.
+    threads : int
+        Threads of each; one core a pass loses nothing to waiting for each other.
+    readers, writers : int
+        Threads that decode, and that write.
+    """
+
+    batch_size: int
+    forwards: int
+    threads: int
+    readers: int
+    writers: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 # Seconds between two lines of progress where there is no terminal to draw on.
 LINE_EVERY = 10.0
 
+# Where an input size comes from, in words.
+CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
+
+# What the levels of a model in a list may take of a terminal's width.
+LEVELS_WIDTH = 44
+
 # Columns of what goes to a file or another program: more than any table has.
 WIDE = 1000
 
@@ -43,7 +49,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
     if as_json:
         _print_json(entries)
     elif names:
-        sys.stdout.write("".join(f"{entry['model']}\n" for entry in entries))
+        sys.stdout.write("".join(f"{entry['name']}\n" for entry in entries))
     else:
         headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
         _columns(headings, [_model_row(entry) for entry in entries])
@@ -83,19 +89,55 @@ def fetched(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(f"use it as --model local-dir:{escape(value['output'])}", soft_wrap=True)
 
 
+def timings(value: dict[str, Any], *, as_json: bool) -> None:
+    """Show where the time goes."""
+    if as_json:
+        _print_json(value)
+        return
+    out, workers = _data(), value["workers"]
+    table = _table("stage", ">images/s", ">threads", "work")
+    for stage, threads, work in (
+        ("read", "readers", "decode, resize, crop"),
+        ("forward", "forwards", f"batches of {workers['batch_size']}, {workers['threads']} core(s) each"),
+        ("write", "writers", f"lay out, hash, write {_bytes(round(value['bytes_per_image']))}"),
+        ("settle", "", "wait for the disk"),
+    ):
+        rate = value["stages"][stage]["images_per_second"]
+        table.add_row(stage, f"{rate:.1f}", str(workers[threads]) if threads else "1", work)
+    table.add_row("limit", f"{value['limit']:.1f}", "", "what the stages allow together")
+    table.add_row("pipeline", f"{value['pipeline']:.1f}", "", f"{value['share']:.0%} of the limit")
+    out.print(table)
+    names = ("model", "device", "precision", "backend", "dtype")
+    out.print(f"[dim]{', '.join(value[name] for name in names)}; {value['images']} images, {value['rounds']} rounds[/]")
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say that something takes its time, where there is a terminal."""
+    with _talk().status(text):
+        yield
+
+
 @contextmanager
 def searching() -> Iterator[SearchListener]:
     """Give a listener for looking up models: notes are printed, models that have to be measured are counted."""
     talk = _talk()
+    last = time.monotonic()
     with talk.status("") as status:
         status.stop()
 
         def hear(event: Note | Surveyed) -> None:
+            nonlocal last
             if isinstance(event, Note):
                 talk.print(event.text, markup=False, highlight=False, soft_wrap=True)
-            else:
-                status.update(f"{event.done} of {event.total} models measured")
+                return
+            text = f"{event.done} of {event.total} models measured"
+            if talk.is_terminal:
+                status.update(text)
                 status.start()
+            elif time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                talk.print(text, soft_wrap=True)
 
         yield hear
 
@@ -253,7 +295,9 @@ def _opening(plan: Planned) -> str:
     earlier = f"; {plan.done} done before" if plan.done else ""
     failed = f", {len(plan.failures)} failed before" if plan.failures else ""
     work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
-    return f"{plan.summary['model']}: {work}{earlier}{failed}"
+    feed = plan.summary["input"]
+    at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
+    return f"{plan.summary['model']} at {at}: {work}{earlier}{failed}"
 
 
 def _images(count: int) -> str:
@@ -268,8 +312,9 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
     """The lines above the table of levels."""
     feed, tested = value["input"], value["test_input"]
     name, architecture = value["model"], value["architecture"]
-    sizes = {"own": "", "asked": " (asked for)", "test": " (test size)"}[feed["configuration"]]
-    other = f"; {_size(tested)}, crop {tested['crop_pct']:g} with --test-size" if tested and not sizes else ""
+    own = feed["configuration"] == "own"
+    sizes = "" if own else f" ({CONFIGURATIONS[feed['configuration']]})"
+    other = f"; {_size(tested)}, crop {tested['crop_pct']:g} with --test-size" if tested and own else ""
     return {
         "model": name + (f"  ({architecture})" if architecture != name else ""),
         "family": value["family"],
@@ -287,7 +332,9 @@ def _sizes(sizes: dict[str, Any] | None) -> str:
         return "none"
     which = "any" if sizes["multiple"] == 1 else f"multiples of {sizes['multiple']}"
     square = ", square" if sizes["square"] else ""
-    return f"{which}{square}{', the network is rebuilt for them' if sizes['rebuilt'] else ''}"
+    rebuilt = ", the network is rebuilt for them" if sizes["rebuilt"] else ""
+    weights = "" if sizes.get("resampled", True) else ", and weights of its own size do not fit then"
+    return f"{which}{square}{rebuilt}{weights}"
 
 
 def _size(feed: dict[str, Any]) -> str:
@@ -298,7 +345,7 @@ def _model_row(entry: dict[str, Any]) -> tuple[str, ...]:
     tags = entry["pretrained"]
     more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
     return (
-        entry["model"],
+        entry["name"],
         _strides_and_channels(entry),
         f"{entry['parameters'] / 1e6:.1f} M",
         f"{entry['input']['height']}x{entry['input']['width']}",
@@ -318,6 +365,9 @@ def _strides_and_channels(entry: dict[str, Any]) -> str:
 
 def _columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a plain table of any length at once, cut off at the terminal's right edge; rich takes half a second."""
+    out = _data()
+    if sys.stdout.isatty():
+        rows = [[row[0], _cut(row[1], LEVELS_WIDTH), *row[2:]] for row in rows]
     titles = [heading.lstrip(">") for heading in headings]
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     right = [heading.startswith(">") for heading in headings]
@@ -329,7 +379,6 @@ def _columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
         return "  ".join(padded).rstrip()
 
-    out = _data()
     lines = [_cut(line(row), out.width) for row in rows]
     out.print(f"[bold]{_cut(_printable(line(titles)), out.width)}[/]", soft_wrap=True)
     sys.stdout.write("".join(f"{_printable(text)}\n" for text in lines))

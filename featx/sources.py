@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from featx.errors import UsageError
@@ -65,11 +66,13 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
         If an input does not exist or holds no image, or if two images would get the same key.
     """
     found = Found()
-    by_key: dict[str, Path] = {}
+    by_key: dict[str, str] = {}
     pairs = (pair for text in inputs for pair in _expand(text, found))
-    for key, path in (*pairs, *((_listed_key(line), Path(line)) for line in listed)):
-        earlier = by_key.setdefault(key, path)
-        if earlier is path:
+    here = os.getcwd()  # noqa: PTH109 - text, as everything here
+    for key, path in chain(pairs, ((_listed_key(line, here), line) for line in listed)):
+        earlier = by_key.get(key)
+        if earlier is None:
+            by_key[key] = path
             found.items.append(Item(key, path))
         elif os.path.abspath(earlier) == os.path.abspath(path):  # noqa: PTH100 - links are to stay links
             found.repeated += 1
@@ -95,19 +98,19 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", text) if piece]
 
 
-def _expand(text: str, found: Found) -> Iterator[tuple[str, Path]]:
+def _expand(text: str, found: Found) -> Iterator[tuple[str, str]]:
     path = Path(text).expanduser()
     if path.is_dir():
         yield from _require(text, _walk(path, _own_name(path), found))
     elif path.exists():
-        yield path.name, path
+        yield path.name, str(path)
     elif glob.has_magic(text):
         yield from _require(text, _matches(os.path.expanduser(text), found))  # noqa: PTH111 - a Path would tidy it
     else:
         raise UsageError(f"There is no {text}", "Check the path; quote patterns, so that featx expands them")
 
 
-def _require(text: str, pairs: Iterator[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+def _require(text: str, pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     count = 0
     for count, pair in enumerate(pairs, 1):  # noqa: B007 - the last count is what matters
         yield pair
@@ -115,27 +118,28 @@ def _require(text: str, pairs: Iterator[tuple[str, Path]]) -> Iterator[tuple[str
         raise UsageError(f"There are no images in {text}", f"Images are files called {' '.join(sorted(SUFFIXES))}")
 
 
-def _walk(folder: Path, prefix: PurePosixPath, found: Found) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, prefix: PurePosixPath, found: Found) -> Iterator[tuple[str, str]]:
     """Files first, then folders, each in natural order; hidden ones and linked folders are left out."""
     with os.scandir(folder) as entries:
         visible = sorted(
             (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: natural(entry.name)
         )
     folders = []
+    before = "" if prefix == PurePosixPath() else f"{prefix}/"
     for entry in visible:
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry)
         elif entry.is_dir():
             found.unfollowed += 1
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
-            yield str(prefix / entry.name), Path(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - a million Path objects take long
+            yield f"{before}{entry.name}", entry.path
         else:
             found.others += 1
     for entry in folders:
         yield from _walk(Path(entry.path), prefix / entry.name, found)
 
 
-def _matches(pattern: str, found: Found) -> Iterator[tuple[str, Path]]:
+def _matches(pattern: str, found: Found) -> Iterator[tuple[str, str]]:
     """Expand a pattern; its first folders, up to the first wildcard, are where its keys begin."""
     pieces = Path(pattern).parts
     fixed = Path(*pieces[: next(number for number, piece in enumerate(pieces) if glob.has_magic(piece))])
@@ -147,7 +151,7 @@ def _matches(pattern: str, found: Found) -> Iterator[tuple[str, Path]]:
             if "**" not in pieces:  # where it is, the files inside match by themselves
                 yield from _walk(path, name, found)
         elif path.suffix.lower() in SUFFIXES:
-            yield str(name), path
+            yield str(name), str(path)
         elif stat.S_ISREG(path.stat().st_mode):
             found.others += 1
 
@@ -157,13 +161,11 @@ def _own_name(folder: Path) -> PurePosixPath:
     return PurePosixPath("" if folder.name == ".." else folder.name)
 
 
-def _listed_key(line: str) -> str:
+def _listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
     tidy = os.path.normpath(line)
-    here = os.getcwd()  # noqa: PTH109 - text, as everything here
-    if Path(tidy).is_absolute() and os.path.commonpath([here, tidy]) == here:
-        tidy = os.path.relpath(tidy)
-    parts = Path(tidy).parts
-    if ".." in parts:
-        parts = Path(os.path.abspath(line)).parts  # noqa: PTH100 - links are to stay links
-    return "/".join(part for part in parts if part != os.sep)
+    if tidy.startswith(os.sep):
+        tidy = tidy.removeprefix(here.rstrip(os.sep) + os.sep)
+    elif tidy == os.pardir or tidy.startswith(os.pardir + os.sep):
+        tidy = os.path.abspath(line)  # noqa: PTH100 - links are to stay links
+    return tidy.lstrip(os.sep)

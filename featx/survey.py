@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm
 import timm.models
 
-from featx import backbones, catalogue
+from featx import backbones, catalogue, loading
 from featx.catalogue import Catalogue, Entry
 from featx.records import ModelRequest
 
@@ -39,9 +40,21 @@ def entry(architecture: str) -> Entry:
         **facts,
         "output_strides": list(backbones.output_strides(reference)),
         "fixed_size": reference.fixed_size,
-        "sizes": backbones.sizes_taken(reference),
+        "sizes": sizes_taken(reference),
         "pretrained": tags,
     }
+
+
+def sizes_taken(reference: backbones.Reference) -> dict[str, Any] | None:
+    """Find out which input sizes a network takes, and whether pretrained weights can follow (``resampled``)."""
+    sizes = backbones.sizes_taken(reference)
+    if sizes is None or not sizes["rebuilt"]:
+        return sizes
+    step = math.lcm(32, sizes["multiple"])  # far enough from the own size for another grid of patches and windows
+    height = (backbones.own_input(reference).height * 5 // 4 // step + 1) * step
+    width = height if sizes["square"] else height + step
+    arguments = {"features_only": True, "img_size": (height, width)}
+    return {**sizes, "resampled": loading.can_be_resampled(reference, arguments)}
 
 
 def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "pretrained": pretrained_tags(reference.architecture),
         "output_strides": known["output_strides"] if known else list(backbones.output_strides(reference)),
         "fixed_size": reference.fixed_size,
-        "sizes": known["sizes"] if known else backbones.sizes_taken(reference),
+        "sizes": known["sizes"] if known else sizes_taken(reference),
         "rebuilt": description.rebuilt,
         "bytes_per_image": catalogue.bytes_per_image(levels),
     }

@@ -35,7 +35,7 @@ WAYS_ON = (
 )
 
 # Where trainers keep the parameters inside a checkpoint; averaged ones first, as timm has it.
-CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "encoder")
 
 # The names that timm's own loaders look for in a folder, in their order.
 FOLDER_FILES = (

@@ -13,16 +13,17 @@ import torch
 
 from featx import catalogue, survey
 from featx.catalogue import Entry
-from featx.errors import FeatxError
+
+PARTIAL = catalogue.PACKAGED.with_suffix(".partial.json")
 
 
 def main() -> None:
-    """Measure with one process a core; what was measured is written whatever happens."""
+    """Measure with one process a core; what is not complete goes into a file beside, where ``--missing`` finds it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--missing", action="store_true", help="keep the entries that are there, and add the others")
     missing = parser.parse_args().missing
     book = survey.empty_catalogue()
-    earlier = catalogue.read()
+    earlier = catalogue.read(PARTIAL) or catalogue.read()
     if missing and earlier and earlier.timm == book.timm:
         book.entries.update(earlier.entries)
     names = [name for name in book.names if name not in book.entries]
@@ -37,8 +38,14 @@ def main() -> None:
                 print(f"\r{done} of {len(names)} {name:60}", end="", file=sys.stderr, flush=True)
     finally:
         entries = {name: book.entries[name] for name in book.names if name in book.entries}
-        catalogue.write(catalogue.Catalogue(book.timm, book.names, book.renamed, entries), catalogue.PACKAGED)
-        print(f"\r{len(entries)} of {len(book.names)} architectures of timm {book.timm}{'':60}", file=sys.stderr)
+        complete = len(entries) == len(book.names)
+        path = catalogue.PACKAGED if complete else PARTIAL
+        catalogue.write(catalogue.Catalogue(book.timm, book.names, book.renamed, entries), path)
+        if complete:
+            PARTIAL.unlink(missing_ok=True)
+        print(
+            f"\r{path}: {len(entries)} of {len(book.names)} architectures of timm {book.timm}{'':60}", file=sys.stderr
+        )
     if failures:
         sys.exit("\n".join(failures))
 
@@ -47,8 +54,8 @@ def measure(name: str) -> tuple[str, Entry | str]:
     """Measure one architecture in a process of the pool; an error comes back as its text."""
     try:
         return name, survey.entry(name)
-    except FeatxError as error:
-        return name, str(error)
+    except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
+        return name, f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

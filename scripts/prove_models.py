@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from multiprocessing import connection
 from pathlib import Path
@@ -32,10 +33,13 @@ from torch.overrides import TorchFunctionMode
 from featx import backbones, catalogue, load_pyramid
 from featx.records import ModelRequest
 
-# Parameters times pixels up to which a model runs at its own size: about five seconds for a network of matrices.
-LARGEST_WORK = 0.5e9 * 224**2
+# Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
+LARGEST_WORK = 0.2e9 * 224**2
 
 CATALOGUE = catalogue.read()
+
+# Results that stand; others are tried again.
+FINAL = ("equal", "does not fit")
 
 # What a process exits with when its model takes more memory than allowed.
 TOO_LARGE = 77
@@ -46,33 +50,39 @@ def main() -> None:
     options = _options()
     results = read(options.output)
     names = [name for name in timm.list_models() if any(fnmatchcase(name, pattern) for pattern in options.patterns)]
-    waiting = [name for name in names if name not in results]
+    waiting = [name for name in names if results.get(name, {}).get("result") not in FINAL]
     print(f"{len(names)} models, {len(names) - len(waiting)} proved before", file=sys.stderr)
     running: dict[Any, tuple[str, Any, float]] = {}
-    with options.output.open("a", encoding="utf-8") as file:
+    with options.output.open("a+", encoding="utf-8") as file:
+        if file.tell() and not options.output.read_bytes().endswith(b"\n"):
+            file.write("\n")  # after a line that an interruption tore
         while waiting or running:
             while waiting and len(running) < options.jobs:
                 name = waiting.pop(0)
                 running.update([_start(name, options.memory * 1e9)])
             for sentinel in connection.wait(list(running), timeout=1):
-                result = _collect(*running.pop(sentinel))
+                result = _collect(*running.pop(sentinel), options.seconds)
                 results[result["model"]] = result
                 file.write(json.dumps(result) + "\n")
                 file.flush()
                 print(f"{len(results)} {_line(result)}", file=sys.stderr)
-            for sentinel, (name, (process, _), began) in running.items():
+            for _, (process, _), began in running.values():
                 if time.monotonic() - began > options.seconds:
                     process.kill()
-                    print(f"{name}: stopped after {options.seconds} s ({sentinel})", file=sys.stderr)
     print(table([results[name] for name in names]))
+    sys.exit(any(results[name]["result"] not in FINAL for name in names))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """Read the results of earlier calls, by model."""
     if not path.exists():
         return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return {line["model"]: line for line in lines}
+    results = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # torn by an interruption
+            line = json.loads(text)
+            results[line["model"]] = line
+    return results
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -120,8 +130,8 @@ def prove(name: str, memory: float) -> dict[str, Any]:
 
 
 def _own_size(name: str) -> list[int] | None:
-    feed = CATALOGUE.entries[name]["input"] if CATALOGUE else {}
-    return [feed["height"], feed["width"]] if feed else None
+    entry = CATALOGUE.entries.get(name) if CATALOGUE else None
+    return [entry["input"]["height"], entry["input"]["width"]] if entry else None
 
 
 def _options() -> argparse.Namespace:
@@ -188,7 +198,7 @@ def _smaller_size(description: backbones.Description) -> tuple[int, int] | None:
     """Return a size at which the largest models take seconds; None where the own one will do or is the only one."""
     feed, name = description.input, description.reference.architecture
     work = description.parameters * feed.height * feed.width
-    sizes = CATALOGUE.entries[name]["sizes"] if CATALOGUE else None
+    sizes = CATALOGUE.entries.get(name, {}).get("sizes") if CATALOGUE else None
     if work <= LARGEST_WORK or sizes is None:
         return None
     step = max(sizes["multiple"], 32 if sizes["multiple"] < 14 else 1)
@@ -204,15 +214,18 @@ def _watch(memory: float) -> None:
         time.sleep(0.05)
 
 
-def _collect(name: str, ends: tuple[Any, Any], began: float) -> dict[str, Any]:
+def _collect(name: str, ends: tuple[Any, Any], began: float, allowed: float) -> dict[str, Any]:
     process, receiver = ends
     try:
         result = receiver.recv()
     except EOFError:
         process.join()
-        large = process.exitcode == TOO_LARGE
-        detail = "more memory than allowed" if large else f"its process ended with {process.exitcode}"
-        result = {"model": name, "result": "does not fit" if large else "failed", "detail": detail}
+        fault, detail = "failed", f"its process ended with {process.exitcode}"
+        if process.exitcode == TOO_LARGE:
+            fault, detail = "does not fit", "more memory than allowed"
+        elif time.monotonic() - began > allowed:
+            fault, detail = "too slow", f"given up after {allowed:.0f} s"
+        result = {"model": name, "result": fault, "detail": detail}
     process.join()
     return {**result, "seconds": round(time.monotonic() - began, 2)}
 

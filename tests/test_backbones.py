@@ -87,6 +87,19 @@ def test_a_level_that_timm_counts_and_does_not_have_is_none():
             describe("tresnet_m", out_indices=(index,))
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "test_vit", "test_efficientnet", "mobilenetv3_small_050", "hardcorenas_b", "test_convnext"]
+)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_only_what_the_chosen_levels_need_is_built_and_run(name, index):
+    whole = featx.load_pyramid(name, weights="random", out_indices="all", device="cpu")
+    part = featx.load_pyramid(name, weights="random", out_indices=(index,), device="cpu")
+    assert part.parameters < 0.7 * whole.parameters
+    part.module.load_state_dict(whole.module.state_dict(), strict=False)
+    batch = torch.randn(2, 3, whole.input.height, whole.input.width)
+    assert torch.equal(part(batch)[0], whole(batch)[index])
+
+
 def levels_at(*strides):
     return [Level(index, f"m{index}", 8, stride, None, None, None) for index, stride in enumerate(strides)]
 

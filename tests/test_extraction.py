@@ -15,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx import extraction, pipeline
 from featx.errors import BusyError, OutputError, StoppedError, UsageError
+from featx.pyramid import Pyramid
 from featx.records import Note, Outcome, Planned
 from tests.conftest import natural_image
 
@@ -50,15 +51,16 @@ def features(folder):
     return {name: digest for name, digest in tree(folder).items() if name.endswith(".npz")}
 
 
-def test_outputs_equal_timm_on_the_same_batches(photos, tmp_path):
+def test_outputs_equal_timm_on_the_same_batches(photos, tmp_path, threads):
     report = extract(photos, tmp_path / "out", batch_size=4)
+    threads(report.summary["recipe"]["threads"])
     torch.manual_seed(0)
-    reference = timm.create_model(MODEL, features_only=True).eval()
+    reference = timm.create_model(MODEL, features_only=True).eval().to(memory_format=torch.channels_last)
     transform = create_transform(**resolve_model_data_config(reference), is_training=False)
     paths = [photos / f"{number}.jpg" for number in range(10)] + [photos / "deep" / "10.png"]
     pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths] + [torch.zeros(3, 160, 160)])
     with torch.no_grad():
-        maps = [reference(batch) for batch in pixels.split(4)]
+        maps = [reference(batch.contiguous(memory_format=torch.channels_last)) for batch in pixels.split(4)]
     expected = [torch.cat(level) for level in zip(*maps, strict=True)]
     assert (report.computed, report.failures) == (11, [])
     for number, path in enumerate(paths):
@@ -96,7 +98,7 @@ def test_the_books(photos, tmp_path):
 def test_running_again_computes_nothing(photos, tmp_path, monkeypatch):
     extract(photos, tmp_path / "out")
     before = features(tmp_path / "out")
-    monkeypatch.setattr(pipeline, "_prepare", lambda *_: pytest.fail("an image was read again"))
+    monkeypatch.setattr(pipeline.Work, "prepare", lambda *_: pytest.fail("an image was read again"))
     report = extract(photos, tmp_path / "out")
     assert report.computed == 0
     assert features(tmp_path / "out") == before
@@ -194,6 +196,9 @@ def test_a_torn_last_line_is_done_again(photos, tmp_path):
         ({"out_indices": (1,)}, "levels"),
         ({"image_size": 64}, "input.height 160 -> 64"),
         ({"batch_size": 2}, "batch_size 8 -> 2"),
+        ({"precision": "bf16"}, "precision fp32 -> bf16"),
+        ({"dtype": "float16"}, "dtype float32 -> float16"),
+        ({"backend": "compile"}, "backend torch -> compile"),
         ({"output_stride": 8}, "output_stride None -> 8"),
         ({"model": "test_efficientnet"}, "model test_resnet -> test_efficientnet"),
     ],
@@ -207,12 +212,28 @@ def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, chan
     assert tree(tmp_path / "out") == before
 
 
-def test_threads_are_part_of_the_recipe(photos, tmp_path, threads):
-    threads(1)
-    extract(photos / "0.jpg", tmp_path / "out")
-    threads(2)
-    with pytest.raises(OutputError, match="threads 1 -> 2"):
-        extract(photos / "0.jpg", tmp_path / "out")
+def test_one_photo_gets_all_cores_and_its_run_keeps_them(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    before = torch.get_num_threads()
+    assert extract(photos / "0.jpg", tmp_path / "one").summary["recipe"]["threads"] == 4
+    assert extract(photos, tmp_path / "many", batch_size=2).summary["recipe"]["threads"] == 1
+    assert extract(photos, tmp_path / "few", batch_size=8).summary["recipe"]["threads"] == 2
+    again = extract(photos, tmp_path / "one")
+    assert (again.summary["recipe"]["threads"], again.computed) == (4, 11)
+    assert torch.get_num_threads() == before
+
+
+def test_the_bytes_are_the_same_whatever_works_on_them(photos, tmp_path):
+    """Workers, order and interruption; the photos are shuffled, so that each lies elsewhere in its batch."""
+    extract(photos, tmp_path / "one", batch_size=4, workers=1)
+    expected = features(tmp_path / "one")
+    names = [photos / f"{number}.jpg" for number in (7, 3, 0, 9, 5, 1, 8, 2, 6, 4)]
+    for workers in (2, 3):
+        extract(photos, tmp_path / str(workers), batch_size=4, workers=workers)
+        assert features(tmp_path / str(workers)) == expected
+        extract(names, tmp_path / f"shuffled-{workers}", batch_size=4, workers=workers)
+        shuffled = features(tmp_path / f"shuffled-{workers}")
+        assert shuffled == {name.removeprefix("photos/"): expected[name] for name in expected if "deep" not in name}
 
 
 def test_two_runs_do_not_share_a_folder(photos, tmp_path):
@@ -245,37 +266,77 @@ def test_folders_that_are_no_run_are_refused(photos, tmp_path, kind):
 def test_a_full_disk_ends_the_run_and_can_be_resumed(photos, tmp_path, monkeypatch):
     written = []
 
-    def full_after_three(file, arrays):
-        if len(written) == 3:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-        written.append(1)
-        honest(file, arrays)
+    class Full(list):
+        """Pieces of which only the first finds room."""
 
-    honest = pipeline.write_npz
-    monkeypatch.setattr(pipeline, "write_npz", full_after_three)
-    with pytest.raises(OutputError, match="No space left on device"):
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            yield self[0]
+            if self.readings == 2:  # the first time they are hashed, the second time written
+                raise OSError(28, "No space left on device")
+            yield from self[1:]
+
+    def full_after_three(arrays):
+        written.append(1)
+        return honest(arrays) if len(written) <= 3 else Full(honest(arrays))
+
+    honest = pipeline.pack_npz
+    monkeypatch.setattr(pipeline, "pack_npz", full_after_three)
+    with pytest.raises(OutputError, match=r"\.npz cannot be written: No space left on device"):
         extract(photos, tmp_path / "out", batch_size=4)
-    assert len(features(tmp_path / "out")) == 3
     assert not list((tmp_path / "out").rglob("*.tmp"))
     monkeypatch.undo()
-    assert extract(photos, tmp_path / "out", batch_size=4).computed == 8
+    done = len(features(tmp_path / "out"))
+    assert extract(photos, tmp_path / "out", batch_size=4).computed == 11 - done
+    extract(photos, tmp_path / "whole", batch_size=4)
+    assert features(tmp_path / "out") == features(tmp_path / "whole")
 
 
 def test_numbers_that_are_none_fail_the_image_and_name_the_level(photos, tmp_path, monkeypatch):
-    honest = pipeline.Pyramid.__call__
+    honest = Pyramid.run
 
     def poisoned(self, batch):
         maps = honest(self, batch)
         maps[3][1, 0, 0, 0] = float("nan")
         return maps
 
-    monkeypatch.setattr(pipeline.Pyramid, "__call__", poisoned)
+    monkeypatch.setattr(Pyramid, "run", poisoned)
     report = extract(photos, tmp_path / "out", batch_size=16)
     (failure,) = report.failures
     assert (failure.item.key, failure.stage) == ("photos/1.jpg", "forward")
     assert "level_3" in failure.error
     assert not (tmp_path / "out" / "photos" / "1.jpg.npz").exists()
+
+
+def test_half_precision_outputs_are_the_rounded_maps(photos, tmp_path):
+    extract(photos, tmp_path / "whole", batch_size=4)
+    report = extract(photos, tmp_path / "half", batch_size=4, dtype="float16")
+    assert {level["dtype"] for level in report.summary["levels"]} == {"float16"}
+    whole, half = featx.open_run(tmp_path / "whole"), featx.open_run(tmp_path / "half")
+    for key in whole:
+        for name, values in whole[key].items():
+            np.testing.assert_array_equal(half[key][name], values.astype(np.float16))
+
+
+def test_what_does_not_fit_half_precision_fails_and_is_not_written(photos, tmp_path, monkeypatch):
+    honest = Pyramid.run
+    monkeypatch.setattr(Pyramid, "run", lambda self, batch: [level * 1e6 for level in honest(self, batch)])
+    report = extract(photos, tmp_path / "out", dtype="float16")
+    assert {failure.stage for failure in report.failures} == {"forward"}
+    assert len(report.failures) == 11
+    assert features(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"workers": 0}, "0 workers"), ({"dtype": "int8"}, "float32 or float16"), ({"backend": "tpu"}, "torch, compile")],
+)
+def test_wrong_ways_to_run(photos, tmp_path, wrong, words):
+    with pytest.raises(UsageError, match=words):
+        extract(photos, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):

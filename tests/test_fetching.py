@@ -101,18 +101,31 @@ def test_without_a_network_nothing_is_written(featx_command, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
-@pytest.mark.parametrize("kind", ["a file", "other things", "another model"])
-def test_folders_that_hold_something_else_are_left_alone(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["a file", "other things", "another model", "a model of somebody's"])
+def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypatch, kind):
     folder = tmp_path / "net"
     if kind == "a file":
         folder.write_text("mine")
     else:
         folder.mkdir()
-        content = {"architecture": "resnet18", "featx": {}} if kind == "another model" else {"architecture": MODEL}
+        fetched = {"featx": {"source": "hf-hub:timm/resnet18.a1_in1k/model.safetensors"}}
+        content = {"architecture": MODEL, **(fetched if kind == "another model" else {})}
         (folder / "config.json").write_text(json.dumps(content))
+        if kind == "other things":
+            (folder / "thesis.tex").write_text("mine")
+    monkeypatch.setattr("featx.loading.locate", lambda _: (tmp_path / "none", "hf-hub:other"))
     with pytest.raises(OutputError):
         fetching.fetch(MODEL, folder)
-    assert not (tmp_path / "net" / "model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_an_interrupted_fetch_can_be_repeated(hub, featx_command, tmp_path):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "model.safetensors").write_bytes(b"half of")
+    (tmp_path / "net" / ".config.json.123.tmp").write_bytes(b"{")
+    done = featx_command("fetch", "--model", MODEL, "-o", "net", HF_ENDPOINT=hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "net" / "model.safetensors").read_bytes() == hub.files[f"{REPOSITORY}/model.safetensors"]
 
 
 def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):

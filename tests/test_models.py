@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 
 import featx
 from featx import catalogue, models, survey
-from featx.errors import ModelError, UsageError
+from featx.errors import ModelError, UsageError, WeightsError
 from featx.records import ModelRequest, Note, Surveyed
 
 BOOK = catalogue.read()
@@ -131,7 +131,8 @@ FILTERS = {
         {"license": "Apache"},
         lambda entry: any("apache" in (tag["license"] or "") for tag in entry["pretrained"]),
     ),
-    "family": ({"family": "swin*"}, lambda entry: entry["family"].startswith("swin")),
+    "family": ({"family": "resnet"}, lambda entry: entry["family"] == "resnet"),
+    "families": ({"family": "swin*"}, lambda entry: entry["family"].startswith("swin")),
     "any_size": ({"any_size": True}, lambda entry: entry["sizes"] and not entry["sizes"]["rebuilt"]),
     "patterns": ({"patterns": ["vit_t*", "resnest"]}, None),
 }
@@ -157,6 +158,14 @@ def test_filters_hold_together_and_the_order_is_the_one_asked_for():
     sizes = [entry["parameters"] for entry in found.values()]
     assert sizes == sorted(sizes)
     assert all("apache-2.0" in tag["license"] for entry in found.values() for tag in entry["pretrained"])
+
+
+def test_names_stand_for_the_weights_that_were_asked_for():
+    entry = entries(patterns="resnext101_32x4d", license="apache")["resnext101_32x4d"]
+    default = BOOK.entries["resnext101_32x4d"]["pretrained"][0]
+    assert "apache" not in default["license"]
+    assert entry["name"] == f"resnext101_32x4d.{entry['pretrained'][0]['tag']}"
+    assert entries(patterns="resnet50", license="apache")["resnet50"]["name"] == "resnet50"
 
 
 def test_a_limit_says_how_many_there_are():
@@ -192,6 +201,8 @@ def test_misspelt_names_get_the_nearest():
         models.describe_model(ModelRequest("resnest26"))
     with pytest.raises(ModelError, match=r"old name.*convnext_tiny\.fb_in22k_ft_in1k"):
         models.describe_model(ModelRequest("convnext_tiny_in22ft1k"))
+    with pytest.raises(ModelError, match="no weights tagged ''"):
+        models.describe_model(ModelRequest("resnet18."))
     with pytest.raises(ModelError, match=r"no weights tagged 'nonsense'.*a1_in1k"):
         models.describe_model(ModelRequest("resnet18.nonsense"))
     with pytest.raises(UsageError, match="sorted by 'size'"):
@@ -245,7 +256,7 @@ def another_timm(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata, "version", lambda name: "9.9.9" if name == "timm" else honest(name))
     monkeypatch.setattr(timm, "__version__", "9.9.9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "featx" / "timm-9.9.9.json"
+    return tmp_path / "featx" / "models-1-timm-9.9.9.json"
 
 
 def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
@@ -275,6 +286,9 @@ def test_a_model_that_cannot_be_measured_is_said_and_left_out(another_timm, monk
     heard = []
     found = featx.list_models(["test_vit2", "test_vit3"], listener=heard.append)
     assert [entry["model"] for entry in found] == ["test_vit3"]
+    with pytest.raises(ModelError, match="None of the models that match test_vit2 could be measured"):
+        featx.list_models("test_vit2")
+    assert models.describe_model(ModelRequest("test_vit2"))["levels"], "what can be built is described all the same"
     assert Note("test_vit2 is left out: timm cannot build test_vit2: nonsense") in heard
 
 
@@ -339,9 +353,10 @@ def test_test_sizes_that_there_are_not():
 
 SIZES = {
     "no other": ("efficientformer_l1", (256, 320), "It takes 224x224 alone"),
-    "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest that it takes is 266x322; its own is 546x546"),
+    "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest that it takes is 252x322; its own is 546x546"),
     "square": ("nest_tiny", (250, 320), "The nearest that it takes is 320x320"),
-    "halos": ("halonet26t", (256, 320), "The nearest that it takes is 256x512"),
+    "halos": ("halonet26t", (257, 400), "The nearest that it takes is 256x512"),
+    "too small": ("vgg11", (16, 16), "The nearest that it takes is 32x32"),
 }
 
 
@@ -374,6 +389,15 @@ def test_a_rebuilt_network_is_timm_s_with_pretrained_weights_resampled(name, tmp
         expected = [values.permute(0, 3, 1, 2) for values in expected]
     for ours, theirs in zip(pyramid(batch), expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["volo_d1_224", "gmixer_12_224", "hiera_tiny_224"])
+def test_weights_that_cannot_follow_are_said_beforehand_and_not_blamed(name, tmp_path, featx_command):
+    assert BOOK.entries[name]["sizes"]["resampled"] is False
+    assert "weights of its own size do not fit" in featx_command("info", "--model", name).stdout
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=f"of another shape.*Weights of {name} cannot be resampled to 256x320"):
+        featx.load_pyramid(name, weights=tmp_path / "weights.pth", image_size=(256, 320), device="cpu")
 
 
 def test_a_network_that_takes_the_size_is_left_as_it_is():

@@ -67,15 +67,39 @@ def test_channels_last_networks_come_out_channels_first():
 @pytest.mark.parametrize(("name", "words"), [("cuda:7", "no cuda:7"), ("gpu", "is no device"), ("meta", "no meta")])
 def test_a_device_that_is_not_there_is_said(name, words):
     with pytest.raises(UsageError, match=words):
-        pyramid_.choose_device(name)
+        pyramid_.choose_devices(name)
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert pyramid_.choose_device("auto").type == "cuda"
+    assert [device.type for device in pyramid_.choose_devices("auto")] == ["cuda"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pyramid_.choose_device("auto").type in ("cpu", "mps")
+    assert pyramid_.choose_devices("auto")[0].type in ("cpu", "mps")
+
+
+def test_several_gpus_and_all_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert pyramid_.choose_devices("cuda:0,2") == [torch.device("cuda:0"), torch.device("cuda:2")]
+    assert pyramid_.choose_devices("all") == [torch.device(f"cuda:{number}") for number in range(3)]
+    for name in ("cuda:0,3", "cuda:1,cpu", "cuda:0,"):
+        with pytest.raises(UsageError):
+            pyramid_.choose_devices(name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "error"), [("bf16", torch.bfloat16, 2e-2), ("fp16", torch.float16, 3e-3)]
+)
+def test_lower_precisions_are_asked_for_and_close(precision, dtype, error, photo):
+    exact = featx.load_pyramid("test_resnet", weights="random", device="cpu")
+    rough = featx.load_pyramid("test_resnet", weights="random", device="cpu", precision=precision)
+    pixels, _ = exact.preprocess(photo)
+    for ours, theirs in zip(rough(pixels[None]), exact(pixels[None]), strict=True):
+        assert ours.dtype == dtype
+        assert (ours.float() - theirs).norm() / theirs.norm() < error
+    with pytest.raises(UsageError, match=r"no precision 'int8'\. Use fp32, bf16, fp16"):
+        featx.load_pyramid("test_resnet", weights="random", device="cpu", precision="int8")
 
 
 def test_running_out_of_memory_names_the_batch(small, monkeypatch):

@@ -65,6 +65,7 @@ PACKAGES = {
     "lightning": lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
     "compiled, parallel": lambda state: {"model": {f"_orig_mod.module.{name}": value for name, value in state.items()}},
     "student's backbone": lambda state: {f"student.backbone.{name}": value for name, value in state.items()},
+    "encoder": lambda state: {"encoder": {f"module.{name}": value for name, value in state.items()}, "epoch": 3},
     "other head": lambda state: {**state, "fc.weight": torch.zeros(3, 5), "neck.weight": torch.zeros(2)},
     "no head": lambda state: {name: value for name, value in state.items() if not name.startswith("fc.")},
     "no counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},

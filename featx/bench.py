@@ -1,0 +1,143 @@
+# Where the time goes on this machine: every stage alone, with all its threads, then all of them together.
+"""``featx bench`` as a function."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featx import extraction, pipeline, sources
+from featx.errors import UsageError
+from featx.pyramid import choose_devices, load
+from featx.records import Item, Job, Outcome, Workers
+
+# Decode and resize; the network; lay out, hash and write; wait for the disk.
+STAGES = ("read", "forward", "write", "settle")
+
+# Images that are made up where none are given: the size of an ordinary photo on the web.
+PHOTO = (500, 400)
+
+
+def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
+    """Time the stages of a run, each alone and then the pipeline, in interleaved rounds; nothing is kept.
+
+    Parameters
+    ----------
+    job : Job
+        Model, device and so on; of its inputs, or of made-up photos if it has none, `count` are used.
+    count : int
+        Images in each round.
+    rounds : int
+        Medians are taken over them.
+
+    Returns
+    -------
+    dict
+        ``model``, ``device``, ``precision``, ``backend``, ``dtype``, ``workers``; ``images`` and ``rounds``; for every
+        stage its ``images_per_second`` alone and ``bytes_per_image``; ``limit`` and ``pipeline``, both in images a
+        second; ``share``, the second by the first. On a processor, whose cores all stages but the disk's share, the
+        limit is what is left when each image takes its time in every stage; on a graphics card it is the slowest stage.
+
+    Raises
+    ------
+    FeatxError
+        If the model cannot be run, or no image can be read.
+    """
+    devices = choose_devices(job.device)
+    pyramids = [load(job.request, device) for device in devices]
+    with tempfile.TemporaryDirectory(prefix="featx-bench-") as scratch:
+        items = _items(job, count, Path(scratch) / "photos")
+        computers, workers = extraction.spread(pyramids, job, len(items), {})
+        alone = Path(scratch) / "alone"
+        work = pipeline.Work(computers, alone, workers.batch_size)
+        ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
+        if len(ready) < workers.batch_size:
+            raise UsageError("There are too few images that can be read", "Give more --images, or none")
+        batches = list(pipeline.groups(ready, workers.batch_size))
+        seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
+        sizes: list[int] = []
+        with extraction.machine(devices, workers):
+            work.compute(batches[0])  # the first pass sets things up
+            for _ in range(rounds):
+                _time(seconds["read"], workers.readers, work.prepare, items)
+                _time(seconds["forward"], workers.forwards, lambda batch: len(work.compute(batch)), batches)
+                computed = _renamed(work.compute(batches[0]), items)
+                written = _time(seconds["write"], workers.writers, work.write, computed)
+                _time(seconds["settle"], 1, work.settle, pipeline.groups(written, pipeline.GROUP))
+                shutil.rmtree(alone)
+                began = time.perf_counter()
+                outcomes = list(pipeline.run(computers, items, Path(scratch) / "run", workers))
+                seconds["pipeline"].append(time.perf_counter() - began)
+                shutil.rmtree(Path(scratch) / "run")
+                sizes = [outcome.bytes for outcome in outcomes if outcome.done]
+    rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
+    rates["forward"] *= len(batches) * workers.batch_size / len(items)
+    shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
+    limit = min(shared, rates["settle"]) if devices[0].type == "cpu" else min(rates[stage] for stage in STAGES)
+    return {
+        "model": job.request.name,
+        "device": ",".join(map(str, devices)),
+        "precision": job.request.precision,
+        "backend": job.request.backend,
+        "dtype": job.dtype,
+        "workers": {name: getattr(workers, name) for name in Workers.__slots__},
+        "images": len(items),
+        "rounds": rounds,
+        "stages": {stage: {"images_per_second": rates[stage]} for stage in STAGES},
+        "bytes_per_image": statistics.median(sizes),
+        "limit": limit,
+        "pipeline": rates["pipeline"],
+        "share": rates["pipeline"] / limit,
+    }
+
+
+def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """Have a pool do all values, and note how long it took."""
+    with ThreadPoolExecutor(threads) as pool:
+        began = time.perf_counter()
+        results = list(pool.map(function, values))
+        seconds.append(time.perf_counter() - began)
+    return results
+
+
+def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:
+    """The same maps for every item, each to go into a file of its own."""
+    maps = _repeated(computed, len(items))
+    return [replace(value, image=replace(value.image, item=item)) for value, item in zip(maps, items, strict=True)]
+
+
+def _repeated(values: Sequence[Any], count: int) -> list[Any]:
+    return list(chain.from_iterable([values] * -(-count // len(values))))[:count]
+
+
+def _items(job: Job, count: int, scratch: Path) -> list[Item]:
+    """Take images, again from the start if there are too few, or make some up."""
+    if not job.inputs:
+        scratch.mkdir()
+        for number in range(min(count, 32)):
+            _photo(number).save(scratch / f"{number}.jpg", quality=90)
+    found = sources.find(job.inputs or (str(scratch),)).items
+    return [Item(f"{number}-{item.key}", item.path) for number, item in enumerate(_repeated(found, count))]
+
+
+def _photo(seed: int) -> Image.Image:
+    """Noise whose spectrum falls as that of photographs does, so that decoding costs what it does with them."""
+    width, height = PHOTO
+    generator = np.random.default_rng(seed)
+    y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
+    spectrum = 1 / np.maximum(np.hypot(x, y), 1 / width)
+    phases = np.exp(2j * np.pi * generator.random((3, height, width)))
+    values = np.fft.ifft2(spectrum * phases).real.transpose(1, 2, 0)
+    scaled = (values - values.min()) / np.ptp(values) * 255
+    return Image.fromarray(scaled.astype(np.uint8))

@@ -1,0 +1,172 @@
+# Computing: a batch of pixels in, its maps on the host out; one device, its own streams, as much as its memory takes.
+"""Forward passes as the pipeline runs them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featx.errors import ModelError
+from featx.pyramid import Pyramid
+
+# Batch sizes to try on a graphics card; a larger one is taken while it is so much faster.
+BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The maps of a batch.
+
+    Attributes
+    ----------
+    levels : list of Tensor
+        One (B, C, H, W) map a level, contiguous, on the host, in the type that is written.
+    finite : list of Tensor
+        For each level, (B,) bool: whether all its numbers are.
+    """
+
+    levels: list[Tensor]
+    finite: list[Tensor]
+
+
+class Computer:
+    """A pyramid at work on one device; may be called from several threads at once.
+
+    Parameters
+    ----------
+    pyramid : Pyramid
+        Its module is laid out channels-last, which its device works with best.
+    dtype : torch.dtype
+        What the maps are written as.
+    largest : int
+        The most images in one pass; halved when the device runs out of memory.
+    tell : callable
+        Told, from any thread, when that happens.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, dtype: torch.dtype, largest: int, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.pyramid = pyramid
+        self.largest = largest
+        self._tell = tell
+        self._dtype = dtype
+        self._on_gpu = pyramid.device.type == "cuda"
+        self._own = threading.local()
+        pyramid.module.to(memory_format=torch.channels_last)
+
+    def stack(self, images: Sequence[Tensor], size: int) -> Tensor:
+        """Put (H, W, 3) uint8 images into a batch of `size`, blank where there are none; pinned for a graphics card."""
+        batch = torch.empty(size, *images[0].shape, dtype=torch.uint8, pin_memory=self._on_gpu)
+        torch.stack(list(images), out=batch[: len(images)])
+        batch[len(images) :] = 0
+        return batch
+
+    def __call__(self, pixels: Tensor) -> Maps:
+        """Run a (B, H, W, 3) uint8 batch; in smaller parts than it came if the device has not enough memory.
+
+        Raises
+        ------
+        ModelError
+            If one image alone is too much, or the maps are not those that the model says it has.
+        """
+        while True:
+            part = self.largest
+            try:
+                parts = [self._run(piece) for piece in torch.split(pixels, part)]
+                return parts[0] if len(parts) == 1 else _joined(parts)
+            except torch.OutOfMemoryError as error:
+                if part == 1:
+                    raise ModelError(
+                        f"{self.pyramid.device} has not enough memory for one image", "Use a smaller --image-size"
+                    ) from error
+            # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
+            if self.largest == part:
+                self.largest = -(-part // 2)
+                self._tell(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
+            if self._on_gpu:
+                torch.cuda.empty_cache()
+
+    def best_batch_size(self) -> int:
+        """Find by trying, on blank images, how many a pass should take."""
+        feed = self.pyramid.input
+
+        def seconds(size: int) -> float:
+            batch = self.stack([torch.zeros(feed.height, feed.width, 3, dtype=torch.uint8)], size)
+            self._run(batch)
+            began = time.perf_counter()
+            self._run(batch)
+            return time.perf_counter() - began
+
+        return largest_worthwhile(seconds)
+
+    def _run(self, pixels: Tensor) -> Maps:
+        with torch.inference_mode(), self._stream():
+            batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
+            maps = [level.to(self._dtype) if self._on_gpu else level for level in self.pyramid.run(batch)]
+            finite = [_finite(level) for level in maps] if self._on_gpu else []
+            levels = [self._to_host(level) for level in maps]
+            if self._on_gpu:
+                torch.cuda.current_stream().synchronize()
+        return Maps(levels, [flags.cpu() for flags in finite] or [_finite(level) for level in levels])
+
+    def _stream(self) -> AbstractContextManager[Any]:
+        """One stream a thread: while one thread's batch is computed, the copies of another's go on beside it."""
+        if not self._on_gpu:
+            return nullcontext()
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.pyramid.device)  # type: ignore[no-untyped-call]
+        stream: AbstractContextManager[Any] = torch.cuda.stream(self._own.stream)
+        return stream
+
+    def _to_host(self, level: Tensor) -> Tensor:
+        """Cast and lay out in one pass over memory."""
+        host = torch.empty(level.shape, dtype=self._dtype, pin_memory=self._on_gpu)
+        return host.copy_(level, non_blocking=self._on_gpu)
+
+
+def largest_worthwhile(seconds: Callable[[int], float]) -> int:
+    """Find the batch size from which on a device is no longer faster.
+
+    Parameters
+    ----------
+    seconds : callable
+        Time of one pass over so many images; may raise `torch.OutOfMemoryError`.
+
+    Raises
+    ------
+    ModelError
+        If there is not enough memory for the smallest of `BATCHES`.
+    """
+    best, rate = 0, 0.0
+    for size in BATCHES:
+        try:
+            now = size / seconds(size)
+        except torch.OutOfMemoryError:
+            break
+        if now < rate * WORTH_IT:
+            break
+        best, rate = size, now
+    if not best:
+        raise ModelError(f"There is not enough memory for batches of {BATCHES[0]}", "Use a smaller --batch-size")
+    return best
+
+
+def _finite(level: Tensor) -> Tensor:
+    """Which images of a map have no NaN and no infinity."""
+    if level.device.type == "cpu" and torch.isfinite(torch.stack(torch.aminmax(level))).all():
+        return torch.ones(len(level), dtype=torch.bool)  # the extremes, found in one pass, answer for all
+    return torch.isfinite(level).flatten(1).all(1)
+
+
+def _joined(parts: Sequence[Maps]) -> Maps:
+    levels = [torch.cat(pieces) for pieces in zip(*(part.levels for part in parts), strict=True)]
+    finite = [torch.cat(pieces) for pieces in zip(*(part.finite for part in parts), strict=True)]
+    return Maps(levels, finite)
