@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import featx
 from featx import manifest, sources
 from featx.errors import StoppedError, UsageError
-from featx.records import Item, Job, Listener, ModelRequest, Note, Outcome, Planned, Workers
+from featx.records import Item, Job, Listener, ModelRequest, Note, Outcome, Planned, Workers, many_records
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +200,7 @@ class _Plan:
     failures: list[Outcome]
 
 
+@many_records()
 def plan_work(folder: Path, items: list[Item]) -> _Plan:
     """Hold the images against the manifest; linear, and small enough for a million of them."""
     known = manifest.known(folder)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from featx.errors import BusyError, OutputError
 from featx.files import write_atomically
-from featx.records import Outcome, Stat
+from featx.records import Outcome, Stat, many_records
 
 FORMAT = 1
 SUMMARY, MANIFEST = "summary.json", "manifest.jsonl"
@@ -99,6 +99,7 @@ class Known:
     error: str
 
 
+@many_records()
 def known(folder: Path) -> dict[str, Known]:
     """Read the last line of every key in the manifest."""
     found = {}

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from featx.errors import UsageError
-from featx.records import Item
+from featx.records import Item, many_records
 
 # What an image in a folder is called; a file that is named by itself may be called anything.
 SUFFIXES = frozenset(
@@ -47,6 +47,7 @@ class Found:
     repeated: int = 0
 
 
+@many_records()
 def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     """Find the images that are meant.
 
