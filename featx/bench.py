@@ -59,6 +59,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="featx-bench-") as scratch:
         items = _items(job, count, Path(scratch) / "photos")
         computers, workers = extraction.spread(pyramids, job, len(items), {})
+        extraction.hand_over(computers, workers)
         alone = Path(scratch) / "alone"
         work = pipeline.Work(computers, alone, workers.batch_size)
         ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]

@@ -154,6 +154,8 @@ def run(job: Job, listener: Listener) -> Report:
         if earlier:
             manifest.require_same_recipe(output, earlier["recipe"], recipe)
         plan = plan_work(output, found.items)
+        if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
+            hand_over(computers, workers)
         facts = _facts(pyramids[0], recipe)
         ledger = manifest.Ledger(output, lines, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
         ledger.save("running")
@@ -256,10 +258,15 @@ def spread(
     else:
         batch_size = batch_size or min(images, computers[0].best_batch_size())
         forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
-    for computer, pyramid in zip(computers, pyramids, strict=True):
+    for computer in computers:
         computer.largest = batch_size
-        pyramid.hand_over(batch_size, forwards, threads)
     return computers, Workers(batch_size, forwards, threads, readers=cores, writers=cores)
+
+
+def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
+    """Have each network run by the backend that was asked for, from now on."""
+    for computer in computers:
+        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads)
 
 
 def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:

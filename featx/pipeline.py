@@ -34,6 +34,9 @@ from featx.records import Item, Outcome, Stat, Workers
 # Outputs that are synchronised together, at least: the disk works on them side by side.
 GROUP = 16
 
+# Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
+PATIENCE = 4
+
 ROOM = "Make room, and run it again to resume"
 
 Value = TypeVar("Value")
@@ -216,13 +219,13 @@ def _ahead(
 
 
 def _batches(values: Iterable[Ready | Outcome], size: int) -> Iterator[list[Ready | Outcome]]:
-    """Group so that each has `size` images; failures travel with them."""
+    """Group so that each has `size` images, or fewer among many failures, which travel with them."""
     batch: list[Ready | Outcome] = []
     images = 0
     for value in values:
         batch.append(value)
         images += isinstance(value, Ready)
-        if images == size:
+        if images == size or len(batch) == PATIENCE * size:
             yield batch
             batch, images = [], 0
     if batch:

@@ -212,6 +212,14 @@ def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, chan
     assert tree(tmp_path / "out") == before
 
 
+def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypatch):
+    extract(photos, tmp_path / "out")
+    monkeypatch.setattr(Pyramid, "hand_over", lambda *_: pytest.fail("handed over for nothing"))
+    assert extract(photos, tmp_path / "out").computed == 0
+    with pytest.raises(OutputError, match="another recipe"):
+        extract(photos, tmp_path / "out", seed=1)
+
+
 def test_one_photo_gets_all_cores_and_its_run_keeps_them(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
     before = torch.get_num_threads()

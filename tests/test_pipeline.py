@@ -48,6 +48,24 @@ def test_images_that_are_all_broken_need_no_pass(computer, items, tmp_path, monk
     assert not any(outcome.done for outcome in outcomes)
 
 
+def test_a_run_of_broken_images_is_not_held_back(computer, items, tmp_path):
+    """However many there are, and though no batch ever fills: a bounded number of them waits."""
+    taken = told = furthest = 0
+
+    def counted():
+        nonlocal taken, furthest
+        for item in items(400, range(1, 400)):
+            taken += 1
+            furthest = max(furthest, taken - told)
+            yield item
+
+    for outcome in pipeline.run([computer], counted(), tmp_path / "out", WORKERS):
+        assert outcome.done == (told == 0)
+        told += 1
+    assert told == 400
+    assert furthest < 120
+
+
 def test_it_works_a_bounded_number_of_images_ahead(computer, items, tmp_path):
     taken = done = furthest = 0
 
