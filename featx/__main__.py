@@ -3,4 +3,5 @@
 
 from featx.cli import main
 
-main()
+if __name__ == "__main__":  # processes that images are read in import it under another name
+    main()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, pipeline, sources
+from featx import extraction, isolation, pipeline, sources
 from featx.errors import UsageError
+from featx.naming import UNFINISHED
 from featx.pyramid import choose_devices, load
 from featx.records import Item, Job, Outcome, Workers
 
@@ -60,8 +62,9 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         items = _items(job, count, Path(scratch) / "photos")
         computers, workers = extraction.spread(pyramids, job, len(items), {})
         extraction.hand_over(computers, workers)
-        alone = Path(scratch) / "alone"
-        work = pipeline.Work(computers, alone, workers.batch_size)
+        alone = _emptied(Path(scratch) / "alone")
+        reader = isolation.Reader(pyramids[0].preprocessor, job.limits, Path(scratch))
+        work = pipeline.Work(computers, alone, workers.batch_size, reader)
         ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
         if len(ready) < workers.batch_size:
             raise UsageError("There are too few images that can be read", "Give more --images, or none")
@@ -71,16 +74,16 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         with extraction.machine(devices, workers):
             work.compute(batches[0])  # the first pass sets things up
             for _ in range(rounds):
+                work = pipeline.Work(computers, _emptied(alone), workers.batch_size, reader)
                 _time(seconds["read"], workers.readers, work.prepare, items)
-                _time(seconds["forward"], workers.forwards, lambda batch: len(work.compute(batch)), batches)
+                _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
                 computed = _renamed(work.compute(batches[0]), items)
                 written = _time(seconds["write"], workers.writers, work.write, computed)
                 _time(seconds["settle"], 1, work.settle, pipeline.groups(written, pipeline.GROUP))
-                shutil.rmtree(alone)
+                whole = _emptied(Path(scratch) / "run")
                 began = time.perf_counter()
-                outcomes = list(pipeline.run(computers, items, Path(scratch) / "run", workers))
+                outcomes = list(pipeline.run(computers, items, whole, workers, reader))
                 seconds["pipeline"].append(time.perf_counter() - began)
-                shutil.rmtree(Path(scratch) / "run")
                 sizes = [outcome.bytes for outcome in outcomes if outcome.done]
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
     rates["forward"] *= len(batches) * workers.batch_size / len(items)
@@ -103,6 +106,13 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def _emptied(folder: Path) -> Path:
+    """Make a run's folder, or make it empty again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / UNFINISHED).mkdir(parents=True)
+    return folder
+
+
 def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
     """Have a pool do all values, and note how long it took."""
     with ThreadPoolExecutor(threads) as pool:
@@ -110,6 +120,11 @@ def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], va
         results = list(pool.map(function, values))
         seconds.append(time.perf_counter() - began)
     return results
+
+
+def _compute(work: pipeline.Work, batch: Sequence[pipeline.Ready]) -> int:
+    """Run a batch, and keep nothing of it."""
+    return len(work.compute(batch))
 
 
 def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:

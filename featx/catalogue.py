@@ -77,7 +77,7 @@ def write(book: Catalogue, path: Path) -> None:
     head = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items())
     text = f'{{\n{head},\n"entries": {{\n{lines}\n}}}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, [text.encode()])
 
 
 def kept_at(version: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +14,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 import featx
-from featx import render
-from featx.errors import FeatxError, UsageError
-from featx.records import Job, ModelRequest
+from featx import render, streams
+from featx.errors import FeatxError, StoppedError, UsageError
+from featx.records import Job, Limits, ModelRequest
+from featx.stopping import InterruptedByError, Stop
 
 app = typer.Typer(
     name="featx",
@@ -27,6 +29,9 @@ app = typer.Typer(
 )
 
 WEIGHTS_PANEL, IMAGE_PANEL, OUTPUT_PANEL = "Model", "Images", "Output and run"
+LIMITS_PANEL = "What one image may take"
+
+STOP = Stop()
 
 Model = Annotated[
     str,
@@ -105,6 +110,21 @@ WorkersCount = Annotated[
         help="Forward passes at a time (default: one a core).",
     ),
 ]
+MaxPixels = Annotated[
+    str,
+    typer.Option(metavar="179M", rich_help_panel=LIMITS_PANEL, help="Width times height; more is a failure."),
+]
+MaxBytes = Annotated[
+    str, typer.Option(metavar="1G", rich_help_panel=LIMITS_PANEL, help="Size of the file; more is a failure.")
+]
+TimeLimit = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0.1, rich_help_panel=LIMITS_PANEL, help="To read and decode it."),
+]
+MemoryLimit = Annotated[
+    str,
+    typer.Option(metavar="4G", rich_help_panel=LIMITS_PANEL, help="For decoding; held to with --isolate, on Linux."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -156,7 +176,7 @@ def list_models(
         "pretrained": pretrained,
         "strides": [number for text in stride or () for number in _numbers(text, float, "--stride", "8 or 4,8")],
         "min_levels": min_levels,
-        "max_parameters": None if max_params is None else _count(max_params),
+        "max_parameters": None if max_params is None else _amount(max_params, "--max-params"),
         "license": license_,
         "family": family,
         "any_size": any_size,
@@ -231,11 +251,45 @@ def extract(
         ),
     ] = None,
     dtype: Dtype = "float32",
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Start anew: remove what an earlier call left in the folder.",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", rich_help_panel=OUTPUT_PANEL, help="Try images again that failed and are unchanged."
+        ),
+    ] = False,
+    hash_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--hash-inputs",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Tell changed images by their sha256, not by size and time.",
+        ),
+    ] = False,
     device: Device = "auto",
     precision: Precision = "fp32",
     backend: Backend = "torch",
     batch_size: BatchSize = "auto",
     workers: WorkersCount = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate",
+            rich_help_panel=LIMITS_PANEL,
+            help="Decode in processes of their own; without it, after a crash or a hang.",
+        ),
+    ] = False,
+    max_pixels: MaxPixels = "179M",
+    max_bytes: MaxBytes = "1G",
+    time_limit: TimeLimit = 120.0,
+    memory_limit: MemoryLimit = "4G",
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Say nothing but failures and errors.")
     ] = False,
@@ -254,18 +308,20 @@ def extract(
     """Write the feature maps of images; run the same command again to resume.
 
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
-    11 another run holds the output, 130 stopped.
+    11 another run holds the output, 130 or 143 stopped.
     """
     request = _request(
         model, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, backend
     )
     named = tuple(text for text in inputs or () if text != "-")
     listed = _listed(inputs or [], from_file)
-    job = Job(named, request, listed, output, device, _batch_size(batch_size), workers, dtype)
+    limits = _limits(max_pixels, max_bytes, time_limit, memory_limit)
+    again = (overwrite, retry_failed, hash_inputs)
+    job = Job(named, request, listed, output, device, _batch_size(batch_size), workers, dtype, *again, isolate, limits)
     from featx.extraction import run
 
-    with render.progress(quiet=quiet or as_json) as listener:
-        report = run(job, listener)
+    with streams.libraries_apart() as chatter, render.progress(quiet=quiet or as_json, chatter=chatter) as listener:
+        report = run(job, listener, STOP, chatter.size)
     render.report(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
 
@@ -314,26 +370,65 @@ def fetch(
     render.fetched(fetching.fetch(model, output), as_json=as_json)
 
 
+@app.command(epilog="Example: featx verify features/photos --recompute 20")
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")],
+    recompute: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Extract N images again, and compare what comes out.")
+    ] = 0,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Forget what is missing or damaged; the next extract makes just that."),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
+
+    Exit status: 0 all is well, 1 something is missing or damaged, 11 a run is working there.
+    """
+    from featx.verification import verify as check
+
+    with render.checking(quiet=as_json) as listener:
+        verified = check(folder, recompute=recompute, repair=repair, listener=listener)
+    render.verified(verified, as_json=as_json)
+    raise typer.Exit(0 if verified.sound else 1)
+
+
 def main() -> None:
     """Run the command line, and turn every error into one line and an exit status."""
+    streams.protect()
+    STOP.listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and what is wrong with a download into one of ours
+    streams.leave(_status())
+
+
+def _status() -> int:
+    """Run a command, and say what it comes to."""
     try:
         app(prog_name="featx")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except InterruptedByError:
+        return _fail(StoppedError("Stopped", signal=STOP.signal))
     except FeatxError as error:
-        _fail(error, error.exit_status)
+        return _fail(error)
     except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
         unexpected = FeatxError(
             f"Unexpected {type(error).__name__}: {error}", "Run it again with --debug, and report it"
         )
-        _fail(error if "--debug" in sys.argv else unexpected, 1)
+        unexpected.__cause__ = error
+        return _fail(unexpected)
+    return 0
 
 
-def _fail(error: Exception, status: int) -> None:
+def _fail(error: FeatxError) -> int:
     if "--debug" in sys.argv:
-        raise error
-    render.error(error)
-    sys.exit(status)
+        traceback.print_exception(error)
+    else:
+        render.error(error)
+    return error.exit_status
 
 
 def _request(
@@ -368,6 +463,12 @@ def _batch_size(text: str) -> int | None:
     return int(_numbers(text, int, "--batch-size", "8 or auto")[0])
 
 
+def _limits(pixels: str, size: str, seconds: float, memory: str) -> Limits:
+    return Limits(
+        _amount(pixels, "--max-pixels"), _amount(size, "--max-bytes"), seconds, _amount(memory, "--memory-limit")
+    )
+
+
 def _indices(text: str | None) -> tuple[int, ...] | Literal["all"] | None:
     if text is None or text == "all":
         return text  # type: ignore[return-value]
@@ -381,15 +482,15 @@ def _numbers(text: str, kind: Any, option: str, example: str) -> list[Any]:
         raise UsageError(f"{option} {text!r} is no list of numbers", f"Write it like {example}") from error
 
 
-def _count(text: str) -> int:
-    """Read a number of parameters: 30M, 1.5G, 250k or plain."""
+def _amount(text: str, option: str) -> int:
+    """Read a number: 30M, 1.5G, 250k or plain."""
     number = re.fullmatch(r"([0-9.]+)([kmgb]?)", text.lower())
     try:
         return (
             int(float(number[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[number[2]]) if number else int(text)
         )
     except ValueError as error:
-        raise UsageError(f"--max-params {text!r} is no number", "Write it like 30M, 1.5G or 250k") from error
+        raise UsageError(f"{option} {text!r} is no number", "Write it like 30M, 1.5G or 250k") from error
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class Computer:
         self.pyramid = pyramid
         self.largest = largest
         self._tell = tell
-        self._dtype = dtype
+        self.dtype = dtype
         self._on_gpu = pyramid.device.type == "cuda"
         self._own = threading.local()
         pyramid.module.to(memory_format=torch.channels_last)
@@ -110,7 +110,7 @@ class Computer:
     def _run(self, pixels: Tensor) -> Maps:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
-            maps = [level.to(self._dtype) if self._on_gpu else level for level in self.pyramid.run(batch)]
+            maps = [level.to(self.dtype) if self._on_gpu else level for level in self.pyramid.run(batch)]
             finite = [_finite(level) for level in maps] if self._on_gpu else []
             levels = [self._to_host(level) for level in maps]
             if self._on_gpu:
@@ -128,7 +128,7 @@ class Computer:
 
     def _to_host(self, level: Tensor) -> Tensor:
         """Cast and lay out in one pass over memory."""
-        host = torch.empty(level.shape, dtype=self._dtype, pin_memory=self._on_gpu)
+        host = torch.empty(level.shape, dtype=self.dtype, pin_memory=self._on_gpu)
         return host.copy_(level, non_blocking=self._on_gpu)
 
 

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featx.records import Item
+
 
 class FeatxError(Exception):
     """A failure that a person can act on.
@@ -49,7 +54,23 @@ class BusyError(OutputError):
     exit_status = 11
 
 
-class StoppedError(FeatxError):
-    """The run was interrupted; what was done is kept."""
+class StuckError(Exception):
+    """An image hangs in its decoder, which cannot be stopped from outside; its thread is lost.
 
-    exit_status = 130
+    Attributes
+    ----------
+    item : featx.records.Item
+        The image.
+    """
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("took longer than it may (--time-limit)")
+        self.item = item
+
+
+class StoppedError(FeatxError):
+    """The run was interrupted, by a signal of that number; what was done is kept."""
+
+    def __init__(self, message: str, hint: str = "", signal: int = 2) -> None:
+        super().__init__(message, hint)
+        self.exit_status = 128 + signal

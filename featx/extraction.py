@@ -4,24 +4,27 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import manifest, sources
-from featx.errors import StoppedError, UsageError
-from featx.records import Item, Job, Listener, ModelRequest, Note, Outcome, Planned, Workers, many_records
+from featx import manifest, naming, sources
+from featx.errors import OutputError, StoppedError, StuckError, UsageError
+from featx.records import Item, Job, Limits, Listener, ModelRequest, Note, Outcome, Planned, Workers, many_records
+from featx.stopping import InterruptedByError, Stop
 
 if TYPE_CHECKING:
     import torch
 
     from featx.computing import Computer
+    from featx.isolation import Reader
     from featx.pyramid import Pyramid
 
 DTYPES = ("float32", "float16")
@@ -75,6 +78,11 @@ def extract(
     dtype: str = "float32",
     batch_size: int | None = None,
     workers: int | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    hash_inputs: bool = False,
+    isolate: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
     listener: Listener | None = None,
 ) -> Report:
     """Write the feature pyramid of every image to a folder; calling it again goes on where it stopped.
@@ -99,6 +107,16 @@ def extract(
         Images in one forward pass; None takes what an earlier call took, or what suits the device.
     workers : int or None
         Forward passes at a time; None takes one a core, or what suits a graphics card.
+    overwrite : bool
+        Start anew: what an earlier call left in the folder is removed first.
+    retry_failed : bool
+        Try images again that an earlier call failed on, and that are unchanged.
+    hash_inputs : bool
+        Tell by its sha256, not by size and time, whether an image was changed.
+    isolate : bool
+        Decode images in processes of their own from the start. Without it that is done after a crash or a hang.
+    limits : Limits
+        What one image may take of pixels, bytes, seconds and memory.
     listener : callable or None
         Called with `featx.records.Note`, `Planned` and `Outcome` as they come.
 
@@ -126,13 +144,30 @@ def extract(
             batch_size=batch_size,
             workers=workers,
             dtype=dtype,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            hash_inputs=hash_inputs,
+            isolate=isolate,
+            limits=limits,
         ),
         listener or (lambda _: None),
     )
 
 
-def run(job: Job, listener: Listener) -> Report:
-    """Do a job; see `extract`."""
+def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callable[[], int] = lambda: 0) -> Report:
+    """Do a job; see `extract`.
+
+    Parameters
+    ----------
+    job : Job
+        What is to be done.
+    listener : callable
+        Told what happens.
+    stop : Stop or None
+        Looked at while images are worked on.
+    chatter : callable
+        How many bytes libraries have written to standard error; see `featx.isolation.Reader`.
+    """
     _require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
@@ -140,45 +175,109 @@ def run(job: Job, listener: Listener) -> Report:
     for text in _remarks(found):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
-    from featx import pipeline
+    from featx import isolation
     from featx.pyramid import choose_devices, load
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
     pyramids = [load(job.request, device) for device in devices]
-    with manifest.hold(output) as lines:
-        earlier = manifest.read_summary(output)
+    with manifest.hold(output) as held:
+        earlier = None if job.overwrite else manifest.read_summary(output)
         told: deque[str] = deque()
         then = (earlier or {}).get("recipe", {})
         computers, workers = spread(pyramids, job, len(found.items), then, told.append)
         recipe = _recipe(pyramids[0], job, workers)
-        if earlier:
-            manifest.require_same_recipe(output, earlier["recipe"], recipe)
-        plan = plan_work(output, found.items)
+        if not job.overwrite:
+            manifest.require_same_recipe(output, earlier, recipe)
+        plan = plan_work(output, found.items, job)
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
             hand_over(computers, workers)
+        suspects = isolation.suspects(held.unfinished)
+        held.begin(anew=job.overwrite)
         facts = _facts(pyramids[0], recipe)
-        ledger = manifest.Ledger(output, lines, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
+        ledger = manifest.Ledger(output, held, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
         ledger.save("running")
         listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
+        for text in _surprises(plan, suspects):
+            listener(Note(text))
+        reader = isolation.Reader(
+            pyramids[0].preprocessor,
+            job.limits,
+            held.unfinished,
+            suspects,
+            isolate=job.isolate,
+            hashed=job.hash_inputs,
+            chatter=chatter,
+        )
+        crew = _Crew(computers, workers, reader, stop or Stop(), told)
         failures = list(plan.failures)
-        try:
-            with closing(pipeline.run(computers, plan.to_do, output, workers)) as outcomes, machine(devices, workers):
-                for outcome in outcomes:
-                    while told:
-                        listener(Note(told.popleft()))
-                    ledger.enter(outcome)
-                    listener(outcome)
-                    if not outcome.done:
-                        failures.append(outcome)
-        except BaseException as error:
-            ledger.save("stopped")
-            if isinstance(error, KeyboardInterrupt):
-                raise StoppedError(f"Stopped: {ledger.progress}", "Run the same command to resume") from error
-            raise
+        with _booked(ledger, crew), machine(devices, workers):
+            failures += _work_off(plan.to_do, output, crew, ledger, listener)
         facts["largest_pass"] = min(computer.largest for computer in computers)
         ledger.save("done")
     tried = len(plan.to_do)
     return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Crew:
+    """What works on the images, and what may stop it."""
+
+    computers: list[Computer]
+    workers: Workers
+    reader: Reader
+    stop: Stop
+    told: deque[str]
+
+
+def _work_off(
+    items: list[Item], output: Path, crew: _Crew, ledger: manifest.Ledger, listener: Listener
+) -> list[Outcome]:
+    """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
+    from featx import pipeline
+
+    left, failures = deque(items), []
+
+    def enter(outcome: Outcome) -> None:
+        ledger.enter(outcome)
+        listener(outcome)
+        if not outcome.done:
+            failures.append(outcome)
+
+    while left:
+        outcomes = pipeline.run(crew.computers, list(left), output, crew.workers, crew.reader, crew.stop.asked)
+        try:
+            with closing(outcomes), crew.stop.gently():
+                for outcome in outcomes:
+                    while crew.told:
+                        listener(Note(crew.told.popleft()))
+                    left.popleft()
+                    enter(outcome)
+        except StuckError as stuck:
+            left.remove(stuck.item)
+            enter(Outcome(stuck.item, manifest.stat_of(stuck.item.path), stage="decode", error=str(stuck)))
+            listener(Note("An image hung: from here on images are read in processes of their own"))
+            crew.reader.isolate = True
+        else:
+            if left:  # it was told to stop
+                raise InterruptedByError
+    return failures
+
+
+@contextmanager
+def _booked(ledger: manifest.Ledger, crew: _Crew) -> Iterator[None]:
+    """Leave the books in order, however the work ends."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OutputError):  # the disk may be what is wrong; the books are good without it
+            ledger.save("stopped")
+        if isinstance(error, KeyboardInterrupt | InterruptedByError):
+            raise StoppedError(
+                f"Stopped: {ledger.progress}", "Run the same command to resume", crew.stop.signal or signal.SIGINT
+            ) from error
+        raise
+    finally:
+        crew.reader.close()
 
 
 def folder_name(model: str) -> str:
@@ -187,38 +286,58 @@ def folder_name(model: str) -> str:
     return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Plan:
-    """What an earlier call left to do.
+    """What earlier calls left to do.
 
     `kept_done` and `kept_failed` count the manifest's lines that stand, of all images in the folder; `done` and
-    `failures` are those of this call's images among them.
+    `failures` are those of this call's images among them; `gone` are images that are no longer there, and whose
+    features are kept.
     """
 
-    to_do: list[Item]
-    kept_done: int
-    kept_failed: int
-    done: int
-    failures: list[Outcome]
+    to_do: list[Item] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+    done: int = 0
+    kept_done: int = 0
+    kept_failed: int = 0
+    gone: int = 0
 
 
 @many_records()
-def plan_work(folder: Path, items: list[Item]) -> _Plan:
+def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
     """Hold the images against the manifest; linear, and small enough for a million of them."""
-    known = manifest.known(folder)
+    known = {} if job.overwrite else manifest.known(folder)
     root = str(folder)
-    to_do, done, failures = [], 0, []
+    plan = _Plan()
+    fresh: list[int] = []
     for item in items:
-        line = known.get(item.key)
-        if line is None or not manifest.still_valid(root, line, item.path):
-            to_do.append(item)
-            known.pop(item.key, None)
+        line = known.pop(item.key, None)
+        if line is None:
+            fresh.append(len(plan.to_do))
+            plan.to_do.append(item)
+            continue
+        standing = manifest.standing(root, line, item.path, hashed=job.hash_inputs)
+        if standing == "stale" or (job.retry_failed and not line.done):
+            plan.to_do.append(replace(item, alias=line.output or item.alias))  # what was called so stays called so
         elif line.done:
-            done += 1
+            plan.done += 1
+            plan.gone += standing == "gone"
         else:
-            failures.append(Outcome(item, stage=line.stage, error=line.error))
-    kept_done = sum(line.done for line in known.values())
-    return _Plan(to_do, kept_done, len(known) - kept_done, done, failures)
+            plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
+    others = sum(line.done for line in known.values())
+    plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
+    if known:
+        plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
+        _tell_apart(plan.to_do, fresh, {naming.fold(line.output) for line in known.values()})
+    return plan
+
+
+def _tell_apart(items: list[Item], fresh: list[int], taken: set[str]) -> None:
+    """Give new images whose outputs could be taken for those of other images a name of their own."""
+    for place in fresh:
+        item = items[place]
+        if not item.alias and naming.fold(naming.output_of(item.key)) in taken:
+            items[place] = replace(item, alias=naming.output_of(item.key, apart=True))
 
 
 def _require_sound(job: Job) -> None:
@@ -285,24 +404,27 @@ def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
         "memory_format": "channels_last",
         "device": pyramid.device.type,
         "threads": workers.threads,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
 @contextmanager
 def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]:
-    """Set what torch keeps for the whole process, for as long as the run takes."""
+    """Set what torch and Pillow keep for the whole process, for as long as the run takes."""
     import torch
+    from PIL import Image
 
+    from featx.preprocess import lift_pillow_limit
     from featx.pyramid import full_precision
 
-    before = torch.get_num_threads()
+    threads, pixels = torch.get_num_threads(), lift_pillow_limit()
     torch.set_num_threads(workers.threads)
     try:
         with full_precision(devices[0]):
             yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        Image.MAX_IMAGE_PIXELS = pixels
 
 
 def _facts(pyramid: Pyramid, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -319,11 +441,23 @@ def _facts(pyramid: Pyramid, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that numbers depend on."""
     return {
         "featx": featx.__version__,
         **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "pillow")},
     }
+
+
+def _surprises(plan: _Plan, suspects: Collection[bytes]) -> list[str]:
+    """What a person may not expect, in words."""
+    texts = []
+    if plan.gone:
+        texts.append(f"no longer there: {plan.gone} images, whose features are kept")
+    if suspects:
+        names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspects))
+        texts.append(f"An earlier call ended while reading {names}: read in a process of its own now")
+    return texts
 
 
 def _remarks(found: sources.Found) -> list[str]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import timm
 from featx import backbones, loading
 from featx import weights as weights_
 from featx.errors import OutputError
-from featx.files import write_atomically
+from featx.files import sha256_of, write_atomically
 
 CONFIGURATION = "config.json"
 
@@ -50,7 +50,7 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     _require_free(folder)
     path, source = loading.locate(reference)
     _require_same(folder, source)
-    sha256 = weights_.file_sha256(path)
+    sha256 = sha256_of(path)
     loading.require_as_fetched(reference, path, sha256)
     target = folder / ("model.safetensors" if weights_.is_safetensors(path) else "pytorch_model.bin")
     fetched = {"source": source, "file": target.name, "bytes": path.stat().st_size, "sha256": sha256}
@@ -58,8 +58,8 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as weights:
-            write_atomically(target, lambda file: shutil.copyfileobj(weights, file))
-        write_atomically(folder / CONFIGURATION, lambda file: file.write(text.encode()))
+            write_atomically(target, iter(partial(weights.read, 1 << 16), b""))
+        write_atomically(folder / CONFIGURATION, [text.encode()])
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}", "Make room, or choose another -o") from error
     return {"model": name, "architecture": reference.architecture, **fetched, "output": str(folder)}

@@ -1,53 +1,104 @@
-# Files that appear under their name complete or not at all.
+# Files that appear under their name complete or not at all; every call that can fail for want of room is made here.
 """Writing files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+
+Piece = bytes | memoryview
+
+# Pieces that the system writes at once (IOV_MAX of Linux and macOS).
+PIECES = 1024
+
+NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, and give it its name when it is safely on the disk."""
-    temporary = temporary_beside(path)
+def write(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write a file, one piece after the other; it is not safe on the disk before `settle`."""
+    handle = os.open(path, NEW, 0o666)
     try:
-        with temporary.open("wb") as file:
-            write(file)
+        write_all(handle, pieces)
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, pieces: Iterable[Piece]) -> None:
+    """Write pieces to an open file, however many calls it takes."""
+    pieces = iter(pieces)
+    while left := [memoryview(piece) for piece in islice(pieces, PIECES) if len(piece)]:
+        while left:
+            count = os.writev(handle, left)
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if count:
+                left[0] = left[0][count:]
+
+
+def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None = None) -> None:
+    """Write a file under a temporary name, by default beside it, and give it its own when it is safely on the disk."""
+    temporary = temporary or temporary_beside(path)
+    try:
+        write(temporary, pieces)
         settle({temporary: path})
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove([temporary])
         raise
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return the name under which a file is written before it gets its own, in the same folder."""
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    """Return a name under which a file may be written before it gets its own, in the same folder."""
+    return path.with_name(f".{os.getpid()}-{path.name}.tmp")
 
 
-def settle(written: dict[Path, Path]) -> None:
+def settle(written: Mapping[Path, Path]) -> None:
     """Give temporary files their names when they, and then the names, are safely on the disk.
 
     All files are synchronised before the first is renamed, and each folder once: the disk works on them together.
     """
     for temporary in written:
-        _synchronise(temporary)
+        synchronise(temporary)
     for temporary, path in written.items():
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105 - through this module's `os`, as all that can fail
     for folder in {path.parent for path in written.values()}:
-        _synchronise(folder)
+        synchronise(folder)
 
 
-def remove(paths: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _synchronise(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are safely on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folders(folder: Path, root: Path, known: set[Path]) -> None:
+    """Make a folder below `root`, those above it first, and have their names safely on the disk; those known are there.
+
+    Without it a power cut could take a new folder, and the files in it, though they were synchronised.
+    """
+    if folder in known or folder == root:
+        return
+    make_folders(folder.parent, root, known)
+    with suppress(FileExistsError):
+        os.mkdir(folder)  # noqa: PTH102
+        synchronise(folder.parent)
+    known.add(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(paths: Sequence[Path]) -> None:
+    """Remove files that may be gone already, as far as it goes: this is for clearing up after a failure."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()

@@ -30,8 +30,6 @@ NO_TIME = (0, (1 << 5) | 1)
 # Where the 32 bits of zip's positions end.
 LARGEST = (1 << 32) - 1
 
-SUFFIX = ".npz"
-
 
 def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     """Lay out a file of arrays, uncompressed, in the order given; the arrays themselves are not copied.

@@ -6,30 +6,97 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
+from featx import files
 from featx.errors import BusyError, OutputError
-from featx.files import write_atomically
+from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path, to_text
 from featx.records import Outcome, Stat, many_records
 
 FORMAT = 1
-SUMMARY, MANIFEST = "summary.json", "manifest.jsonl"
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 
-@contextmanager
-def hold(folder: Path) -> Iterator[BinaryIO]:
-    """Make the run's folder if need be, and keep every other run out of it.
+class Hold:
+    """A run's folder that this process alone may change.
 
-    Yields
-    ------
-    BinaryIO
-        The manifest, open for appending; its lock ends with it, or with the process.
+    Attributes
+    ----------
+    unfinished : Path
+        The folder inside it for what is not complete yet.
+    """
+
+    def __init__(self, folder: Path, handle: int) -> None:
+        self.unfinished = folder / UNFINISHED
+        self._folder, self._handle = folder, handle
+        self._begun = False
+
+    def begin(self, *, anew: bool = False) -> None:
+        """Clear up what an earlier call left unfinished, or all that it left; nothing is touched before.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written.
+        """
+        try:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            if anew:
+                self._remove_outputs()
+            else:
+                _drop_torn_line(self._handle)
+            self.unfinished.mkdir()
+        except OSError as error:
+            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
+        self._begun = True
+
+    def append(self, line: bytes) -> None:
+        """Add a line to the manifest, whole or not at all."""
+        end = os.fstat(self._handle).st_size
+        try:
+            files.write_all(self._handle, [line])
+        except OSError:
+            os.ftruncate(self._handle, end)
+            raise
+
+    def save(self, summary: dict[str, Any]) -> None:
+        """Replace the summary, after the manifest is safe."""
+        text = json.dumps(summary, indent=2) + "\n"
+        files.synchronise(self._folder / MANIFEST)
+        files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Take the lines of some keys, and those that cannot be read, out of the manifest.
+
+        The file is replaced: the hold is good for nothing more that is appended.
+        """
+        kept = (text for text in _texts(self._folder) if _key_of(text) not in {*keys, None})
+        files.write_atomically(self._folder / MANIFEST, kept, self.unfinished / MANIFEST)
+
+    def end(self) -> None:
+        """Leave nothing unfinished behind."""
+        if self._begun:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _remove_outputs(self) -> None:
+        """Remove what the manifest names, then its lines: killed in between, it can be done again."""
+        for _, line in lines(self._folder):
+            if line["status"] == "done" and is_inside(line["output"]):
+                (self._folder / line["output"]).unlink(missing_ok=True)
+        os.ftruncate(self._handle, 0)
+
+
+@contextmanager
+def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
+    """Keep every other run out of a folder, which is made if need be.
+
+    The lock is the kernel's, on the manifest, and ends with the process however it ends.
 
     Raises
     ------
@@ -40,37 +107,78 @@ def hold(folder: Path) -> Iterator[BinaryIO]:
     """
     require_usable(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest = (folder / MANIFEST).open("a+b")
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(folder / MANIFEST, os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0), fcntl.LOCK_EX)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
         ) from error
-    with manifest:
+    held = Hold(folder, handle)
+    try:
+        yield held
+    finally:
+        held.end()
+        os.close(handle)
+
+
+@contextmanager
+def look(folder: Path) -> Iterator[None]:
+    """Keep runs from changing a folder while it is read; needs no right to write there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be read.
+    BusyError
+        If a run holds it.
+    """
+    try:
+        handle = _locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
+    except OSError as error:
+        raise OutputError(f"{folder / MANIFEST} cannot be read: {error.strerror}", "Check the folder") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path, flags: int, kind: int) -> int:
+    """Open and lock a file; once more if it was replaced in the meantime, which would leave a lock on nothing."""
+    while True:
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(path)):  # noqa: PTH116
+                return handle
         except BlockingIOError as error:
-            raise BusyError(f"Another run is working in {folder}", "Wait for it, or choose another --output") from error
-        _drop_torn_line(manifest)
-        yield manifest
+            os.close(handle)
+            raise BusyError(
+                f"Another run is working in {path.parent}", "Wait for it, or choose another --output"
+            ) from error
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the manifest line by line, each with its position; lines that are no JSON are as good as absent."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
     decode = json.JSONDecoder().decode
-    with path.open("rb") as file:
-        position = 0
-        for text in file:
-            try:
-                line = decode(text.decode())
-                if isinstance(line["key"], str):
-                    yield position, line
-            except (ValueError, KeyError, TypeError):
-                pass
-            position += len(text)
+    position = 0
+    for text in _texts(folder):
+        try:
+            line = decode(text.decode())
+            if isinstance(line["key"], str) and line["status"] in ("done", "failed"):
+                yield position, line
+        except (ValueError, KeyError, TypeError):
+            pass
+        position += len(text)
+
+
+def unreadable_lines(folder: Path) -> int:
+    """Count the lines that `lines` passes over."""
+    return sum(1 for _ in _texts(folder)) - sum(1 for _ in lines(folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +213,12 @@ def known(folder: Path) -> dict[str, Known]:
     found = {}
     for _, line in lines(folder):
         try:
-            stat = Stat(line["input"]["bytes"], line["input"]["mtime_ns"]) if line["input"] else None
-            if line["status"] == "done":
+            stat = Stat(**line["input"]) if line["input"] else None
+            if line["status"] == "done" and is_inside(line["output"]):
                 found[line["key"]] = Known(True, stat, line["output"], line["bytes"], "", "")
             else:
                 found[line["key"]] = Known(False, stat, "", 0, line["stage"], line["error"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # damaged: done again
             found.pop(line["key"], None)
     return found
 
@@ -122,8 +230,8 @@ class Ledger:
     ----------
     folder : Path
         The run's folder.
-    file : binary file
-        Its manifest, as `hold` gives it.
+    hold : Hold
+        The hold on it.
     facts : dict
         What the summary says besides state, counts and seconds.
     done, failed : int
@@ -137,17 +245,17 @@ class Ledger:
     def __init__(
         self,
         folder: Path,
-        file: BinaryIO,
+        hold: Hold,
         facts: dict[str, Any],
         done: int,
         failed: int,
         to_do: int,
         earlier: dict[str, Any] | None,
     ) -> None:
-        self._folder, self._file, self._facts = folder, file, facts
+        self._folder, self._hold, self._facts = folder, hold, facts
         self._done, self._failed = done, failed
         self._total = done + failed + to_do
-        self._before = float(earlier["seconds"]) if earlier else 0.0
+        self._before = float((earlier or {}).get("seconds", 0))
         self._began = time.monotonic()
         self.summary: dict[str, Any] = {}
 
@@ -157,14 +265,15 @@ class Ledger:
         return f"{self._done} of {self._total} done"
 
     def enter(self, outcome: Outcome) -> None:
-        """Add the line of one image, in one write."""
-        self._done += outcome.done
-        self._failed += not outcome.done
+        """Add the line of one image, which must be in place by now; of one that failed nothing stays."""
         try:
-            self._file.write(json.dumps(outcome_to_json(outcome), separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
+            if not outcome.done and outcome.item.alias:
+                (self._folder / outcome.item.alias).unlink(missing_ok=True)
+            self._hold.append(json.dumps(outcome_to_json(outcome), separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             raise OutputError(f"The manifest in {self._folder} cannot be written: {error.strerror}", ROOM) from error
+        self._done += outcome.done
+        self._failed += not outcome.done
 
     def save(self, state: str) -> None:
         """Replace the summary: ``running``, ``stopped`` or ``done``."""
@@ -175,9 +284,8 @@ class Ledger:
             "counts": {"done": self._done, "failed": self._failed, "total": self._total},
             "seconds": round(self._before + time.monotonic() - self._began, 3),
         }
-        text = json.dumps(self.summary, indent=2) + "\n"
         try:
-            write_atomically(self._folder / SUMMARY, lambda file: file.write(text.encode()))
+            self._hold.save(self.summary)
         except OSError as error:
             raise OutputError(f"The summary in {self._folder} cannot be written: {error.strerror}", ROOM) from error
 
@@ -197,7 +305,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"{folder / SUMMARY} is no summary of featx's", "Choose another folder with --output"
+            f"{folder / SUMMARY} is no summary of featx's",
+            "Choose another folder with --output, or --overwrite this one",
         ) from error
     if written_as != FORMAT:
         raise OutputError(
@@ -206,63 +315,92 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return dict(summary)
 
 
-def require_same_recipe(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to mix two recipes in one folder.
+def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Refuse to mix two recipes in one folder, or to go on where nobody knows any more how features were made.
 
     Raises
     ------
     OutputError
         Naming every field that differs, then and now.
     """
+    way_out = "Choose another folder with --output, or start anew with --overwrite"
+    then = (earlier or {}).get("recipe")
+    if not isinstance(then, dict):
+        if earlier or next(lines(folder), None):
+            raise OutputError(f"{folder} has no {SUMMARY} that says how its features were made", way_out)
+        return
     flat_then, flat_now = dict(_flat(then)), dict(_flat(now))
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(
-            f"{folder} holds features of another recipe ({changes})",
-            "Choose another folder with --output, or remove this one",
-        )
+        raise OutputError(f"{folder} holds features of another recipe ({changes})", way_out)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """Lay out the line of one image."""
     line: dict[str, Any] = {
         "key": outcome.item.key,
-        "path": outcome.item.path,
+        "path": to_text(outcome.item.path),
         "status": "done" if outcome.done else "failed",
-        "input": asdict(outcome.stat) if outcome.stat else None,
+        "input": _stat_to_json(outcome.stat) if outcome.stat else None,
     }
-    if not outcome.done:
-        return {**line, "stage": outcome.stage, "error": outcome.error}
-    return {
-        **line,
-        "size": list(outcome.size or ()),
-        "frame": outcome.frame,
-        "output": outcome.output,
-        "bytes": outcome.bytes,
-        "sha256": outcome.sha256,
-    }
+    if outcome.done:
+        line["size"] = list(outcome.size or ())
+        line["frame"] = outcome.frame
+        line["output"] = outcome.output
+        line["bytes"] = outcome.bytes
+        line["sha256"] = outcome.sha256
+    else:
+        line["stage"], line["error"] = outcome.stage, outcome.error
+    if outcome.messages:
+        line["messages"] = outcome.messages
+    return line
 
 
-def still_valid(folder: str, line: Known, path: str) -> bool:
-    """Whether a line can be relied on: its image is unchanged, and its output is there in full."""
-    if stat_of(path) != line.stat:
-        return False
-    if not line.done:
-        return True
-    try:
-        return os.stat(f"{folder}/{line.output}").st_size == line.bytes  # noqa: PTH116
-    except OSError:
-        return False
+Standing = Literal["stands", "stale", "gone"]
+
+
+def standing(folder: str, line: Known, path: str, *, hashed: bool = False) -> Standing:
+    """Say whether a line can be relied on: its output is there in full, and its image unchanged, or gone."""
+    if line.done:
+        try:
+            whole = os.stat(f"{folder}/{line.output}").st_size == line.bytes  # noqa: PTH116
+        except OSError:
+            whole = False
+        if not whole:
+            return "stale"
+    now = stat_of(path)
+    if now is None and line.done:
+        return "gone"
+    if hashed and now and line.stat:
+        return "stands" if line.stat.sha256 and sha256_of(path) == line.stat.sha256 else "stale"
+    same = (now is None) == (line.stat is None) and (
+        now is None or line.stat is None or (now.bytes, now.mtime_ns) == (line.stat.bytes, line.stat.mtime_ns)
+    )
+    return "stands" if same else "stale"
+
+
+def gone(folder: Path, keys: Collection[str]) -> int:
+    """Count those of the keys whose images are no longer there."""
+    paths = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in keys}
+    return sum(not os.path.exists(to_path(path)) for path in paths.values())  # noqa: PTH110
 
 
 def stat_of(path: str) -> Stat | None:
     """Size and time of an image file; None where it cannot be had."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a million Path objects cost more than their files
-    except OSError:
+    except (OSError, ValueError):
         return None
     return Stat(status.st_size, status.st_mtime_ns)
+
+
+def sha256_of(path: str) -> str | None:
+    """Hexadecimal sha256 of an image file; None where it cannot be read."""
+    try:
+        return files.sha256_of(Path(path))
+    except OSError:
+        return None
 
 
 def require_usable(folder: Path) -> None:
@@ -279,18 +417,38 @@ def require_usable(folder: Path) -> None:
         raise OutputError(f"{folder} holds other things than a run of featx", "Choose another folder with --output")
 
 
-def _drop_torn_line(manifest: BinaryIO) -> None:
+def _texts(folder: Path) -> Iterator[bytes]:
+    """The manifest's lines as they stand in the file, without a torn last one."""
+    path = folder / MANIFEST
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (text for text in file if text.endswith(b"\n"))
+
+
+def _key_of(text: bytes) -> str | None:
+    try:
+        key: str = json.loads(text)["key"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return key
+
+
+def _stat_to_json(stat: Stat) -> dict[str, Any]:
+    value: dict[str, Any] = {"bytes": stat.bytes, "mtime_ns": stat.mtime_ns}
+    return {**value, "sha256": stat.sha256} if stat.sha256 else value
+
+
+def _drop_torn_line(handle: int) -> None:
     """A line without its newline was being written when something stopped: its image is done again."""
-    end = manifest.seek(0, os.SEEK_END)
-    position, tail = end, b""
+    end = position = os.lseek(handle, 0, os.SEEK_END)
+    tail = b""
     while position and b"\n" not in tail:
         step = min(position, 65536)
         position -= step
-        manifest.seek(position)
-        tail = manifest.read(step)
+        tail = os.pread(handle, step, position)
     keep = position + tail.rfind(b"\n") + 1
     if keep < end:
-        manifest.truncate(keep)
+        os.ftruncate(handle, keep)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,27 +8,29 @@ is work at all; memory does not grow with the number of images. A bad image is a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from featx import files
 from featx.computing import Computer, Maps
-from featx.errors import OutputError
-from featx.files import remove, settle, temporary_beside
-from featx.formats import SUFFIX, pack_npz
+from featx.decoding import UnreadableError
+from featx.errors import OutputError, StuckError
+from featx.formats import pack_npz
 from featx.geometry import Frame
+from featx.isolation import Reader
 from featx.manifest import stat_of
-from featx.preprocess import DecodeError
+from featx.naming import UNFINISHED, output_of
 from featx.records import Item, Outcome, Stat, Workers
 
 # Outputs that are synchronised together, at least: the disk works on them side by side.
@@ -37,7 +39,16 @@ GROUP = 16
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4
 
+# Names of temporary files: unlike each other in the whole process.
+NUMBERS = count()
+
 ROOM = "Make room, and run it again to resume"
+
+# Errors of a file system that are about a name, not about the disk.
+OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+# Seconds between two looks at an image that does not get ready.
+LOOK_EVERY = 0.25
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -51,6 +62,7 @@ class Ready:
     stat: Stat
     pixels: Tensor
     frame: Frame
+    messages: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,14 @@ class Written:
     path: Path
 
 
-def run(computers: Sequence[Computer], items: Iterable[Item], folder: Path, workers: Workers) -> Generator[Outcome]:
+def run(
+    computers: Sequence[Computer],
+    items: Iterable[Item],
+    folder: Path,
+    workers: Workers,
+    reader: Reader,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[Outcome]:
     """Extract features of every item into `folder`, and say what became of each, in their order.
 
     A batch always has its full size, the last one being filled up with blanks, so that neither the order nor an
@@ -84,28 +103,42 @@ def run(computers: Sequence[Computer], items: Iterable[Item], folder: Path, work
     items : iterable of Item
         The images.
     folder : Path
-        The run's folder.
+        The run's folder, with the one for what is unfinished in it.
     workers : Workers
         Batch size, and how many threads do what.
+    reader : Reader
+        What reads the images.
+    stopped : callable
+        Whether to finish what is being computed, and leave the rest.
 
     Raises
     ------
+    StuckError
+        If an image hangs. Run it again without that one; here its thread is lost.
     OutputError
         If the folder cannot be written: nothing after that image is tried.
     """
-    work = Work(computers, folder, workers.batch_size)
+    work = Work(computers, folder, workers.batch_size, reader)
     with ExitStack() as stack:
-        stack.callback(work.clear)
+
+        def end(pool: ThreadPoolExecutor, kind: type[BaseException] | None) -> None:
+            """Wait for the threads, unless one of them hangs, or time is short."""
+            pool.shutdown(wait=kind is not StuckError and not stopped(), cancel_futures=True)
 
         def ahead(
-            threads: int, function: Callable[[Value], Result], values: Iterable[Value], depth: int
+            threads: int,
+            function: Callable[[Value], Result],
+            values: Iterable[Value],
+            depth: int,
+            wait: Callable[[Value, Future[Result]], Result] = lambda _, future: future.result(),
         ) -> Iterator[Result]:
-            pool = stack.enter_context(ThreadPoolExecutor(threads))
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            return _ahead(pool, function, values, depth)
+            pool = ThreadPoolExecutor(threads)
+            stack.push(lambda kind, *_: end(pool, kind))
+            return _ahead(pool, function, values, depth, wait)
 
-        prepared = ahead(workers.readers, work.prepare, items, workers.readers + 2 * workers.batch_size)
-        computed = ahead(workers.forwards, work.compute, _batches(prepared, workers.batch_size), workers.forwards)
+        prepared = ahead(workers.readers, work.prepare, items, workers.readers + 2 * workers.batch_size, work.wait)
+        batches = _batches(prepared, workers.batch_size, stopped)
+        computed = ahead(workers.forwards, work.compute, batches, workers.forwards)
         written = ahead(workers.writers, work.write, chain.from_iterable(computed), workers.batch_size)
         settled = ahead(1, work.settle, groups(written, max(GROUP, workers.batch_size)), 1)
         yield from chain.from_iterable(settled)
@@ -122,33 +155,38 @@ class Work:
         The run's folder.
     batch_size : int
         Images in one forward pass.
+    reader : Reader
+        What reads the images.
     """
 
-    def __init__(self, computers: Sequence[Computer], folder: Path, batch_size: int) -> None:
+    def __init__(self, computers: Sequence[Computer], folder: Path, batch_size: int, reader: Reader) -> None:
         self._computers = computers
         self._folder = folder
         self._batch_size = batch_size
+        self._reader = reader
+        self._unfinished = folder / UNFINISHED
         self._turn = count()
-        self._unsettled: dict[Path, None] = {}  # as an ordered set: dict operations are atomic among threads
-
-    def clear(self) -> None:
-        """Remove what was written but not settled; there is nothing unless the run was cut short."""
-        remove(list(self._unsettled))
+        self._folders: set[Path] = set()
 
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; whatever is wrong with it becomes its outcome."""
-        stat = stat_of(item.path)
-        if stat is None or not Path(item.path).is_file():
-            return Outcome(item, stat, stage="read", error="no such file" if stat is None else "not a file")
+        stat = stat_of(item.path)  # before reading: a change in between then shows next time
         try:
-            image, frame = self._computers[0].pyramid.place(Path(item.path))
-        except OSError as error:
-            return Outcome(item, stat, stage="read" if error.errno else "decode", error=_reason(error, item))
-        except DecodeError as error:
-            return Outcome(item, stat, stage="decode", error=str(error))
-        except Exception as error:  # noqa: BLE001 - decoders raise whatever the broken file trips them over
-            return Outcome(item, stat, stage="decode", error=f"{type(error).__name__}: {_reason(error, item)}")
-        return Ready(item, stat, torch.from_numpy(np.array(image)), frame)
+            placed = self._reader(item)
+        except UnreadableError as error:
+            hashed = replace(stat, sha256=error.sha256) if stat else None
+            return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)
+        hashed = replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
+        return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
+
+    def wait(self, item: Item, prepared: Future[Ready | Outcome]) -> Ready | Outcome:
+        """Wait for an image, but not for ever."""
+        while not prepared.done():
+            with suppress(TimeoutError):
+                return prepared.result(LOOK_EVERY)
+            if self._reader.is_stuck(item):
+                raise StuckError(item)
+        return prepared.result()
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
@@ -167,20 +205,21 @@ class Work:
         image, levels = value.image, self._computers[0].pyramid.levels
         for level, finite in zip(levels, value.maps.finite, strict=True):
             if not finite[value.position]:
-                return Outcome(image.item, image.stat, stage="forward", error=f"{level.key} holds NaN or infinity")
+                error = f"{level.key} holds NaN or infinity{self._more_precise()}"
+                return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         maps = zip(levels, value.maps.levels, strict=True)
         pieces = pack_npz({level.key: values[value.position].numpy() for level, values in maps})
         digest = hashlib.sha256()
         for piece in pieces:
             digest.update(piece)
-        path = self._folder / (image.item.key + SUFFIX)
-        temporary = temporary_beside(path)
-        self._unsettled[temporary] = None
+        path = self._folder / (image.item.alias or output_of(image.item.key))
+        temporary = self._unfinished / f"{next(NUMBERS)}"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.writelines(pieces)
+            files.make_folders(path.parent, self._folder, self._folders)
+            files.write(temporary, pieces)
         except OSError as error:
+            if error.errno in OF_THE_NAME:
+                return Outcome(image.item, image.stat, stage="write", error=f"no name for this disk: {error.strerror}")
             raise OutputError(f"{path} cannot be written: {error.strerror}", ROOM) from error
         outcome = Outcome(
             image.item,
@@ -190,39 +229,52 @@ class Work:
             output=path.relative_to(self._folder).as_posix(),
             bytes=sum(map(len, pieces)),
             sha256=digest.hexdigest(),
+            messages=image.messages,
         )
         return Written(outcome, temporary, path)
+
+    def _more_precise(self) -> str:
+        """Say what may help against numbers out of range."""
+        computer = self._computers[0]
+        if computer.pyramid.precision != "fp32":
+            return "; --precision fp32 may help"
+        return "; --dtype float32 may help" if computer.dtype == torch.float16 else ""
 
     def settle(self, group: list[Written | Outcome]) -> list[Outcome]:
         """Give outputs their names once they are safely on the disk."""
         try:
-            settle({value.temporary: value.path for value in group if isinstance(value, Written)})
+            files.settle({value.temporary: value.path for value in group if isinstance(value, Written)})
         except OSError as error:
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
-        for value in group:
-            if isinstance(value, Written):
-                del self._unsettled[value.temporary]
         return [value.outcome if isinstance(value, Written) else value for value in group]
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Value], Result], values: Iterable[Value], depth: int
+    pool: ThreadPoolExecutor,
+    function: Callable[[Value], Result],
+    values: Iterable[Value],
+    depth: int,
+    wait: Callable[[Value, Future[Result]], Result],
 ) -> Iterator[Result]:
     """Map in order, `depth` values ahead of the one that is taken."""
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Value, Future[Result]]] = deque()
     for value in values:
-        waiting.append(pool.submit(function, value))
+        waiting.append((value, pool.submit(function, value)))
         if len(waiting) > depth:
-            yield waiting.popleft().result()
+            yield wait(*waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield wait(*waiting.popleft())
 
 
-def _batches(values: Iterable[Ready | Outcome], size: int) -> Iterator[list[Ready | Outcome]]:
+def _batches(
+    values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
+) -> Iterator[list[Ready | Outcome]]:
     """Group so that each has `size` images, or fewer among many failures, which travel with them."""
     batch: list[Ready | Outcome] = []
     images = 0
     for value in values:
+        if stopped():
+            return
         batch.append(value)
         images += isinstance(value, Ready)
         if images == size or len(batch) == PATIENCE * size:
@@ -242,10 +294,3 @@ def groups(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
             group = []
     if group:
         yield group
-
-
-def _reason(error: BaseException, item: Item) -> str:
-    """One line without the path, which the outcome names already."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].replace(f"'{item.path}'", "").replace(item.path, "").strip(" :.")
-    return line or type(error).__name__

@@ -7,8 +7,10 @@ and keeps account of where the original went.
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from featx.errors import ModelError
 from featx.geometry import Frame
+from featx.records import Limits
 
 # Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
 # MPO, the stereo format of some cameras, is opened as the JPEG that it starts with. Importing these four plugins
@@ -36,9 +39,6 @@ FORMATS = (
     AvifImagePlugin.AvifImageFile.format,
 )
 
-# The size at which Pillow itself stops (twice `Image.MAX_IMAGE_PIXELS` as shipped): a bomb unpacks to more.
-MAX_PIXELS = 178_956_970
-
 # Tags of EXIF and TIFF.
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258
 
@@ -54,6 +54,10 @@ UPRIGHT = {
 }
 
 
+# Pixels from which on images are decoded one at a time, so that memory does not grow with the number of readers.
+LARGE = 50_000_000
+_LARGE_ONES = threading.Lock()
+
 WHITE = (255, 255, 255, 255)
 
 # The steps of timm's evaluation transform that move pixels.
@@ -65,8 +69,15 @@ class DecodeError(Exception):
     """An image that featx will not make features of; the message is the reason."""
 
 
-def decode(path: Path) -> tuple[Image.Image, int]:
+def decode(file: Path | BinaryIO, max_pixels: int = Limits().pixels) -> tuple[Image.Image, int]:
     """Read an image file as upright 8-bit RGB.
+
+    Parameters
+    ----------
+    file : path or binary file
+        The image.
+    max_pixels : int
+        Width times height that it may have.
 
     Returns
     -------
@@ -82,11 +93,12 @@ def decode(path: Path) -> tuple[Image.Image, int]:
     Exception
         Whatever Pillow raises for a broken file: far more than OSError.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        _require_size(image)
+    with Image.open(file, formats=FORMATS) as image:
+        _require_size(image, max_pixels)
         orientation = orientation_of(image)  # before loading, since Pillow turns TIFF files while it loads them
-        image.load()  # the whole first frame, so that a truncated file fails here and not half-way
-        return upright_rgb(image), orientation
+        with _LARGE_ONES if image.width * image.height > LARGE else nullcontext():
+            image.load()  # the whole first frame, so that a truncated file fails here and not half-way
+            return upright_rgb(image), orientation
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -106,6 +118,7 @@ class Preprocessor:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
         *places, self._to_tensor, self._normalise = create_transform(**config, is_training=False).transforms
         known = all(isinstance(step, RESIZES + CROPS) for step in places)
         if not (known and isinstance(self._to_tensor, MaybeToTensor) and isinstance(self._normalise, Normalize)):
@@ -161,10 +174,17 @@ class Preprocessor:
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
-def _require_size(image: Image.Image) -> None:
+def lift_pillow_limit() -> int | None:
+    """Have Pillow leave the size of images to `decode`; returns what its own limit was, to be put back."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    return before
+
+
+def _require_size(image: Image.Image, most: int) -> None:
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise DecodeError(f"{pixels / 1e6:.0f} megapixels are more than the {MAX_PIXELS / 1e6:.0f} allowed")
+    if pixels > most:
+        raise DecodeError(f"{pixels / 1e6:.4g} megapixels are more than the {most / 1e6:.4g} allowed (--max-pixels)")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

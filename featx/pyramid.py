@@ -45,6 +45,8 @@ class Pyramid:
         Whether the network was rebuilt for an input size that it would not take otherwise.
     precision, backend : str
         What the network computes in, and what runs it.
+    preprocessor : featx.preprocess.Preprocessor
+        What images are brought to the model's input with.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Pyramid:
         self.module = module.to(device, self._dtype)
         self._layout = description.layout
         self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
-        self._preprocessor = preprocess.Preprocessor(description.config)
+        self.preprocessor = preprocess.Preprocessor(description.config)
         self.levels: tuple[Level, ...] = description.levels
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
@@ -98,15 +100,11 @@ class Pyramid:
             rgb, orientation = preprocess.upright_rgb(image), preprocess.orientation_of(image)
         else:
             rgb, orientation = preprocess.decode(Path(image))
-        return self._preprocessor(rgb, orientation)
-
-    def place(self, path: Path) -> tuple[Image.Image, Frame]:
-        """Read an image file and bring it to the size of the model's input, not normalised yet; see `preprocess`."""
-        return self._preprocessor.place(*preprocess.decode(path))
+        return self.preprocessor(rgb, orientation)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Make (B, 3, H, W) float32 model inputs of (B, H, W, 3) uint8 pixels, as `preprocess` does."""
-        return self._preprocessor.normalise(pixels)
+        return self.preprocessor.normalise(pixels)
 
     def __call__(self, batch: Tensor) -> list[Tensor]:
         """Run the network, without gradients.

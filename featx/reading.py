@@ -13,6 +13,7 @@ from featx import manifest
 from featx.errors import FeatxError
 from featx.formats import Array, read_npz
 from featx.geometry import Frame
+from featx.naming import MANIFEST, SUMMARY
 from featx.records import Level
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def __init__(self, folder: Path) -> None:
         summary = manifest.read_summary(folder)
         if summary is None:
-            raise FeatxError(
-                f"{folder} is no run of featx: it has no {manifest.SUMMARY}", "Give the folder that holds one"
-            )
+            raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
         self.folder = folder
         self.summary = summary
         self.levels = tuple(Level.from_json(value) for value in summary["levels"])
@@ -53,7 +52,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __getitem__(self, key: str) -> Mapping[str, Array]:
         """Return ``level_N`` -> (C, H, W) array of one image."""
-        return read_npz(self.folder / self._line(key)["output"])
+        return read_npz(self.folder / self.line(key)["output"])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
@@ -63,7 +62,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def frame(self, key: str) -> Frame:
         """Where the original image lies in the model's input."""
-        return Frame.from_json(self._line(key)["frame"])
+        return Frame.from_json(self.line(key)["frame"])
 
     def dataset(self, levels: Sequence[int] | None = None) -> FeatureDataset:
         """Return the run as a `torch.utils.data.Dataset`.
@@ -82,9 +81,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
         return FeatureDataset(self, levels)
 
-    def _line(self, key: str) -> dict[str, Any]:
-        """Read a line where it stands: kept in memory, those of a million images would take gigabytes."""
-        with (self.folder / manifest.MANIFEST).open("rb") as file:
+    def line(self, key: str) -> dict[str, Any]:
+        """Return the manifest's line of an image."""
+        # Read where it stands: kept in memory, those of a million images would take gigabytes.
+        with (self.folder / MANIFEST).open("rb") as file:
             file.seek(self._positions[key])
             line: dict[str, Any] = json.loads(file.readline())
         return line

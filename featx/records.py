@@ -25,10 +25,13 @@ class Item:
         Its name in the output: a relative path with forward slashes, extension kept (``cats/1.jpg``).
     path : str
         The file. Text, since a million `Path` objects take a gigabyte.
+    alias : str
+        Its output's name where that is not the one that follows from the key; empty otherwise.
     """
 
     key: str
     path: str
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,28 @@ RANDOM_WEIGHTS = "random weights: shapes are right, values carry nothing learned
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one image may take; one that takes more is a failure.
+
+    Attributes
+    ----------
+    pixels : int
+        Width times height. The default is where Pillow itself would stop (twice its `MAX_IMAGE_PIXELS` as shipped).
+    bytes : int
+        Of the file.
+    seconds : float
+        To read and decode it.
+    memory : int
+        Bytes that decoding may take; held to where images are decoded in processes of their own.
+    """
+
+    pixels: int = 179_000_000
+    bytes: int = 1_000_000_000
+    seconds: float = 120.0
+    memory: int = 4_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One call of ``featx extract``.
 
@@ -273,6 +298,16 @@ class Job:
         Forward passes at a time; None lets featx choose.
     dtype : str
         ``float32`` or ``float16``: what the maps are written as.
+    overwrite : bool
+        Start anew: what an earlier call left in the folder is removed first.
+    retry_failed : bool
+        Try images again that an earlier call failed on.
+    hash_inputs : bool
+        Tell by its sha256, not by size and time, whether an image was changed.
+    isolate : bool
+        Decode images in processes of their own from the start.
+    limits : Limits
+        What one image may take.
     """
 
     inputs: tuple[str, ...]
@@ -283,6 +318,11 @@ class Job:
     batch_size: int | None = None
     workers: int | None = None
     dtype: str = "float32"
+    overwrite: bool = False
+    retry_failed: bool = False
+    hash_inputs: bool = False
+    isolate: bool = False
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,10 +350,11 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Size and time of a file, to see whether it was changed since."""
+    """Size and time of a file, and its sha256 where that was asked for, to see whether it was changed since."""
 
     bytes: int
     mtime_ns: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +376,9 @@ class Outcome:
     bytes, sha256 : int, str
         Of that file.
     stage, error : str
-        For a failure: where (``read``, ``decode``, ``forward``) and why, in one line. Empty otherwise.
+        For a failure: where (``read``, ``decode``, ``forward``, ``write``) and why, in one line. Empty otherwise.
+    messages : str
+        What libraries had to say about the image while it was decoded, in one line.
     """
 
     item: Item
@@ -347,6 +390,7 @@ class Outcome:
     sha256: str = ""
     stage: str = ""
     error: str = ""
+    messages: str = ""
 
     @property
     def done(self) -> bool:
@@ -387,6 +431,14 @@ class Planned:
 @dataclass(frozen=True, slots=True)
 class Surveyed:
     """One of the models that the catalogue does not know was measured: `done` of `total`."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One of a run's outputs was checked: `done` of `total`."""
 
     done: int
     total: int

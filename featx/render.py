@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,12 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from featx.errors import FeatxError
-from featx.records import Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
+from featx.records import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from featx.extraction import Report
+    from featx.streams import Chatter
+    from featx.verification import Recomputed, Verified
 
 # Seconds between two lines of progress where there is no terminal to draw on.
 LINE_EVERY = 10.0
@@ -30,6 +33,9 @@ CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as a
 
 # What the levels of a model in a list may take of a terminal's width.
 LEVELS_WIDTH = 44
+
+# Characters of libraries' messages that are remembered while a run goes on, and lines of the rest that are shown.
+CHATTER, CHATTER_LINES = 100_000, 5
 
 # Columns of what goes to a file or another program: more than any table has.
 WIDE = 1000
@@ -143,11 +149,77 @@ def searching() -> Iterator[SearchListener]:
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Listener]:
-    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere."""
+def progress(*, quiet: bool, chatter: Chatter) -> Iterator[Listener]:
+    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
+
+    What libraries wrote in the meantime, and no image has in its record, is shown at the end.
+    """
     talk = _talk()
-    with _Bar(talk) if talk.is_terminal and not quiet else _Lines(talk, quiet=quiet) as shown:
-        yield shown.hear
+    told = ""
+
+    def hear(event: Event) -> None:
+        nonlocal told
+        if isinstance(event, Outcome) and event.messages:
+            told = f"{told}\n{event.messages}"[-CHATTER:]
+        shown.hear(event)
+
+    try:
+        with _Bar(talk) if talk.is_terminal and not quiet else _Lines(talk, quiet=quiet) as shown:
+            yield hear
+    finally:
+        for line in [line for line in chatter.lines() if line not in told][:CHATTER_LINES]:
+            talk.print(f"said by a library: {_plain(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
+    """Give a listener that counts what has been checked."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=_talk(), transient=True, disable=quiet or not _talk().is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda event: bar.update(task, completed=event.done, total=event.total)
+
+
+def verified(value: Verified, *, as_json: bool) -> None:
+    """Show what a check came to."""
+    if as_json:
+        _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound})
+        return
+    out = _data()
+
+    def say(text: str) -> None:
+        out.print(text, markup=False, soft_wrap=True)
+
+    for key in value.missing:
+        say(f"missing: {_plain(key)}")
+    for key, fault in value.damaged.items():
+        say(f"damaged: {_plain(key)}: {_plain(fault)}")
+    for name in value.foreign:
+        say(f"foreign: {_plain(name)}")
+    if value.unreadable:
+        say(f"damaged: {value.unreadable} lines of the manifest")
+    if value.unfinished:
+        say(f"unfinished: {value.unfinished} temporary files, which the next extract removes")
+    faults = len(value.missing) + len(value.damaged)
+    say(f"{value.checked - faults} of {value.checked} outputs are what was written")
+    if value.recomputed:
+        say(_recomputed(value.recomputed))
+    if value.repaired and (faults or value.unreadable):
+        say("forgotten; run the same extract again to make them")
+
+
+def _recomputed(value: Recomputed) -> str:
+    skipped = f", {value.skipped} were changed or are gone" if value.skipped else ""
+    versions = f" (now {', '.join(value.versions)})" if value.versions else ""
+    if not value.where:
+        return f"{_images(value.images)} extracted again: equal to the bit{skipped}{versions}"
+    verdict = "within" if value.deviation <= value.tolerance else "beyond"
+    return (
+        f"{_images(value.images)} extracted again: largest deviation {value.deviation:.1e} of the level's largest "
+        f"number, in {value.where}, {verdict} {value.tolerance:g}{skipped}{versions}"
+    )
 
 
 def report(value: Report, *, quiet: bool, as_json: bool) -> None:
@@ -293,7 +365,7 @@ class _Tally:
 
 def _opening(plan: Planned) -> str:
     earlier = f"; {plan.done} done before" if plan.done else ""
-    failed = f", {len(plan.failures)} failed before" if plan.failures else ""
+    failed = f", {len(plan.failures)} failed before (--retry-failed)" if plan.failures else ""
     work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
     feed = plan.summary["input"]
     at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
@@ -305,7 +377,13 @@ def _images(count: int) -> str:
 
 
 def _failure(outcome: Outcome, when: str = "") -> str:
-    return f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}"
+    said = f" ({outcome.messages})" if outcome.messages else ""
+    return _plain(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")
+
+
+def _plain(text: str) -> str:
+    """Write what would move a terminal's cursor, or change its colours, as what it is."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:

@@ -7,12 +7,13 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from featx.errors import UsageError
+from featx.naming import fold, output_of, to_text
 from featx.records import Item, many_records
 
 # What an image in a folder is called; a file that is named by itself may be called anything.
@@ -52,7 +53,9 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     """Find the images that are meant.
 
     A file's key is its name; a folder's images keep the folder's name in front (``cats/1.jpg``), and so do those of a
-    pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash.
+    pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash. Keys
+    are text (`featx.naming.to_text`). Where some differ only in what a file system may not tell apart, their outputs
+    get names that are told apart everywhere.
 
     Parameters
     ----------
@@ -67,24 +70,40 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
         If an input does not exist or holds no image, or if two images would get the same key.
     """
     found = Found()
-    by_key: dict[str, str] = {}
+    places: dict[str, int] = {}
+    crowds: dict[str, list[int]] = {}
     pairs = (pair for text in inputs for pair in _expand(text, found))
     here = os.getcwd()  # noqa: PTH109 - text, as everything here
-    for key, path in chain(pairs, ((_listed_key(line, here), line) for line in listed)):
-        earlier = by_key.get(key)
-        if earlier is None:
-            by_key[key] = path
+    for name, path in chain(pairs, ((_listed_key(line, here), line) for line in listed)):
+        key = to_text(_listed_key(path, here) if ".." in name and ".." in name.split("/") else name)
+        place = places.setdefault(fold(key), len(found.items))
+        if place == len(found.items):
             found.items.append(Item(key, path))
-        elif os.path.abspath(earlier) == os.path.abspath(path):  # noqa: PTH100 - links are to stay links
+        elif earlier := _same_key(found.items, crowds.get(fold(key), [place]), key):
+            _require_same_file(earlier, path)
             found.repeated += 1
         else:
-            raise UsageError(
-                f"{earlier} and {path} would both be stored as {key}",
-                "Give the folder that holds both, or a list with --from-file, which keeps the folders",
-            )
+            crowds.setdefault(fold(key), [place]).append(len(found.items))
+            found.items.append(Item(key, path))
+    for place in chain.from_iterable(crowds.values()):
+        item = found.items[place]
+        if item.key != fold(item.key):  # a name of its own, whichever of them comes first
+            found.items[place] = replace(item, alias=output_of(item.key, apart=True))
     if not found.items:
         raise UsageError("There are no images to work on", "Give image files, folders, patterns, or a list")
     return found
+
+
+def _same_key(items: Sequence[Item], places: Iterable[int], key: str) -> Item | None:
+    return next((items[place] for place in places if items[place].key == key), None)
+
+
+def _require_same_file(earlier: Item, path: str) -> None:
+    if os.path.abspath(earlier.path) != os.path.abspath(path):  # noqa: PTH100 - links are to stay links
+        raise UsageError(
+            f"{earlier.path} and {path} would both be stored as {earlier.key}",
+            "Give the folder that holds both, or a list with --from-file, which keeps the folders",
+        )
 
 
 def read_list(data: bytes) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from featx.errors import WeightsError
+from featx.files import sha256_of
 
 # Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
 # torch takes to load, a command without a network ends within ten.
@@ -175,13 +176,7 @@ def read_checkpoint(path: Path, source: str) -> Checkpoint:
         raise WeightsError(
             f"{path} holds no tensors", "Give a state dict, as torch.save(model.state_dict(), …) makes it"
         )
-    return Checkpoint(tensors, source, file_sha256(path), part)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(tensors, source, sha256_of(path), part)
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:
@@ -254,7 +249,7 @@ def _run_with_deadline(ask: Any) -> None:
 def _check_against_name(path: Path) -> None:
     """A hub's cache names large files by their sha256; a file that does not match its name is not used."""
     stated = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", stated) and file_sha256(path) != stated:
+    if re.fullmatch(r"[0-9a-f]{64}", stated) and sha256_of(path) != stated:
         path.resolve().unlink()
         raise WeightsError(f"{path.name} does not match the sha256 that the hub states", "Try again; it was damaged")
 

@@ -18,11 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import extraction, manifest, reading, sources
+from featx import extraction, manifest, naming, reading, sources
+from featx.records import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
 LINKS = 30_000
 FOLDER = 1000
+
+JOB = Job((), ModelRequest("resnet50"))
 
 
 def main() -> None:
@@ -47,9 +50,9 @@ def make(root: Path, count: int) -> None:
     (root / "sources").mkdir()
     run.mkdir()
     summary = {"featx_format": manifest.FORMAT, "levels": []}
-    (run / manifest.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+    (run / naming.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     with (
-        (run / manifest.MANIFEST).open("w", encoding="utf-8") as lines,
+        (run / naming.MANIFEST).open("w", encoding="utf-8") as lines,
         (root / "list.txt").open("w", encoding="utf-8") as listed,
     ):
         for number in range(count):
@@ -90,7 +93,7 @@ def measure(step: str, folder: Path) -> None:
 
 def walk_and_plan(folder: Path) -> str:
     """Find the images in their folders, and skip those that are done."""
-    plan = extraction.plan_work(folder / "run", sources.find([str(folder / "photos")]).items)
+    plan = extraction.plan_work(folder / "run", sources.find([str(folder / "photos")]).items, JOB)
     return f"{plan.done} done, {len(plan.to_do)} to do"
 
 
@@ -98,7 +101,7 @@ def list_and_plan(folder: Path) -> str:
     """Find the images of a list, and skip those that are done."""
     os.chdir(folder)
     listed = sources.read_list((folder / "list.txt").read_bytes())
-    plan = extraction.plan_work(folder / "run", sources.find((), listed).items)
+    plan = extraction.plan_work(folder / "run", sources.find((), listed).items, JOB)
     return f"{plan.done} done, {len(plan.to_do)} to do"
 
 

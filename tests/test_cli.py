@@ -168,7 +168,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(featx_command,
 
 def test_debug_shows_the_traceback(featx_command):
     done = featx_command("extract", "nothing.jpg", "--model", MODEL, "--debug")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "UsageError" in done.stderr
 

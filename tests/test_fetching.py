@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfileobj", full)
+    monkeypatch.setattr("featx.files.os.writev", full)
     with pytest.raises(OutputError, match="No space left"):
         fetching.fetch(MODEL, tmp_path / "net")
     assert list((tmp_path / "net").iterdir()) == []

@@ -22,7 +22,7 @@ ARRAYS = {
 
 def test_numpy_reads_it(tmp_path):
     path = tmp_path / "a.npz"
-    write_atomically(path, lambda file: file.writelines(pack_npz(ARRAYS)))
+    write_atomically(path, pack_npz(ARRAYS))
     with np.load(path) as loaded:
         assert loaded.files == list(ARRAYS)
         for name, values in ARRAYS.items():
@@ -32,7 +32,7 @@ def test_numpy_reads_it(tmp_path):
 
 def test_memory_maps_hold_the_same_values(tmp_path):
     path = tmp_path / "a.npz"
-    write_atomically(path, lambda file: file.writelines(pack_npz(ARRAYS)))
+    write_atomically(path, pack_npz(ARRAYS))
     mapped = read_npz(path)
     assert list(mapped) == list(ARRAYS)
     for name, values in ARRAYS.items():
@@ -45,7 +45,7 @@ def test_memory_maps_hold_the_same_values(tmp_path):
 def test_every_array_starts_at_a_cache_line(tmp_path_factory, shapes):
     arrays = {f"level_{number}": np.full(shape, number, np.float32) for number, shape in enumerate(shapes)}
     path = tmp_path_factory.mktemp("aligned") / "a.npz"
-    write_atomically(path, lambda file: file.writelines(pack_npz(arrays)))
+    write_atomically(path, pack_npz(arrays))
     for name, values in read_npz(path).items():
         assert values.offset % ALIGNMENT == 0
         np.testing.assert_array_equal(values, arrays[name])
@@ -85,12 +85,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"old")
 
-    def fail(file):
-        file.write(b"half of the new")
+    def pieces():
+        yield b"half of the new"
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        write_atomically(path, fail)
+        write_atomically(path, pieces())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -12,19 +12,21 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
-    {"errors", "records", "files"},
+    {"errors", "records", "files", "naming", "stopping", "streams"},
     {"geometry", "sources", "formats", "tracing", "catalogue"},
     {"manifest"},
     {"weights", "preprocess", "dataset", "reading"},
     {"backbones"},
     {"loading"},
     {"survey"},
+    {"decoding"},
+    {"isolation"},
     {"networks"},
     {"pyramid", "models", "fetching"},
     {"computing"},
     {"pipeline"},
     {"extraction"},
-    {"bench"},
+    {"bench", "verification"},
     {"render"},
     {"cli"},
     {"__main__"},

@@ -101,7 +101,7 @@ def test_a_tag_of_another_size_has_its_own_levels():
 )
 def test_nothing_heavy_is_loaded_to_answer(arguments):
     script = (
-        "import sys; from featx.cli import main; sys.argv = ['featx', *sys.argv[1:]]\n"
+        "import os, sys; from featx.cli import main; os._exit = sys.exit; sys.argv = ['featx', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'timm', 'numpy', 'PIL') if name in sys.modules], file=sys.stderr)"
     )
@@ -240,10 +240,10 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
 def test_numbers_of_parameters(text, count):
     from featx import cli
 
-    assert cli._count(text) == count
+    assert cli._amount(text, "--max-params") == count
     for wrong in ("many", "1.2.3M", "M", "-3M", ""):
         with pytest.raises(UsageError, match="--max-params"):
-            cli._count(wrong)
+            cli._amount(wrong, "--max-params")
 
 
 # Another timm

@@ -12,7 +12,9 @@ import featx
 from featx import pipeline
 from featx.computing import Computer
 from featx.errors import ModelError
-from featx.records import Item, Workers
+from featx.isolation import Reader
+from featx.naming import UNFINISHED
+from featx.records import Item, Limits, Workers
 from tests.conftest import natural_image
 
 WORKERS = Workers(batch_size=4, forwards=2, threads=1, readers=2, writers=2)
@@ -33,22 +35,37 @@ def items(tmp_path):
     ]
 
 
-def test_outcomes_come_in_the_order_of_the_items(computer, items, tmp_path):
+@pytest.fixture
+def work(computer, tmp_path):
+    """The pipeline on some items, into the folder ``out``."""
+    (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
+    reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
+    yield lambda items, **options: pipeline.run(
+        [computer], items, tmp_path / "out", WORKERS, options.pop("reader", reader), **options
+    )
+    reader.close()
+
+
+def outputs(folder):
+    return [path for path in folder.iterdir() if path.name != UNFINISHED]
+
+
+def test_outcomes_come_in_the_order_of_the_items(computer, items, work, tmp_path):
     broken = {0, 3, 4, 5, 6, 17, 29}
-    outcomes = list(pipeline.run([computer], items(30, broken), tmp_path / "out", WORKERS))
+    outcomes = list(work(items(30, broken)))
     assert [outcome.item.key for outcome in outcomes] == [f"{number}.jpg" for number in range(30)]
     assert {number for number, outcome in enumerate(outcomes) if not outcome.done} == broken
-    assert len(list((tmp_path / "out").iterdir())) == 23
+    assert len(outputs(tmp_path / "out")) == 23
 
 
-def test_images_that_are_all_broken_need_no_pass(computer, items, tmp_path, monkeypatch):
+def test_images_that_are_all_broken_need_no_pass(computer, items, work, tmp_path, monkeypatch):
     monkeypatch.setattr(Computer, "__call__", lambda *_: pytest.fail("nothing to compute"))
-    outcomes = list(pipeline.run([computer], items(9, range(9)), tmp_path / "out", WORKERS))
+    outcomes = list(work(items(9, range(9))))
     assert len(outcomes) == 9
     assert not any(outcome.done for outcome in outcomes)
 
 
-def test_a_run_of_broken_images_is_not_held_back(computer, items, tmp_path):
+def test_a_run_of_broken_images_is_not_held_back(computer, items, work, tmp_path):
     """However many there are, and though no batch ever fills: a bounded number of them waits."""
     taken = told = furthest = 0
 
@@ -59,14 +76,14 @@ def test_a_run_of_broken_images_is_not_held_back(computer, items, tmp_path):
             furthest = max(furthest, taken - told)
             yield item
 
-    for outcome in pipeline.run([computer], counted(), tmp_path / "out", WORKERS):
+    for outcome in work(counted()):
         assert outcome.done == (told == 0)
         told += 1
     assert told == 400
     assert furthest < 120
 
 
-def test_it_works_a_bounded_number_of_images_ahead(computer, items, tmp_path):
+def test_it_works_a_bounded_number_of_images_ahead(computer, items, work, tmp_path):
     taken = done = furthest = 0
 
     def counted():
@@ -76,13 +93,13 @@ def test_it_works_a_bounded_number_of_images_ahead(computer, items, tmp_path):
             furthest = max(furthest, taken - done)
             yield item
 
-    for outcome in pipeline.run([computer], counted(), tmp_path / "out", WORKERS):
+    for outcome in work(counted()):
         done += outcome.done
     assert done == 300
     assert furthest < 80
 
 
-def test_stages_work_at_the_same_time(computer, items, tmp_path, monkeypatch):
+def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypatch):
     """While a pass waits, images go on being read; it would wait for ever if they were not."""
     read_on = threading.Event()
     prepared = []
@@ -100,10 +117,10 @@ def test_stages_work_at_the_same_time(computer, items, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline.Work, "prepare", prepare)
     monkeypatch.setattr(Computer, "__call__", call)
-    assert len(list(pipeline.run([computer], items(24), tmp_path / "out", WORKERS))) == 24
+    assert len(list(work(items(24)))) == 24
 
 
-def test_an_error_ends_it_and_leaves_no_half_files(computer, items, tmp_path, monkeypatch):
+def test_an_error_ends_it_and_leaves_no_half_files(computer, items, work, tmp_path, monkeypatch):
     calls = []
     honest = Computer.__call__
 
@@ -116,25 +133,30 @@ def test_an_error_ends_it_and_leaves_no_half_files(computer, items, tmp_path, mo
     monkeypatch.setattr(Computer, "__call__", fail_later)
     outcomes = []
     with pytest.raises(ModelError, match="the device is gone"):
-        outcomes.extend(pipeline.run([computer], items(100), tmp_path / "out", WORKERS))
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert all(name.endswith(".npz") and not name.startswith(".") for name in written)
+        outcomes.extend(work(items(100)))
+    written = outputs(tmp_path / "out")
+    assert all(path.suffix == ".npz" for path in written)
     assert len(written) < 24
 
 
-def test_leaving_early_ends_the_threads_and_removes_what_is_unsettled(computer, items, tmp_path):
+def test_leaving_early_ends_the_threads(computer, items, work, tmp_path):
     before = threading.active_count()
-    running = pipeline.run([computer], items(200), tmp_path / "out", WORKERS)
+    running = work(items(200))
     assert next(running).done
     running.close()
     assert threading.active_count() == before
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert all(path.suffix == ".npz" for path in outputs(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 5, 100])
 def test_ahead_is_a_map_in_order(depth):
+    def wait(value, future):
+        return future.result()
+
     with ThreadPoolExecutor(3) as pool:
-        assert list(pipeline._ahead(pool, lambda value: value * value, range(20), depth)) == [n * n for n in range(20)]
+        assert list(pipeline._ahead(pool, lambda value: value * value, range(20), depth, wait)) == [
+            n * n for n in range(20)
+        ]
 
 
 def test_groups_are_full_but_for_the_last():
@@ -142,8 +164,8 @@ def test_groups_are_full_but_for_the_last():
     assert list(pipeline.groups([], 3)) == []
 
 
-def test_what_is_written_is_what_was_computed(computer, items, tmp_path):
-    (outcome,) = pipeline.run([computer], items(1), tmp_path / "out", WORKERS)
+def test_what_is_written_is_what_was_computed(computer, items, work, tmp_path):
+    (outcome,) = work(items(1))
     pixels, _ = computer.pyramid.preprocess(items(1)[0].path)
     expected = computer.pyramid(torch.stack([pixels] + [torch.zeros(3, 64, 64)] * 3))
     with np.load(tmp_path / "out" / outcome.output) as arrays:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from featx.preprocess import MAX_PIXELS, UPRIGHT, DecodeError, Preprocessor, decode, upright_rgb
+from featx.preprocess import UPRIGHT, DecodeError, Preprocessor, decode, upright_rgb
+from featx.records import Limits
 from tests.conftest import natural_image
 
 SIZES = [(512, 512), (500, 375), (375, 500), (1000, 200), (40, 30), (224, 224), (1, 7)]
@@ -181,7 +182,7 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     width, height = 14_000, 13_000
-    assert width * height > MAX_PIXELS
+    assert width * height > Limits().pixels
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pieces = chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(pieces))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import featx
 from tests.conftest import natural_image
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,8 @@ def test_commands_run(here, command):
     """As printed; where weights would come from the hub, which tests cannot reach, random ones are taken."""
     if " extract " in command and "--weights" not in command:
         command += " --weights random"
+    if " verify " in command:  # what the command before it made
+        featx.extract("photos/", "test_resnet", re.search(r"verify (\S+)", command)[1], weights="random")
     command = re.sub(r"(^|\| )featx ", rf"\1{shlex.quote(sys.executable)} -m featx ", command)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,104 @@
+# Decoding one image: from a file to the pixels of the model's input, or to one line that says why not.
+"""What becomes of an image file, whatever is in it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from featx import preprocess
+from featx.geometry import Frame
+from featx.records import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An image as the model is fed with it.
+
+    Attributes
+    ----------
+    pixels : ndarray
+        (H, W, 3) uint8, of the model's input size.
+    frame : Frame
+        Where the original lies in it.
+    sha256 : str
+        Of the file; empty where nobody asked for it.
+    messages : str
+        What libraries had to say while it was decoded; only where that can be told.
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    frame: Frame
+    sha256: str = ""
+    messages: str = ""
+
+
+class UnreadableError(Exception):
+    """An image that gives no pixels.
+
+    Attributes
+    ----------
+    stage : str
+        ``read`` or ``decode``.
+    reason : str
+        One line, without the path.
+    sha256, messages : str
+        As `Placed` has them.
+    """
+
+    def __init__(self, stage: str, reason: str, sha256: str = "", messages: str = "") -> None:
+        super().__init__(reason)
+        self.stage, self.reason, self.sha256, self.messages = stage, reason, sha256, messages
+
+
+def place(preprocessor: preprocess.Preprocessor, path: str, limits: Limits, *, hashed: bool = False) -> Placed:
+    """Read, decode, resize and crop an image.
+
+    Raises
+    ------
+    UnreadableError
+        For whatever a file can trip a decoder over: they raise far more than OSError.
+    """
+    sha256 = ""
+    try:
+        _require_file(os.stat(path), limits)  # noqa: PTH116
+        file: Path | BinaryIO = Path(path)
+        if hashed:
+            data = Path(path).read_bytes()
+            sha256, file = hashlib.sha256(data).hexdigest(), BytesIO(data)
+        image, frame = preprocessor.place(*preprocess.decode(file, limits.pixels))
+        return Placed(np.array(image), frame, sha256)
+    except UnreadableError:
+        raise
+    except preprocess.DecodeError as error:
+        raise UnreadableError("decode", str(error), sha256) from error
+    except OSError as error:
+        stage = "read" if error.errno else "decode"
+        reason = "no such file" if error.errno == errno.ENOENT else one_line(error, path)
+        raise UnreadableError(stage, reason, sha256) from error
+    except Exception as error:
+        raise UnreadableError("decode", f"{type(error).__name__}: {one_line(error, path)}", sha256) from error
+
+
+def one_line(error: BaseException, path: str) -> str:
+    """Return what an error says, without the path, which the image's line names already."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    line = text.splitlines()[0].replace(f"'{path}'", "").replace(path, "").strip(" :.")
+    return line or type(error).__name__
+
+
+def _require_file(status: os.stat_result, limits: Limits) -> None:
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
+        raise UnreadableError("read", "not a file")
+    if status.st_size > limits.bytes:
+        raise UnreadableError(
+            "read", f"{status.st_size / 1e6:.4g} MB are more than the {limits.bytes / 1e6:.4g} allowed (--max-bytes)"
+        )

@@ -1,0 +1,86 @@
+# Names: from a path to a key that is always text, and from a key to an output that no file system trips over.
+r"""What images and their outputs are called.
+
+A key is text that any JSON reader takes; bytes of a path that are no UTF-8 are written ``\xe9``, and a backslash that
+would read as such an escape is written ``\x5c``. So every path has a text of its own, and the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+
+SUFFIX = ".npz"
+
+# What the run itself keeps in its folder; names in the first place of a key must stay clear of them.
+SUMMARY, MANIFEST, UNFINISHED = "summary.json", "manifest.jsonl", ".unfinished"
+
+# Bytes in one name, on nearly every file system.
+LONGEST = 255
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+_TAKEN = re.compile(
+    rf"(.*{re.escape(SUFFIX)}|{'|'.join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED)))})~*", re.IGNORECASE | re.DOTALL
+)
+
+
+def to_text(path: str) -> str:
+    """Write a path, in which Python keeps undecodable bytes as lone surrogates, as text; `to_path` undoes it."""
+    if path.isascii() and "\\" not in path:
+        return path
+    return os.fsencode(_LIKE_AN_ESCAPE.sub(r"\\x5c", path)).decode("utf-8", "backslashreplace")
+
+
+def to_path(text: str) -> str:
+    """Undo `to_text`."""
+    return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode()))
+
+
+def fold(name: str) -> str:
+    """Make names equal that some file system takes for the same: those that differ in case or in Unicode's form."""
+    if name.isascii():
+        lower = name.lower()
+        return name if lower == name else lower  # not the same text twice, a million times
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def output_of(key: str, *, apart: bool = False) -> str:
+    """Name the output of a key: the key itself and a suffix, unless that cannot be.
+
+    Parameters
+    ----------
+    key : str
+        A relative path with forward slashes, without empty pieces and ``..``.
+    apart : bool
+        Whether another key's output would be taken for the same; a part of the key's sha256 then tells them apart.
+
+    Returns
+    -------
+    str
+        Every name in it fits into `LONGEST` bytes, and no folder is called what an output or the run's books are.
+    """
+    *folders, name = key.split("/")
+    places = [_fitted(folder, "~", "") if _TAKEN.fullmatch(folder) else folder for folder in folders]
+    return "/".join([*places, _fitted(name, _mark(key) if apart else "", SUFFIX)])
+
+
+def is_inside(output: str) -> bool:
+    """Whether a name out of a manifest, which anybody could have written, stays in the run's folder."""
+    return not output.startswith("/") and ".." not in output.split("/")
+
+
+def _fitted(name: str, mark: str, suffix: str) -> str:
+    """Put a name together; one that is too long loses its end to a part of its sha256."""
+    whole = f"{name}{mark}{suffix}"
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    mark = mark if len(mark) > 1 else _mark(name)
+    room = LONGEST - len(f"{mark}{suffix}")
+    return f"{name.encode()[:room].decode(errors='ignore')}{mark}{suffix}"
+
+
+def _mark(text: str) -> str:
+    return f"~{hashlib.sha256(text.encode()).hexdigest()[:16]}"

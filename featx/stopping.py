@@ -1,0 +1,65 @@
+# Stopping: what a signal asks for, and how long whoever is at work may take to obey.
+"""SIGINT and SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Seconds for finishing what is in flight; the signals' senders were promised five.
+GRACE = 4.0
+
+
+class InterruptedByError(BaseException):
+    """A signal that ends what is going on; no `except Exception` holds it up."""
+
+
+class Stop:
+    """A wish to stop.
+
+    The first signal ends whatever is going on, by an exception; where somebody works `gently`, it is only noted, for
+    him to finish what is in flight, and the exception comes if that takes too long. A second signal ends the process.
+
+    Attributes
+    ----------
+    signal : int
+        The number of the signal; 0 if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._gentle = False
+
+    def listen(self) -> None:
+        """Hear the signals from now on; for programs, not for libraries."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, self._hear)
+
+    def asked(self) -> bool:
+        """Whether there was a signal."""
+        return bool(self.signal)
+
+    @contextmanager
+    def gently(self) -> Iterator[None]:
+        """Do work that looks at `asked` by itself."""
+        self._gentle = True
+        try:
+            yield
+        finally:
+            self._gentle = False
+            if self.signal:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGALRM:
+            raise InterruptedByError
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        if not self._gentle:
+            raise InterruptedByError
+        signal.setitimer(signal.ITIMER_REAL, GRACE)

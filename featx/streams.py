@@ -1,0 +1,98 @@
+# The standard streams: ones that outlast their readers, and a place apart for what libraries write to the terminal.
+"""Standard output and standard error of the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+
+class _Steadfast:
+    """A stream that goes on, into nothing, when nobody takes what is written to it."""
+
+    def __init__(self, stream: Any, failures: type[OSError]) -> None:
+        self._stream, self._failures = stream, failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except self._failures:
+            self._let_go()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except self._failures:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def protect() -> None:
+    """Make sure that a run outlasts whoever reads its streams, and that no file is taken for one of them."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed descriptor would go to the next file opened
+        pass
+    os.close(spare)
+    output = sys.stdout or os.fdopen(1, "w")
+    talk = sys.stderr or os.fdopen(2, "w")
+    for stream in (output, talk):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # A pager that ended is none of our business; a full disk behind standard output is.
+    sys.stdout = _Steadfast(output, BrokenPipeError)
+    sys.stderr = _Steadfast(talk, OSError)
+
+
+def leave(status: int) -> None:
+    """End the process without waiting for threads, of which one may hang."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 1
+    os._exit(status)
+
+
+class Chatter:
+    """What libraries write to standard error while they are kept apart."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def size(self) -> int:
+        """Bytes so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def lines(self) -> list[str]:
+        """All of it, each line once."""
+        text = os.pread(self._file.fileno(), 1 << 20, 0).decode(errors="replace")
+        return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+@contextmanager
+def libraries_apart() -> Iterator[Chatter]:
+    """Have what libraries write to descriptor 2 go to a file, while `sys.stderr` still goes where it went."""
+    sys.stderr.flush()
+    before, ours = sys.stderr, os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        talk = os.fdopen(ours, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
+        sys.stderr = _Steadfast(talk, OSError)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield Chatter(file)
+        finally:
+            sys.stderr.flush()
+            os.dup2(ours, 2)
+            sys.stderr = before
+            talk.close()

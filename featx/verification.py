@@ -1,0 +1,289 @@
+# verify: every output of a run held against its manifest, some of them made again, and what is damaged forgotten.
+"""``featx verify`` as a function."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx import files, manifest
+from featx.errors import UsageError
+from featx.formats import Array, read_npz
+from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
+from featx.reading import Run, open_run
+from featx.records import Checked, Item, Job, Limits, ModelRequest
+
+# What a recipe may give on another day or machine, of a level's largest number; in half precision its rounding.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
+
+# Outputs that are handed to the threads at once.
+GROUP = 256
+
+
+@dataclass(slots=True)
+class Recomputed:
+    """What came of making outputs again.
+
+    Attributes
+    ----------
+    images : int
+        That were made again.
+    skipped : int
+        That could not be: changed since, gone, or unreadable now.
+    deviation : float
+        The largest difference, by the largest number in its level.
+    where : str
+        Image and level that have it; empty where everything is equal.
+    tolerance : float
+        What is taken for the same.
+    versions : list of str
+        Those that are others now than in the recipe.
+    """
+
+    images: int = 0
+    skipped: int = 0
+    deviation: float = 0.0
+    where: str = ""
+    tolerance: float = 0.0
+    versions: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Verified:
+    """What a check came to.
+
+    Attributes
+    ----------
+    folder : Path
+        The run's.
+    checked : int
+        Outputs that the manifest has.
+    missing : list of str
+        Keys without their output.
+    damaged : dict of str to str
+        Keys whose output is not what was written, and why.
+    foreign : list of str
+        Files that the manifest does not know: outputs of a run that was killed, or somebody else's.
+    unreadable : int
+        Lines of the manifest that are damaged.
+    unfinished : int
+        Temporary files of a run that was killed; the next one removes them.
+    repaired : bool
+        Whether what is missing or damaged was forgotten.
+    recomputed : Recomputed or None
+        If that was asked for.
+    """
+
+    folder: Path
+    checked: int = 0
+    missing: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    foreign: list[str] = field(default_factory=list)
+    unreadable: int = 0
+    unfinished: int = 0
+    repaired: bool = False
+    recomputed: Recomputed | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether every output is what was written, and comes out again."""
+        same = self.recomputed is None or self.recomputed.deviation <= self.recomputed.tolerance
+        return same and not (self.missing or self.damaged or self.unreadable)
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    recompute: int = 0,
+    repair: bool = False,
+    listener: Callable[[Checked], None] = lambda _: None,
+) -> Verified:
+    """Check every output of a run: sha256, and arrays, shapes, types and finite numbers.
+
+    Parameters
+    ----------
+    folder : path
+        The run's.
+    recompute : int
+        So many images, taken at random, are extracted again with the run's recipe.
+    repair : bool
+        Take what is missing or damaged out of the manifest; the next ``extract`` makes it.
+    listener : callable
+        Told how far it is.
+
+    Raises
+    ------
+    FeatxError
+        If the folder is no run, a run is working there, or the recipe cannot be followed any more.
+    """
+    folder = Path(folder)
+    run = open_run(folder)
+    holding: AbstractContextManager[Any] = manifest.hold(folder, make=False) if repair else manifest.look(folder)
+    with holding as held:
+        verified = Verified(folder, unreadable=manifest.unreadable_lines(folder))
+        for key, fault in _faults(run, listener):
+            verified.checked += 1
+            if fault == "missing":
+                verified.missing.append(key)
+            elif fault:
+                verified.damaged[key] = fault
+        _look_around(run, verified)
+        if repair:
+            _repair(run, held, verified)
+    if recompute:
+        verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
+    return verified
+
+
+def _faults(run: Run, listener: Callable[[Checked], None]) -> Iterator[tuple[str, str]]:
+    """Check all outputs, side by side; empty where there is nothing wrong."""
+    keys, done = iter(run), 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while group := list(islice(keys, GROUP)):
+            for key, fault in zip(group, pool.map(lambda key: _fault(run, key), group), strict=True):
+                done += 1
+                listener(Checked(done, len(run)))
+                yield key, fault
+
+
+def _fault(run: Run, key: str) -> str:
+    """Say what is wrong with an output."""
+    try:
+        line = run.line(key)
+        path = run.folder / line["output"]
+        if not is_inside(line["output"]):
+            return f"{line['output']} is outside of the folder"
+        return _fault_of_file(path, line) or _fault_of_arrays(read_npz(path), run.summary["levels"])
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        return f"is no output or has no sound line: {type(error).__name__} {error}"
+
+
+def _fault_of_file(path: Path, line: dict[str, Any]) -> str:
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != line["bytes"]:
+        return f"has {path.stat().st_size} bytes, not {line['bytes']}"
+    return "" if files.sha256_of(path) == line["sha256"] else "sha256 differs"
+
+
+def _fault_of_arrays(arrays: dict[str, Array], levels: list[dict[str, Any]]) -> str:
+    expected = {f"level_{level['index']}": level for level in levels}
+    if list(arrays) != list(expected):
+        return f"holds {', '.join(arrays)}, not {', '.join(expected)}"
+    for name, level in expected.items():
+        values, shape = arrays[name], (level["channels"], level["height"], level["width"])
+        if values.shape != shape or values.dtype != level["dtype"]:
+            return f"{name} is {values.dtype} {values.shape}, not {level['dtype']} {shape}"
+        if not np.isfinite(values).all():
+            return f"{name} holds NaN or infinity"
+    return ""
+
+
+def _look_around(run: Run, verified: Verified) -> None:
+    """Find files that are not the run's."""
+    ours = {run.line(key).get("output") for key in run} | {SUMMARY, MANIFEST}
+    for place, _, names in os.walk(run.folder):
+        where = Path(place).relative_to(run.folder)
+        if where.parts[:1] == (UNFINISHED,):
+            verified.unfinished += len(names)
+        else:
+            verified.foreign += sorted(path for name in names if (path := (where / name).as_posix()) not in ours)
+
+
+def _repair(run: Run, held: manifest.Hold, verified: Verified) -> None:
+    """Forget what is missing or damaged, and say in the summary that the run is not complete."""
+    forgotten = {*verified.missing, *verified.damaged}
+    held.begin()
+    if forgotten or verified.unreadable:
+        held.drop(forgotten)
+        counts = {**run.summary["counts"], "done": len(run) - len(forgotten)}
+        held.save({**run.summary, "state": "stopped", "counts": counts})
+    verified.repaired = True
+
+
+def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
+    """Extract some images again, into a folder that does not stay, and compare."""
+    # torch takes seconds to load, and is needed for nothing else here.
+    from featx import extraction, isolation, pipeline
+    from featx.pyramid import choose_devices, load
+
+    recipe = run.summary["recipe"]
+    result = Recomputed(tolerance=TOLERANCE[recipe["precision"]], versions=_other_versions(recipe["versions"]))
+    keys = [key for key in run if key not in without]
+    chosen = random.sample(keys, min(count, len(keys)))
+    items = [item for item in (_unchanged(run, key) for key in chosen) if item]
+    result.skipped = len(chosen) - len(items)
+    if not items:
+        return result
+    devices = choose_devices(recipe["device"])
+    pyramid = load(_request(run.summary), devices[0])
+    if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
+        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+    job = Job((), _request(run.summary), dtype=recipe["dtype"])
+    computers, workers = extraction.spread([pyramid], job, len(items), recipe)
+    extraction.hand_over(computers, workers)
+    with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):
+        scratch = Path(place)
+        (scratch / UNFINISHED).mkdir()
+        reader = isolation.Reader(pyramid.preprocessor, Limits(), scratch / UNFINISHED)
+        for outcome in pipeline.run(computers, items, scratch, workers, reader):
+            key = outcome.item.key
+            if outcome.done:
+                result.images += 1
+                _compare(run[key], read_npz(scratch / outcome.output), key, result)
+            else:
+                result.skipped += 1
+    return result
+
+
+def _unchanged(run: Run, key: str) -> Item | None:
+    """The image of an output, if it is still the one that was read."""
+    line = run.line(key)
+    path, then = to_path(line["path"]), line["input"]
+    now = manifest.stat_of(path)
+    same = now and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
+    return Item(key, path, line["output"]) if same else None
+
+
+def _compare(then: Any, now: dict[str, Array], key: str, result: Recomputed) -> None:
+    for name, values in then.items():
+        old, new = values.astype(np.float64), now[name].astype(np.float64)
+        deviation = float(np.abs(new - old).max() / max(np.abs(old).max(), np.finfo(np.float32).tiny))
+        if deviation > result.deviation:
+            result.deviation, result.where = deviation, f"{name} of {key}"
+
+
+def _request(summary: dict[str, Any]) -> ModelRequest:
+    """Ask for the model of a run again."""
+    recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
+    return ModelRequest(
+        name=summary["model"],
+        weights=weights["source"] if weights["kind"] == "file" else weights["kind"],
+        seed=weights.get("seed", 0),
+        out_indices=tuple(recipe["levels"]),
+        output_stride=recipe["output_stride"],
+        image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
+        test_size=feed["configuration"] == "test",
+        precision=recipe["precision"],
+        backend=recipe["backend"],
+    )
+
+
+def _other_versions(then: dict[str, str]) -> list[str]:
+    from featx.extraction import versions
+
+    now = versions()
+    return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]

@@ -1,0 +1,86 @@
+# Faults on demand: the n-th call that can fail for want of a disk fails, or is the last thing that the process does.
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from featx import files, isolation, manifest, pipeline
+
+CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate")
+
+
+class FaultyOs:
+    """`os`, of which the `number`-th call that touches the disk does not come to its end; counts them all."""
+
+    def __init__(self, number: int, kind: str, counter: str) -> None:
+        self._number, self._kind, self._counter = number, kind, counter
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str):
+        honest = getattr(os, name)
+        if name not in CALLS:
+            return honest
+
+        def call(*arguments, **options):
+            self.calls.append(name)
+            if self._counter:
+                Path(self._counter).write_text(" ".join(self.calls))
+            if len(self.calls) == self._number:
+                self._strike(name, honest, arguments)
+            return honest(*arguments, **options)
+
+        return call
+
+    def _strike(self, name, honest, arguments) -> None:
+        if name == "writev":  # half of it gets there
+            handle, pieces = arguments
+            honest(handle, [memoryview(piece)[: len(piece) // 2] for piece in pieces])
+        if self._kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, self._kind)
+        raise OSError(number, os.strerror(number))
+
+
+def inject(name: str, **options) -> None:
+    {"call": _call, "naive": _naive, "slow": _slow}[name](**options)
+
+
+def _call(number: int, kind: str, counter: str = "") -> None:
+    faulty = FaultyOs(number, kind, counter)
+    for module in (files, manifest, isolation):
+        module.os = faulty
+
+
+def _naive() -> None:
+    """Write as one writes who does not think of kills: under the final name, by numpy."""
+
+    def write(self, value):
+        written = honest(self, value)
+        if isinstance(written, pipeline.Written):
+            with np.load(written.temporary) as arrays:
+                np.savez(written.path, **arrays)
+        return written
+
+    def settle(self, group):
+        return [value.outcome if isinstance(value, pipeline.Written) else value for value in group]
+
+    honest = pipeline.Work.write
+    pipeline.Work.write, pipeline.Work.settle = write, settle
+
+
+def _slow(seconds: float) -> None:
+    """Make every pass take its time."""
+    import time
+
+    from featx.computing import Computer
+
+    def call(self, pixels):
+        time.sleep(seconds)
+        return honest(self, pixels)
+
+    honest = Computer.__call__
+    Computer.__call__ = call

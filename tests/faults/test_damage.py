@@ -1,0 +1,199 @@
+# verify: every flipped bit, cut end and missing file is found, forgotten, and made again, and nothing else is.
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+import featx
+from tests.faults.conftest import everything, lines, make_photos, outputs
+
+FLIPS, CUTS, DELETIONS, UNTOUCHED = 2000, 200, 50, 150
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("many") / "photos", FLIPS + CUTS + DELETIONS + UNTOUCHED)
+
+
+def flip(path, generator):
+    data = bytearray(path.read_bytes())
+    position = generator.randrange(len(data) * 8)
+    data[position // 8] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+def test_all_damage_is_found_and_just_that_is_made_again(forge, many, tmp_path):
+    arguments = (many, "out", "--out-indices", 4)
+    assert forge.extract(tmp_path, *arguments)["status"] == 0
+    out = tmp_path / "out"
+    before = outputs(out)
+    generator = random.Random(8)
+    names = list(before)
+    generator.shuffle(names)
+    flipped, cut, deleted = names[:FLIPS], names[FLIPS : FLIPS + CUTS], names[FLIPS + CUTS :][:DELETIONS]
+    for name in flipped:
+        flip(out / name, generator)
+    for name in cut:
+        data = (out / name).read_bytes()
+        (out / name).write_bytes(data[: generator.randrange(len(data))])
+    for name in deleted:
+        (out / name).unlink()
+
+    found = forge(tmp_path, "verify", "out", "--json")
+    assert found["status"] == 1
+    verified = json.loads(found["stdout"])
+    assert set(verified["missing"]) == {name.removesuffix(".npz") for name in deleted}
+    assert set(verified["damaged"]) == {name.removesuffix(".npz") for name in (*flipped, *cut)}
+    assert (verified["checked"], verified["foreign"], verified["sound"]) == (len(names), [], False)
+
+    assert forge(tmp_path, "verify", "out", "--repair")["status"] == 1
+    assert len(lines(out)) == UNTOUCHED
+    resumed = forge.extract(tmp_path, *arguments, "--json")
+    assert resumed["status"] == 0
+    assert f"{UNTOUCHED} done before" not in resumed["stderr"]  # --json is quiet
+    assert outputs(out) == before
+    kept = {line["key"] for line in lines(out)[:UNTOUCHED]}
+    assert {f"{key}.npz" for key in kept} == set(names) - {*flipped, *cut, *deleted}
+    sound = forge(tmp_path, "verify", "out")
+    assert (sound["status"], sound["stdout"]) == (0, f"{len(names)} of {len(names)} outputs are what was written\n")
+
+
+@pytest.fixture
+def run(forge, photos, tmp_path):
+    few = [photos / f"{number:04}.jpg" for number in range(5)]
+    assert forge.extract(tmp_path, few[0], "out", *few[1:])["status"] == 0
+    return tmp_path / "out"
+
+
+def test_numpy_load_is_no_verifier(run):
+    """Why there is a command: numpy reads some damaged files as if nothing was."""
+    name, generator, silent = "0000.jpg.npz", random.Random(9), 0
+    whole = (run / name).read_bytes()
+    with np.load(run / name) as arrays:
+        expected = {key: arrays[key] for key in arrays.files}
+    for _ in range(400):
+        flip(run / name, generator)
+        try:
+            with np.load(run / name) as arrays:
+                same = all(np.array_equal(arrays[key], expected[key]) for key in expected)
+                silent += same or list(arrays.files) != list(expected)
+        except Exception:  # noqa: BLE001 - numpy noticed
+            pass
+        assert "sha256" in json.dumps(verify(run).damaged)
+        (run / name).write_bytes(whole)
+    assert silent > 0
+    assert verify(run).sound
+
+
+def verify(folder, **options):
+    from featx.verification import verify as check
+
+    return check(folder, **options)
+
+
+def test_foreign_files_are_named_and_left_alone(run):
+    (run / "notes.txt").write_text("mine")
+    (run / "other.jpg.npz").write_bytes(b"not known")
+    (run / ".unfinished").mkdir()
+    (run / ".unfinished" / "3").write_bytes(b"")
+    verified = verify(run, repair=True)
+    assert (verified.foreign, verified.unfinished, verified.sound) == (["notes.txt", "other.jpg.npz"], 1, True)
+    assert (run / "notes.txt").exists()
+
+
+def test_what_the_arrays_should_be_is_checked_beyond_the_hash(run):
+    """A manifest that agrees with a wrong file does not help it."""
+    import hashlib
+
+    for number, arrays in enumerate(
+        (
+            {"level_0": np.zeros((32, 32, 32), np.float32)},
+            {f"level_{index}": np.zeros((1, 1, 1), np.float32) for index in range(5)},
+        )
+    ):
+        path = run / f"000{number}.jpg.npz"
+        np.savez(path, **arrays)
+        replace_line(run, path.stem, bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    damaged = verify(run).damaged
+    assert damaged["0000.jpg"].startswith("holds level_0, not level_0, level_1")
+    assert damaged["0001.jpg"].startswith("level_0 is float32 (1, 1, 1), not float32 (32, 32, 32)")
+
+
+def replace_line(run, key, **changes):
+    entries = [{**line, **changes} if line["key"] == key else line for line in lines(run)]
+    (run / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries))
+
+
+def test_infinity_is_found(run):
+    import hashlib
+
+    path = run / "0000.jpg.npz"
+    with np.load(path) as arrays:
+        values = {name: arrays[name] for name in arrays.files}
+    values["level_2"][0, 0, 0] = np.inf
+    np.savez(path, **values)
+    replace_line(run, "0000.jpg", bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert verify(run).damaged == {"0000.jpg": "level_2 holds NaN or infinity"}
+
+
+def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
+    before = outputs(run)
+    text = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    text[1] = text[1].replace(b'"key"', b'"kex"')
+    text[3] = b"\0" * 40 + b"\n"
+    (run / "manifest.jsonl").write_bytes(b"".join(text))
+    verified = verify(run)
+    assert (verified.unreadable, verified.checked, verified.sound) == (2, 3, False)
+    assert verify(run, repair=True).repaired
+    assert len(lines(run)) == 3
+    few = [photos / f"{number:04}.jpg" for number in range(5)]
+    assert forge.extract(tmp_path, few[0], "out", *few[1:])["status"] == 0
+    assert outputs(run) == before
+    assert verify(run).sound
+
+
+def test_a_manifest_that_points_outside_touches_nothing_there(forge, run, photos, tmp_path):
+    (tmp_path / "precious.npz").write_bytes(b"precious")
+    replace_line(run, "0000.jpg", output="../precious.npz")
+    assert "outside" in verify(run).damaged["0000.jpg"]
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--overwrite")["status"] == 0
+    assert (tmp_path / "precious.npz").read_bytes() == b"precious"
+
+
+def test_making_outputs_again(forge, run, photos, tmp_path):
+    again = verify(run, recompute=4).recomputed
+    assert (again.images, again.deviation, again.where, again.versions) == (4, 0.0, "", [])
+    assert verify(run, recompute=4).sound
+
+
+def test_an_output_that_comes_out_otherwise_is_named(run):
+    """As a manifest would have it that was written with other weights."""
+    import hashlib
+
+    path = run / "0003.jpg.npz"
+    with np.load(path) as arrays:
+        values = {name: arrays[name] for name in arrays.files}
+    values["level_3"] *= 1.01
+    np.savez(path, **values)
+    replace_line(run, "0003.jpg", bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    verified = verify(run, recompute=5)
+    assert verified.damaged == {}
+    assert verified.recomputed.where == "level_3 of 0003.jpg"
+    assert 0.009 < verified.recomputed.deviation < 0.011
+    assert not verified.sound
+
+
+def test_verify_needs_a_run(forge, tmp_path):
+    failed = forge(tmp_path, "verify", ".")
+    assert failed["status"] == 1
+    assert failed["stderr"].startswith("featx: . is no run of featx")
+
+
+def test_verify_changes_nothing(forge, run, tmp_path):
+    before = everything(run)
+    assert forge(tmp_path, "verify", "out", "--recompute", "2")["status"] == 0
+    assert everything(run) == before
+    assert len(featx.open_run(run)) == 5

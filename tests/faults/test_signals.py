@@ -1,0 +1,114 @@
+# Signals and streams: a run that is asked to stop finishes what it has begun, and one that nobody listens to goes on.
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.faults.conftest import MODEL, lines, make_photos, outputs, require_complete
+
+# What was promised.
+SECONDS = 5
+
+
+@pytest.fixture(scope="module")
+def many(forge, tmp_path_factory):
+    """120 photos, and what a run without signals writes."""
+    folder = tmp_path_factory.mktemp("many")
+    photos = make_photos(folder / "photos", 120)
+    assert forge.extract(folder, photos, "out")["status"] == 0
+    return photos, outputs(folder / "out")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_all_that_it_did(forge, many, tmp_path, number, status):
+    photos, expected = many
+    slow = {"name": "slow", "seconds": 0.4}
+    stopped = forge.extract(tmp_path, photos, "out", kill_after=1.5, signal=number, fault=slow)
+    assert stopped["status"] == status
+    assert stopped["seconds"] - 1.5 < SECONDS
+    said = re.search(r"featx: Stopped: (\d+) of 120 done\. Run the same command to resume\.", stopped["stderr"])
+    entries = lines(tmp_path / "out")
+    assert len(entries) == int(said[1]) == len(outputs(tmp_path / "out"))
+    assert 8 <= len(entries) < 120
+    assert len(entries) % 8 == 0  # what was being computed was finished
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    assert '"stopped"' in (tmp_path / "out" / "summary.json").read_text()
+    assert forge.extract(tmp_path, photos, "out")["status"] == 0
+    require_complete(tmp_path / "out", expected)
+
+
+def test_a_pass_that_takes_too_long_is_given_up(forge, many, tmp_path):
+    photos, expected = many
+    slow = {"name": "slow", "seconds": 60}
+    stopped = forge.extract(tmp_path, photos, "out", kill_after=1.0, signal=signal.SIGTERM, fault=slow)
+    assert (stopped["status"], stopped["seconds"] < 1 + SECONDS) == (143, True)
+    assert "Stopped: 0 of 120 done" in stopped["stderr"]
+    assert forge.extract(tmp_path, photos, "out")["status"] == 0
+    require_complete(tmp_path / "out", expected)
+
+
+def test_a_second_signal_leaves_at_once(forge, many, tmp_path):
+    photos, expected = many
+    twice = {"kill_after": 1.0, "again_after": [0.3], "signal": signal.SIGINT}
+    stopped = forge.extract(tmp_path, photos, "out", fault={"name": "slow", "seconds": 60}, **twice)
+    assert (stopped["status"], stopped["seconds"] < 2) == (130, True)
+    assert forge.extract(tmp_path, photos, "out", isolation=True)["status"] == 0
+    require_complete(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_is_loaded(many, tmp_path, number):
+    photos, _ = many
+    command = [sys.executable, "-m", "featx", "extract", photos, *MODEL, "--output", tmp_path / "out"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        time.sleep(1.0)
+        run.send_signal(number)
+        began = time.monotonic()
+        _, said = run.communicate(timeout=60)
+    assert time.monotonic() - began < SECONDS
+    assert run.returncode == 128 + number
+    assert said == "featx: Stopped.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def command_of(photos, tmp_path, *more):
+    return [sys.executable, "-m", "featx", "extract", photos, *MODEL, "--output", tmp_path / "out", *more]
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_closed_streams_do_not_end_a_run(many, tmp_path, closed):
+    """Nor does anything that is meant for them end up in a file that was opened in their place."""
+    photos, expected = many
+    done = subprocess.run(
+        command_of(photos, tmp_path), preexec_fn=lambda: [os.close(number) for number in closed], check=False
+    )
+    assert done.returncode == 0
+    require_complete(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_readers_that_leave_do_not_end_a_run(many, tmp_path, options):
+    photos, expected = many
+    ends = [os.pipe(), os.pipe()]
+    for reader, _ in ends:
+        os.close(reader)
+    done = subprocess.run(command_of(photos, tmp_path, *options), stdout=ends[0][1], stderr=ends[1][1], check=False)
+    for _, writer in ends:
+        os.close(writer)
+    assert done.returncode == 0
+    require_complete(tmp_path / "out", expected)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_data_that_finds_no_room_is_an_error(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "featx", "list-models", "--names"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
