@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -59,7 +60,14 @@ class UnreadableError(Exception):
         self.stage, self.reason, self.sha256, self.messages = stage, reason, sha256, messages
 
 
-def place(preprocessor: preprocess.Preprocessor, path: str, limits: Limits, *, hashed: bool = False) -> Placed:
+def place(
+    preprocessor: preprocess.Preprocessor,
+    path: str,
+    limits: Limits,
+    *,
+    hashed: bool = False,
+    alone: preprocess.Alone = nullcontext,
+) -> Placed:
     """Read, decode, resize and crop an image.
 
     Raises
@@ -74,7 +82,7 @@ def place(preprocessor: preprocess.Preprocessor, path: str, limits: Limits, *, h
         if hashed:
             data = Path(path).read_bytes()
             sha256, file = hashlib.sha256(data).hexdigest(), BytesIO(data)
-        image, frame = preprocessor.place(*preprocess.decode(file, limits.pixels))
+        image, frame = preprocessor.place(*preprocess.decode(file, limits.pixels, alone))
         return Placed(np.array(image), frame, sha256)
     except UnreadableError:
         raise

@@ -114,7 +114,8 @@ def extract(
     hash_inputs : bool
         Tell by its sha256, not by size and time, whether an image was changed.
     isolate : bool
-        Decode images in processes of their own from the start. Without it that is done after a crash or a hang.
+        Decode images in processes of their own from the start. Without it that is done after a crash or a hang, and
+        for images that failed before.
     limits : Limits
         What one image may take of pixels, bytes, seconds and memory.
     listener : callable or None
@@ -175,7 +176,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     for text in _remarks(found):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
-    from featx import isolation
+    from featx import isolation, suspects
     from featx.pyramid import choose_devices, load
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
@@ -191,20 +192,20 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
         plan = plan_work(output, found.items, job)
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
             hand_over(computers, workers)
-        suspects = isolation.suspects(held.unfinished)
+        suspected = suspects.remember_suspects(held.unfinished) & suspects.marks_of(plan.to_do)
         held.begin(anew=job.overwrite)
         facts = _facts(pyramids[0], recipe)
         ledger = manifest.Ledger(output, held, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
         ledger.save("running")
         listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
-        for text in _surprises(plan, suspects):
+        for text in _surprises(plan, suspected):
             listener(Note(text))
         reader = isolation.Reader(
             pyramids[0].preprocessor,
             job.limits,
             held.unfinished,
-            suspects,
-            isolate=job.isolate,
+            suspected | suspects.marks_of(plan.retried),
+            isolate=job.isolate or bool(suspected),
             hashed=job.hash_inputs,
             chatter=chatter,
         )
@@ -243,7 +244,7 @@ def _work_off(
         if not outcome.done:
             failures.append(outcome)
 
-    while left:
+    while left and not crew.stop.asked():
         outcomes = pipeline.run(crew.computers, list(left), output, crew.workers, crew.reader, crew.stop.asked)
         try:
             with closing(outcomes), crew.stop.gently():
@@ -256,10 +257,9 @@ def _work_off(
             left.remove(stuck.item)
             enter(Outcome(stuck.item, manifest.stat_of(stuck.item.path), stage="decode", error=str(stuck)))
             listener(Note("An image hung: from here on images are read in processes of their own"))
-            crew.reader.isolate = True
-        else:
-            if left:  # it was told to stop
-                raise InterruptedByError
+            crew.reader.give_up()
+    if left:
+        raise InterruptedByError
     return failures
 
 
@@ -292,7 +292,7 @@ class _Plan:
 
     `kept_done` and `kept_failed` count the manifest's lines that stand, of all images in the folder; `done` and
     `failures` are those of this call's images among them; `gone` are images that are no longer there, and whose
-    features are kept.
+    features are kept; `retried` failed before, and are tried again.
     """
 
     to_do: list[Item] = field(default_factory=list)
@@ -301,6 +301,7 @@ class _Plan:
     kept_done: int = 0
     kept_failed: int = 0
     gone: int = 0
+    retried: list[Item] = field(default_factory=list)
 
 
 @many_records()
@@ -310,8 +311,14 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
     root = str(folder)
     plan = _Plan()
     fresh: list[int] = []
+    taken: set[str] = set()
+    elsewhere: dict[str, str] = {}
     for item in items:
         line = known.pop(item.key, None)
+        if line and line.place != hash(manifest.path_text(item.path)):
+            elsewhere[item.key] = item.path
+        if line and item.alias and line.output:
+            taken.add(naming.fold(line.output))  # which it got before others came that are called nearly the same
         if line is None:
             fresh.append(len(plan.to_do))
             plan.to_do.append(item)
@@ -319,16 +326,22 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
         standing = manifest.standing(root, line, item.path, hashed=job.hash_inputs)
         if standing == "stale" or (job.retry_failed and not line.done):
             plan.to_do.append(replace(item, alias=line.output or item.alias))  # what was called so stays called so
+            if not line.done:
+                plan.retried.append(item)
         elif line.done:
             plan.done += 1
             plan.gone += standing == "gone"
         else:
             plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
+    if elsewhere:
+        manifest.require_same_images(folder, elsewhere)
     others = sum(line.done for line in known.values())
     plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
         plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
-        _tell_apart(plan.to_do, fresh, {naming.fold(line.output) for line in known.values()})
+        taken.update(naming.fold(line.output) for line in known.values())
+    if taken:
+        _tell_apart(plan.to_do, fresh, taken)
     return plan
 
 
@@ -366,7 +379,7 @@ def spread(
 
     from featx.computing import Computer
 
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch_size = job.batch_size or earlier.get("batch_size")
     computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
@@ -449,14 +462,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def _surprises(plan: _Plan, suspects: Collection[bytes]) -> list[str]:
+def _surprises(plan: _Plan, suspected: Collection[bytes]) -> list[str]:
     """What a person may not expect, in words."""
     texts = []
     if plan.gone:
         texts.append(f"no longer there: {plan.gone} images, whose features are kept")
-    if suspects:
-        names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspects))
-        texts.append(f"An earlier call ended while reading {names}: read in a process of its own now")
+    if suspected:
+        names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
+        texts.append(f"An earlier call ended while reading {names}: images are read in processes of their own now")
     return texts
 
 
@@ -465,6 +478,7 @@ def _remarks(found: sources.Found) -> list[str]:
     remarks = (
         (found.others, "not called like images: {} left out"),
         (found.unfollowed, "linked folders: {} not followed"),
+        (found.closed, "folders that may not be read: {}, their images are left out"),
         (found.repeated, "named more than once: {}, each taken once"),
     )
     return [text.format(count) for count, text in remarks if count]

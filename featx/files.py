@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 Piece = bytes | memoryview
@@ -77,18 +77,16 @@ def synchronise(path: Path) -> None:
         os.close(handle)
 
 
-def make_folders(folder: Path, root: Path, known: set[Path]) -> None:
-    """Make a folder below `root`, those above it first, and have their names safely on the disk; those known are there.
+def make_folders(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and have their names safely on the disk.
 
-    Without it a power cut could take a new folder, and the files in it, though they were synchronised.
+    Without that a power cut could take a new folder, and the files in it, though they were synchronised.
     """
-    if folder in known or folder == root:
-        return
-    make_folders(folder.parent, root, known)
-    with suppress(FileExistsError):
-        os.mkdir(folder)  # noqa: PTH102
-        synchronise(folder.parent)
-    known.add(folder)
+    missing = list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    for place in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(place)  # noqa: PTH102
+        synchronise(place.parent)
 
 
 def sha256_of(path: Path) -> str:

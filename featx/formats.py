@@ -21,6 +21,9 @@ ALIGNMENT = 64
 # The extra field that Android's zipalign pads with; readers skip it.
 PADDING_ID = 0xD935
 
+# Kinds of numpy's types that are read: signed, unsigned, floating.
+NUMBERS = "iuf"
+
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
 
@@ -108,6 +111,8 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         np.lib.format.read_magic(data)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(data)
         header = data.tell()
+    if dtype.kind not in NUMBERS:  # an array of objects would be memory addresses out of the file
+        raise ValueError(f"{path} holds an array of {dtype}, no numbers")
     with path.open("rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])

@@ -10,31 +10,31 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import threading
-import time
 import warnings
-import weakref
-from collections import deque
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from featx import preprocess
 from featx.decoding import Placed, UnreadableError, place
-from featx.errors import FeatxError, OutputError
+from featx.errors import FeatxError
 from featx.geometry import Frame
 from featx.records import Item, Limits
+from featx.suspects import Marks, keep_in_mind, mark_of
 
 # Seconds that a decoding process has to get ready; it loads torch for timm's transform.
 START = 120.0
@@ -42,7 +42,8 @@ START = 120.0
 # Characters of libraries' messages that are kept of one image.
 MESSAGES = 500
 
-MARKS, SLOTS, SLOT = "reading", 128, 4096
+# Seconds between two looks at a process; many short ones, since time in which the machine slept does not count.
+LOOK_EVERY = 0.25
 
 # Linux's request to be told of the parent's death (prctl.h).
 PR_SET_PDEATHSIG = 1
@@ -83,9 +84,12 @@ class Reader:
     ) -> None:
         self.isolate = isolate
         self._preprocessor, self._limits, self._hashed = preprocessor, limits, hashed
-        self._suspects, self._chatter = frozenset(suspects), chatter
-        self._marks = _Marks(folder / MARKS)
-        self._since: dict[str, float] = {}
+        self._suspects, self._chatter = set(suspects), chatter
+        self._folder = folder
+        self._marks = Marks(folder)
+        self._clock = 0.0
+        self._since: dict[str, tuple[float, Item]] = {}
+        self._large_ones = threading.Lock()
         self._own = threading.local()
         self._children: list[Child] = []
 
@@ -99,8 +103,11 @@ class Reader:
         FeatxError
             If no process can be started to read it in.
         """
-        if self.isolate or _mark_of(item) in self._suspects:
-            return self._apart(item)
+        if self.isolate or mark_of(item) in self._suspects:
+            try:
+                return self._apart(item)
+            finally:
+                self._clear(item)
         before = self._chatter()
         try:
             placed = self._here(item)
@@ -112,10 +119,21 @@ class Reader:
                 return placed
         return self._apart(item)
 
-    def is_stuck(self, item: Item) -> bool:
-        """Whether an image that is decoded in this process takes longer than it may."""
-        since = self._since.get(item.key)
-        return since is not None and time.monotonic() - since > self._limits.seconds
+    def waited(self, seconds: float) -> None:
+        """Tell how long somebody has waited for an image; time in which the machine slept is not held against any."""
+        self._clock += seconds
+
+    def stuck(self) -> Item | None:
+        """Return an image that is decoded in this process and takes longer than it may."""
+        for since, item in list(self._since.values()):
+            if self._clock - since > self._limits.seconds:
+                return item
+        return None
+
+    def give_up(self) -> None:
+        """Forget what is being decoded in this process, and decode nothing here any more."""
+        self.isolate = True
+        self._since.clear()
 
     def close(self) -> None:
         """End the processes."""
@@ -124,12 +142,28 @@ class Reader:
 
     def _here(self, item: Item) -> Placed:
         slot = self._marks.enter(item)
-        self._since[item.key] = time.monotonic()
+        self._since[item.key] = self._clock, item
+
+        @contextmanager
+        def alone() -> Iterator[None]:
+            """Wait until no other large image is decoded, which is not held against this one."""
+            self._since.pop(item.key, None)
+            with self._large_ones:
+                self._since[item.key] = self._clock, item
+                yield
+
         try:
-            return place(self._preprocessor, item.path, self._limits, hashed=self._hashed)
+            return place(self._preprocessor, item.path, self._limits, hashed=self._hashed, alone=alone)
         finally:
-            del self._since[item.key]
+            self._since.pop(item.key, None)
             self._marks.leave(slot)
+
+    def _clear(self, item: Item) -> None:
+        """Suspect an image no more: whatever came of it, it did no harm."""
+        if mark_of(item) in self._suspects:
+            self._suspects.discard(mark_of(item))
+            with suppress(OSError):
+                keep_in_mind(self._folder, self._suspects)
 
     def _apart(self, item: Item) -> Placed:
         if not hasattr(self._own, "child"):
@@ -138,49 +172,39 @@ class Reader:
         return self._own.child.read(item.path)  # type: ignore[no-any-return]
 
 
-def suspects(folder: Path) -> frozenset[bytes]:
-    """Read what a run that ended without warning was reading."""
-    try:
-        data = (folder / MARKS).read_bytes()
-    except OSError:
-        return frozenset()
-    slots = (data[start : start + SLOT] for start in range(0, len(data) - 1, SLOT))
-    return frozenset(slot[2 : 2 + struct.unpack_from("<H", slot)[0]] for slot in slots) - {b""}
+class ReadingThreads(Executor):
+    """Threads that nobody waits for when the interpreter ends, since one may hang in a decoder."""
 
+    def __init__(self, threads: int) -> None:
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
-class _Marks:
-    """What is being read, in a file: what the kernel has taken stays there even if this process is killed."""
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        """Have a function called by one of the threads."""
+        future: Future[Any] = Future()
+        self._queue.put((future, function, arguments, options))
+        return future
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}", "Choose another --output") from error
-        # Not before the last thread is done with it: one that hung may write its mark much later.
-        weakref.finalize(self, os.close, self._handle)
-        self._free = deque(range(SLOTS))
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads when they are through; at once with what has not begun, if that is cancelled."""
+        with suppress(Empty):
+            while cancel_futures:
+                self._queue.get_nowait()[0].cancel()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
 
-    def enter(self, item: Item) -> int | None:
-        try:
-            slot = self._free.popleft()
-        except IndexError:  # as many images hang
-            return None
-        mark = _mark_of(item)
-        self._put(slot, struct.pack("<H", len(mark)) + mark)
-        return slot
-
-    def leave(self, slot: int | None) -> None:
-        if slot is not None:
-            self._put(slot, bytes(2))
-            self._free.append(slot)
-
-    def _put(self, slot: int, data: bytes) -> None:
-        with suppress(OSError):  # a full disk will be noticed where it matters
-            os.pwrite(self._handle, data, slot * SLOT)
-
-
-def _mark_of(item: Item) -> bytes:
-    return item.key.encode()[: SLOT - 2]
+    def _work(self) -> None:
+        while job := self._queue.get():
+            future, function, arguments, options = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments, **options))
+                except BaseException as error:  # noqa: BLE001 - for whoever waits for it
+                    future.set_exception(error)
 
 
 class Child:
@@ -208,7 +232,7 @@ class Child:
             self._start()
         try:
             self._connection.send_bytes(os.fsencode(path))
-            if not self._connection.poll(self._limits.seconds):
+            if not any(self._connection.poll(LOOK_EVERY) for _ in range(math.ceil(self._limits.seconds / LOOK_EVERY))):
                 self.close()
                 raise UnreadableError("decode", f"took more than {self._limits.seconds:g} s (--time-limit)")
             answer = json.loads(self._connection.recv_bytes())
@@ -221,19 +245,20 @@ class Child:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join(1)  # not for ever: a read from a dead network disk cannot be killed
             self._connection.close()
-            self._process = None
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")  # forks of this process could find locks taken
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
         try:
-            self._process.start()
+            process.start()
+            self._process = process
             theirs.close()
             if self._connection.poll(START) and self._connection.recv_bytes() == b"ready":
                 return
@@ -248,8 +273,9 @@ class Child:
 
     def _epitaph(self) -> str:
         """Say what the process died of; the next image gets another one."""
-        self._process.join(1)
-        status = self._process.exitcode
+        process = self._process
+        process.join(1)
+        status = process.exitcode
         self.close()
         if status is None or status >= 0:
             return "the decoder gave up"

@@ -6,20 +6,37 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from featx import files
-from featx.errors import BusyError, OutputError
-from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path, to_text
+from featx.errors import BusyError, FeatxError, OutputError, UsageError
+from featx.naming import MANIFEST, SUFFIX, SUMMARY, UNFINISHED, is_inside, to_path, to_text
 from featx.records import Outcome, Stat, many_records
 
 FORMAT = 1
+
+# What every summary has.
+FACTS: dict[str, Any] = {
+    "state": str,
+    "model": str,
+    "weights": dict,
+    "levels": list,
+    "input": dict,
+    "recipe": dict,
+    "counts": dict,
+    "seconds": int | float,
+}
+
+# The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
+KEPT = "suspects"
+
+_DECODE = json.JSONDecoder().decode
+
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 
@@ -46,12 +63,12 @@ class Hold:
             If the folder cannot be written.
         """
         try:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+            self._sweep()
             if anew:
                 self._remove_outputs()
             else:
                 _drop_torn_line(self._handle)
-            self.unfinished.mkdir()
+            files.make_folders(self.unfinished)
         except OSError as error:
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
         self._begun = True
@@ -74,21 +91,39 @@ class Hold:
     def drop(self, keys: Collection[str]) -> None:
         """Take the lines of some keys, and those that cannot be read, out of the manifest.
 
-        The file is replaced: the hold is good for nothing more that is appended.
+        The file is replaced by one that is held before it has its name.
         """
-        kept = (text for text in _texts(self._folder) if _key_of(text) not in {*keys, None})
-        files.write_atomically(self._folder / MANIFEST, kept, self.unfinished / MANIFEST)
+        parsed = ((text, _parsed(text)) for text in _texts(self._folder))
+        temporary = self.unfinished / MANIFEST
+        files.write(temporary, (text for text, line in parsed if line and line["key"] not in keys))
+        handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        files.settle({temporary: self._folder / MANIFEST})
+        os.close(self._handle)
+        self._handle = handle
 
     def end(self) -> None:
-        """Leave nothing unfinished behind."""
+        """Let go, and leave nothing unfinished behind but what `KEPT` names."""
         if self._begun:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+            self._sweep()
+            with suppress(OSError):  # it is not empty: there is something to be kept
+                self.unfinished.rmdir()
+        os.close(self._handle)
+
+    def _sweep(self) -> None:
+        with suppress(FileNotFoundError):
+            for path in self.unfinished.iterdir():
+                if path.name != KEPT:
+                    path.unlink()
 
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
+        root = self._folder.resolve()
         for _, line in lines(self._folder):
-            if line["status"] == "done" and is_inside(line["output"]):
-                (self._folder / line["output"]).unlink(missing_ok=True)
+            path = self._folder / str(line.get("output", ""))
+            # Never out of the folder, whoever wrote the manifest, and whatever the folders in it are links to.
+            if path.suffix == SUFFIX and path.parent.resolve().is_relative_to(root):
+                path.unlink(missing_ok=True)
         os.ftruncate(self._handle, 0)
 
 
@@ -108,7 +143,7 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
     require_usable(folder)
     try:
         if make:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folders(folder)
         handle = _locked(folder / MANIFEST, os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0), fcntl.LOCK_EX)
     except OSError as error:
         raise OutputError(
@@ -119,7 +154,6 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
         yield held
     finally:
         held.end()
-        os.close(handle)
 
 
 @contextmanager
@@ -146,7 +180,7 @@ def look(folder: Path) -> Iterator[None]:
 def _locked(path: Path, flags: int, kind: int) -> int:
     """Open and lock a file; once more if it was replaced in the meantime, which would leave a lock on nothing."""
     while True:
-        handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):  # noqa: PTH116
@@ -164,15 +198,11 @@ def _locked(path: Path, flags: int, kind: int) -> int:
 
 def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the manifest line by line, each with its position; lines that are no JSON are as good as absent."""
-    decode = json.JSONDecoder().decode
     position = 0
     for text in _texts(folder):
-        try:
-            line = decode(text.decode())
-            if isinstance(line["key"], str) and line["status"] in ("done", "failed"):
-                yield position, line
-        except (ValueError, KeyError, TypeError):
-            pass
+        line = _parsed(text)
+        if line is not None:
+            yield position, line
         position += len(text)
 
 
@@ -189,6 +219,8 @@ class Known:
     ----------
     done : bool
         Whether there are features.
+    place : int
+        Of the image's path, its hash.
     stat : Stat or None
         Of the image when it was read.
     output : str
@@ -200,6 +232,7 @@ class Known:
     """
 
     done: bool
+    place: int
     stat: Stat | None
     output: str
     bytes: int
@@ -215,10 +248,10 @@ def known(folder: Path) -> dict[str, Known]:
         try:
             stat = Stat(**line["input"]) if line["input"] else None
             if line["status"] == "done" and is_inside(line["output"]):
-                found[line["key"]] = Known(True, stat, line["output"], line["bytes"], "", "")
+                found[line["key"]] = Known(True, hash(line["path"]), stat, line["output"], line["bytes"], "", "")
             else:
-                found[line["key"]] = Known(False, stat, "", 0, line["stage"], line["error"])
-        except (KeyError, TypeError):  # damaged: done again
+                found[line["key"]] = Known(False, hash(line["path"]), stat, "", 0, line["stage"], line["error"])
+        except (KeyError, TypeError, AttributeError):  # damaged: done again
             found.pop(line["key"], None)
     return found
 
@@ -255,7 +288,7 @@ class Ledger:
         self._folder, self._hold, self._facts = folder, hold, facts
         self._done, self._failed = done, failed
         self._total = done + failed + to_do
-        self._before = float((earlier or {}).get("seconds", 0))
+        self._before = float(earlier["seconds"]) if earlier else 0.0
         self._began = time.monotonic()
         self.summary: dict[str, Any] = {}
 
@@ -298,21 +331,34 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     OutputError
         If it is there but not readable, or of a later format.
     """
+    way_out = "Choose another folder with --output, or start anew with --overwrite"
     try:
         summary = json.loads((folder / SUMMARY).read_bytes())
         written_as = summary["featx_format"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"{folder / SUMMARY} is no summary of featx's",
-            "Choose another folder with --output, or --overwrite this one",
-        ) from error
+        raise OutputError(f"{folder / SUMMARY} is no summary of featx's", way_out) from error
     if written_as != FORMAT:
         raise OutputError(
             f"{folder} was written in format {written_as}, which this featx does not know", "Update featx"
         )
+    missing = [fact for fact, kind in FACTS.items() if not isinstance(summary.get(fact), kind)]
+    if missing:
+        raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", way_out)
     return dict(summary)
+
+
+def require_summary(folder: Path) -> None:
+    """Refuse a folder that is no run's.
+
+    Raises
+    ------
+    FeatxError
+        If it has no summary, or none that can be read.
+    """
+    if read_summary(folder) is None:
+        raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
 
 
 def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any]) -> None:
@@ -324,12 +370,11 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
         Naming every field that differs, then and now.
     """
     way_out = "Choose another folder with --output, or start anew with --overwrite"
-    then = (earlier or {}).get("recipe")
-    if not isinstance(then, dict):
-        if earlier or next(lines(folder), None):
+    if earlier is None:
+        if next(lines(folder), None):
             raise OutputError(f"{folder} has no {SUMMARY} that says how its features were made", way_out)
         return
-    flat_then, flat_now = dict(_flat(then)), dict(_flat(now))
+    flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
@@ -340,7 +385,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """Lay out the line of one image."""
     line: dict[str, Any] = {
         "key": outcome.item.key,
-        "path": to_text(outcome.item.path),
+        "path": path_text(outcome.item.path),
         "status": "done" if outcome.done else "failed",
         "input": _stat_to_json(outcome.stat) if outcome.stat else None,
     }
@@ -372,7 +417,7 @@ def standing(folder: str, line: Known, path: str, *, hashed: bool = False) -> St
     now = stat_of(path)
     if now is None and line.done:
         return "gone"
-    if hashed and now and line.stat:
+    if hashed and now and line.stat and (line.done or line.stat.sha256):
         return "stands" if line.stat.sha256 and sha256_of(path) == line.stat.sha256 else "stale"
     same = (now is None) == (line.stat is None) and (
         now is None or line.stat is None or (now.bytes, now.mtime_ns) == (line.stat.bytes, line.stat.mtime_ns)
@@ -380,9 +425,45 @@ def standing(folder: str, line: Known, path: str, *, hashed: bool = False) -> St
     return "stands" if same else "stale"
 
 
+def path_text(path: str) -> str:
+    """Write an image's path as the manifest has it: whole, as text."""
+    return to_text(path if path.startswith("/") else f"{os.getcwd()}/{path}")  # noqa: PTH109
+
+
+def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
+    """Refuse images whose key in the manifest is that of other images, which are still there.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    paths : mapping
+        Of keys to the images that are to have them now.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    for _, line in lines(folder):
+        now, then = paths.get(line["key"]), to_path(str(line.get("path")))
+        if now is not None and os.path.exists(then) and not _same_file(then, now):  # noqa: PTH110
+            raise UsageError(
+                f"{then} is stored as {line['key']} in {folder}, and {now} would be",
+                "Choose another folder with --output, or give the folder that holds both",
+            )
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False
+
+
 def gone(folder: Path, keys: Collection[str]) -> int:
     """Count those of the keys whose images are no longer there."""
-    paths = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in keys}
+    paths = {line["key"]: str(line.get("path")) for _, line in lines(folder) if line["key"] in keys}
     return sum(not os.path.exists(to_path(path)) for path in paths.values())  # noqa: PTH110
 
 
@@ -425,12 +506,13 @@ def _texts(folder: Path) -> Iterator[bytes]:
             yield from (text for text in file if text.endswith(b"\n"))
 
 
-def _key_of(text: bytes) -> str | None:
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """Read a line; None if it is none."""
     try:
-        key: str = json.loads(text)["key"]
+        line: dict[str, Any] = _DECODE(text.decode())
+        return line if isinstance(line["key"], str) and line["status"] in ("done", "failed") else None
     except (ValueError, KeyError, TypeError):
         return None
-    return key
 
 
 def _stat_to_json(stat: Stat) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
         Every name in it fits into `LONGEST` bytes, and no folder is called what an output or the run's books are.
     """
     *folders, name = key.split("/")
-    places = [_fitted(folder, "~", "") if _TAKEN.fullmatch(folder) else folder for folder in folders]
+    places = [_fitted(folder, "~" if _TAKEN.fullmatch(folder) else "", "") for folder in folders]
     return "/".join([*places, _fitted(name, _mark(key) if apart else "", SUFFIX)])
 
 

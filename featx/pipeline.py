@@ -12,7 +12,7 @@ import errno
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -28,7 +28,7 @@ from featx.decoding import UnreadableError
 from featx.errors import OutputError, StuckError
 from featx.formats import pack_npz
 from featx.geometry import Frame
-from featx.isolation import Reader
+from featx.isolation import Reader, ReadingThreads
 from featx.manifest import stat_of
 from featx.naming import UNFINISHED, output_of
 from featx.records import Item, Outcome, Stat, Workers
@@ -121,7 +121,7 @@ def run(
     work = Work(computers, folder, workers.batch_size, reader)
     with ExitStack() as stack:
 
-        def end(pool: ThreadPoolExecutor, kind: type[BaseException] | None) -> None:
+        def end(pool: Executor, kind: type[BaseException] | None) -> None:
             """Wait for the threads, unless one of them hangs, or time is short."""
             pool.shutdown(wait=kind is not StuckError and not stopped(), cancel_futures=True)
 
@@ -131,12 +131,14 @@ def run(
             values: Iterable[Value],
             depth: int,
             wait: Callable[[Value, Future[Result]], Result] = lambda _, future: future.result(),
+            executor: Callable[[int], Executor] = ThreadPoolExecutor,
         ) -> Iterator[Result]:
-            pool = ThreadPoolExecutor(threads)
+            pool = executor(threads)
             stack.push(lambda kind, *_: end(pool, kind))
             return _ahead(pool, function, values, depth, wait)
 
-        prepared = ahead(workers.readers, work.prepare, items, workers.readers + 2 * workers.batch_size, work.wait)
+        depth = workers.readers + 2 * workers.batch_size
+        prepared = ahead(workers.readers, work.prepare, items, depth, work.wait, ReadingThreads)
         batches = _batches(prepared, workers.batch_size, stopped)
         computed = ahead(workers.forwards, work.compute, batches, workers.forwards)
         written = ahead(workers.writers, work.write, chain.from_iterable(computed), workers.batch_size)
@@ -179,13 +181,14 @@ class Work:
         hashed = replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
         return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
 
-    def wait(self, item: Item, prepared: Future[Ready | Outcome]) -> Ready | Outcome:
+    def wait(self, _: Item, prepared: Future[Ready | Outcome]) -> Ready | Outcome:
         """Wait for an image, but not for ever."""
         while not prepared.done():
             with suppress(TimeoutError):
                 return prepared.result(LOOK_EVERY)
-            if self._reader.is_stuck(item):
-                raise StuckError(item)
+            self._reader.waited(LOOK_EVERY)
+            if (stuck := self._reader.stuck()) is not None:
+                raise StuckError(stuck)
         return prepared.result()
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
@@ -215,11 +218,13 @@ class Work:
         path = self._folder / (image.item.alias or output_of(image.item.key))
         temporary = self._unfinished / f"{next(NUMBERS)}"
         try:
-            files.make_folders(path.parent, self._folder, self._folders)
+            if path.parent not in self._folders:
+                files.make_folders(path.parent)
+                self._folders.add(path.parent)
             files.write(temporary, pieces)
         except OSError as error:
             if error.errno in OF_THE_NAME:
-                return Outcome(image.item, image.stat, stage="write", error=f"no name for this disk: {error.strerror}")
+                return _unnamed(image.item, image.stat, error)
             raise OutputError(f"{path} cannot be written: {error.strerror}", ROOM) from error
         outcome = Outcome(
             image.item,
@@ -242,15 +247,24 @@ class Work:
 
     def settle(self, group: list[Written | Outcome]) -> list[Outcome]:
         """Give outputs their names once they are safely on the disk."""
+        waiting = [value for value in group if isinstance(value, Written) and value.temporary.exists()]
         try:
-            files.settle({value.temporary: value.path for value in group if isinstance(value, Written)})
+            files.settle({value.temporary: value.path for value in waiting})
         except OSError as error:
+            if error.errno in OF_THE_NAME and len(group) > 1:  # of one of them: one by one then
+                return [outcome for value in group for outcome in self.settle([value])]
+            if error.errno in OF_THE_NAME and isinstance(group[0], Written):
+                return [_unnamed(group[0].outcome.item, group[0].outcome.stat, error)]
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
         return [value.outcome if isinstance(value, Written) else value for value in group]
 
 
+def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
+    return Outcome(item, stat, stage="write", error=f"no name for this disk: {error.strerror}")
+
+
 def _ahead(
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     function: Callable[[Value], Result],
     values: Iterable[Value],
     depth: int,

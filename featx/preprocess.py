@@ -7,8 +7,8 @@ and keeps account of where the original went.
 
 from __future__ import annotations
 
-import threading
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,7 +56,8 @@ UPRIGHT = {
 
 # Pixels from which on images are decoded one at a time, so that memory does not grow with the number of readers.
 LARGE = 50_000_000
-_LARGE_ONES = threading.Lock()
+
+Alone = Callable[[], AbstractContextManager[None]]
 
 WHITE = (255, 255, 255, 255)
 
@@ -69,7 +70,9 @@ class DecodeError(Exception):
     """An image that featx will not make features of; the message is the reason."""
 
 
-def decode(file: Path | BinaryIO, max_pixels: int = Limits().pixels) -> tuple[Image.Image, int]:
+def decode(
+    file: Path | BinaryIO, max_pixels: int = Limits().pixels, alone: Alone = nullcontext
+) -> tuple[Image.Image, int]:
     """Read an image file as upright 8-bit RGB.
 
     Parameters
@@ -78,6 +81,8 @@ def decode(file: Path | BinaryIO, max_pixels: int = Limits().pixels) -> tuple[Im
         The image.
     max_pixels : int
         Width times height that it may have.
+    alone : callable
+        Returns the context in which an image of more than `LARGE` pixels is decoded.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def decode(file: Path | BinaryIO, max_pixels: int = Limits().pixels) -> tuple[Im
     with Image.open(file, formats=FORMATS) as image:
         _require_size(image, max_pixels)
         orientation = orientation_of(image)  # before loading, since Pillow turns TIFF files while it loads them
-        with _LARGE_ONES if image.width * image.height > LARGE else nullcontext():
+        with alone() if image.width * image.height > LARGE else nullcontext():
             image.load()  # the whole first frame, so that a truncated file fails here and not half-way
             return upright_rgb(image), orientation
 

@@ -44,10 +44,8 @@ WIDE = 1000
 def error(failure: Exception) -> None:
     """One line: what went wrong, and the way out."""
     message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
-    _talk().print(
-        f"[bold red]featx:[/] {escape(_sentence(message))}{escape(_sentence(f' {hint}') if hint else '')}",
-        soft_wrap=True,
-    )
+    text = _plain(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
+    _talk().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
 
 
 def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> None:
@@ -167,7 +165,8 @@ def progress(*, quiet: bool, chatter: Chatter) -> Iterator[Listener]:
         with _Bar(talk) if talk.is_terminal and not quiet else _Lines(talk, quiet=quiet) as shown:
             yield hear
     finally:
-        for line in [line for line in chatter.lines() if line not in told][:CHATTER_LINES]:
+        unheard = [] if quiet else [line for line in chatter.lines() if line not in told]
+        for line in unheard[:CHATTER_LINES]:
             talk.print(f"said by a library: {_plain(line)}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -213,12 +212,16 @@ def verified(value: Verified, *, as_json: bool) -> None:
 def _recomputed(value: Recomputed) -> str:
     skipped = f", {value.skipped} were changed or are gone" if value.skipped else ""
     versions = f" (now {', '.join(value.versions)})" if value.versions else ""
+    failed = f", {len(value.failed)} failed, the first {value.failed[0]}" if value.failed else ""
+    rest = _plain(f"{skipped}{failed}{versions}")
+    if not value.images:
+        return f"nothing extracted again{rest}"
     if not value.where:
-        return f"{_images(value.images)} extracted again: equal to the bit{skipped}{versions}"
+        return f"{_images(value.images)} extracted again: equal to the bit{rest}"
     verdict = "within" if value.deviation <= value.tolerance else "beyond"
     return (
         f"{_images(value.images)} extracted again: largest deviation {value.deviation:.1e} of the level's largest "
-        f"number, in {value.where}, {verdict} {value.tolerance:g}{skipped}{versions}"
+        f"number, in {_plain(value.where)}, {verdict} {value.tolerance:g}{rest}"
     )
 
 
@@ -269,7 +272,7 @@ class _Lines:
         elif isinstance(event, Planned):
             self._begin(event)
         elif not self._quiet:
-            self._say(event.text)
+            self._say(_plain(event.text))
         if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             self._say(self._tally.line())
@@ -308,7 +311,7 @@ class _Bar:
         if isinstance(event, Planned):
             self._begin(event)
         elif isinstance(event, Note):
-            self._talk.print(event.text, markup=False, highlight=False)
+            self._talk.print(_plain(event.text), markup=False, highlight=False)
         elif self._progress and self._task is not None:
             if not event.done:
                 self._progress.console.print(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -40,12 +39,15 @@ class Found:
         Linked folders inside folders, which are not walked.
     repeated : int
         Mentions of a file that was there already.
+    closed : int
+        Folders that may not be read.
     """
 
     items: list[Item] = field(default_factory=list)
     others: int = 0
     unfollowed: int = 0
     repeated: int = 0
+    closed: int = 0
 
 
 @many_records()
@@ -109,7 +111,7 @@ def _require_same_file(earlier: Item, path: str) -> None:
 def read_list(data: bytes) -> tuple[str, ...]:
     """Split a list of paths: one a line, or separated by NUL as ``find -print0`` does it."""
     text = os.fsdecode(data)
-    lines = text.split("\0") if "\0" in text else text.splitlines()
+    lines = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
     return tuple(line for line in lines if line.strip())
 
 
@@ -140,10 +142,14 @@ def _require(text: str, pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str,
 
 def _walk(folder: Path, prefix: PurePosixPath, found: Found) -> Iterator[tuple[str, str]]:
     """Files first, then folders, each in natural order; hidden ones and linked folders are left out."""
-    with os.scandir(folder) as entries:
-        visible = sorted(
-            (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: natural(entry.name)
-        )
+    try:
+        with os.scandir(folder) as entries:
+            visible = sorted(
+                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: natural(entry.name)
+            )
+    except PermissionError:
+        found.closed += 1
+        return
     folders = []
     before = "" if prefix == PurePosixPath() else f"{prefix}/"
     for entry in visible:
@@ -172,7 +178,7 @@ def _matches(pattern: str, found: Found) -> Iterator[tuple[str, str]]:
                 yield from _walk(path, name, found)
         elif path.suffix.lower() in SUFFIXES:
             yield str(name), str(path)
-        elif stat.S_ISREG(path.stat().st_mode):
+        elif path.is_file():
             found.others += 1
 
 

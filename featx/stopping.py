@@ -1,5 +1,5 @@
 # Stopping: what a signal asks for, and how long whoever is at work may take to obey.
-"""SIGINT and SIGTERM."""
+"""SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Stop:
 
     def listen(self) -> None:
         """Hear the signals from now on; for programs, not for libraries."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-            signal.signal(number, self._hear)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._hear)
 
     def asked(self) -> bool:
         """Whether there was a signal."""

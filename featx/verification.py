@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,14 +19,18 @@ from typing import Any
 import numpy as np
 
 from featx import files, manifest
-from featx.errors import UsageError
+from featx.errors import OutputError, StuckError, UsageError
 from featx.formats import Array, read_npz
 from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
 from featx.reading import Run, open_run
 from featx.records import Checked, Item, Job, Limits, ModelRequest
+from featx.suspects import remember_suspects
 
-# What a recipe may give on another day or machine, of a level's largest number; in half precision its rounding.
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
+# What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
+
+# None; images that were done before are within those of the run.
+LIMITS = Limits(pixels=sys.maxsize, bytes=sys.maxsize)
 
 # Outputs that are handed to the threads at once.
 GROUP = 256
@@ -40,7 +45,9 @@ class Recomputed:
     images : int
         That were made again.
     skipped : int
-        That could not be: changed since, gone, or unreadable now.
+        That could not be, being changed since or gone.
+    failed : list of str
+        Keys of those that are unchanged, and give no features now.
     deviation : float
         The largest difference, by the largest number in its level.
     where : str
@@ -53,10 +60,16 @@ class Recomputed:
 
     images: int = 0
     skipped: int = 0
+    failed: list[str] = field(default_factory=list)
     deviation: float = 0.0
     where: str = ""
     tolerance: float = 0.0
     versions: list[str] = field(default_factory=list)
+
+    @property
+    def same(self) -> bool:
+        """Whether everything came out again."""
+        return self.deviation <= self.tolerance and not self.failed
 
 
 @dataclass(slots=True)
@@ -98,7 +111,7 @@ class Verified:
     @property
     def sound(self) -> bool:
         """Whether every output is what was written, and comes out again."""
-        same = self.recomputed is None or self.recomputed.deviation <= self.recomputed.tolerance
+        same = self.recomputed is None or self.recomputed.same
         return same and not (self.missing or self.damaged or self.unreadable)
 
 
@@ -128,9 +141,10 @@ def verify(
         If the folder is no run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
-    run = open_run(folder)
+    manifest.require_summary(folder)
     holding: AbstractContextManager[Any] = manifest.hold(folder, make=False) if repair else manifest.look(folder)
     with holding as held:
+        run = open_run(folder)
         verified = Verified(folder, unreadable=manifest.unreadable_lines(folder))
         for key, fault in _faults(run, listener):
             verified.checked += 1
@@ -139,10 +153,10 @@ def verify(
             elif fault:
                 verified.damaged[key] = fault
         _look_around(run, verified)
+        if recompute:
+            verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
         if repair:
             _repair(run, held, verified)
-    if recompute:
-        verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
     return verified
 
 
@@ -206,11 +220,15 @@ def _look_around(run: Run, verified: Verified) -> None:
 def _repair(run: Run, held: manifest.Hold, verified: Verified) -> None:
     """Forget what is missing or damaged, and say in the summary that the run is not complete."""
     forgotten = {*verified.missing, *verified.damaged}
+    remember_suspects(held.unfinished)
     held.begin()
     if forgotten or verified.unreadable:
-        held.drop(forgotten)
-        counts = {**run.summary["counts"], "done": len(run) - len(forgotten)}
-        held.save({**run.summary, "state": "stopped", "counts": counts})
+        try:
+            counts = {**run.summary["counts"], "done": len(run) - len(forgotten)}
+            held.save({**run.summary, "state": "stopped", "counts": counts})
+            held.drop(forgotten)
+        except OSError as error:
+            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", manifest.ROOM) from error
     verified.repaired = True
 
 
@@ -221,7 +239,8 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     from featx.pyramid import choose_devices, load
 
     recipe = run.summary["recipe"]
-    result = Recomputed(tolerance=TOLERANCE[recipe["precision"]], versions=_other_versions(recipe["versions"]))
+    tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
+    result = Recomputed(tolerance=tolerance, versions=_other_versions(recipe["versions"]))
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
     items = [item for item in (_unchanged(run, key) for key in chosen) if item]
@@ -238,14 +257,20 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):
         scratch = Path(place)
         (scratch / UNFINISHED).mkdir()
-        reader = isolation.Reader(pyramid.preprocessor, Limits(), scratch / UNFINISHED)
-        for outcome in pipeline.run(computers, items, scratch, workers, reader):
-            key = outcome.item.key
-            if outcome.done:
+        reader = isolation.Reader(pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        try:
+            for outcome in pipeline.run(computers, items, scratch, workers, reader):
+                key = outcome.item.key
+                if not outcome.done:
+                    result.failed.append(key)
+                    continue
                 result.images += 1
                 _compare(run[key], read_npz(scratch / outcome.output), key, result)
-            else:
-                result.skipped += 1
+                (scratch / outcome.output).unlink()
+        except StuckError as stuck:
+            result.failed.append(stuck.item.key)
+        finally:
+            reader.close()
     return result
 
 

@@ -49,7 +49,8 @@ def make(root: Path, count: int) -> None:
     run = root / "run"
     (root / "sources").mkdir()
     run.mkdir()
-    summary = {"featx_format": manifest.FORMAT, "levels": []}
+    facts = {fact: kind() for fact, kind in manifest.FACTS.items() if fact != "seconds"}
+    summary = {"featx_format": manifest.FORMAT, **facts, "seconds": 0}
     (run / naming.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     with (
         (run / naming.MANIFEST).open("w", encoding="utf-8") as lines,

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -383,3 +385,104 @@ def test_the_same_pixels_give_the_same_bytes_in_any_order(photos, tmp_path):
     assert len(two) == 7
     assert {name: one[name] for name in two} == two
     shutil.rmtree(tmp_path / "two")
+
+
+def test_another_folder_s_images_of_the_same_names_are_refused(photos, tmp_path):
+    """Their keys are the same; they would take each other's place without a word."""
+    shutil.copytree(photos, tmp_path / "other" / "photos")
+    extract(photos, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"is stored as photos/0\.jpg in .*, and .*other/photos/0\.jpg would be"):
+        extract(tmp_path / "other" / "photos", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+
+
+def test_images_that_were_moved_are_the_same_ones(photos, tmp_path, monkeypatch):
+    extract(photos, tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    photos.rename(tmp_path / "elsewhere" / "photos")
+    assert extract(tmp_path / "elsewhere" / "photos", tmp_path / "out").computed == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert extract("photos", tmp_path / "out").computed == 0
+
+
+def test_images_that_are_gone_are_said_and_their_features_kept(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    before = features(tmp_path / "out")
+    (photos / "3.jpg").unlink()
+    (photos / "4.jpg").unlink()
+    heard = []
+    report = extract([photos, photos / "4.jpg"][:1], tmp_path / "out", listener=heard.append)
+    assert "no longer there: 2 images, whose features are kept" in [getattr(event, "text", "") for event in heard]
+    assert (report.computed, report.summary["counts"]["done"]) == (0, 11)
+    (tmp_path / "list").write_text(f"{photos}/4.jpg\n")
+    extract((), tmp_path / "out", from_file=tmp_path / "list")
+    assert features(tmp_path / "out") == before
+
+
+def test_hashes_tell_what_times_do_not(photos, tmp_path):
+    extract(photos, tmp_path / "out", hash_inputs=True)
+    line = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0])
+    assert line["input"]["sha256"] == hashlib.sha256((photos / "0.jpg").read_bytes()).hexdigest()
+    (photos / "0.jpg").touch()
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 0
+    natural_image(77, 80, 70).save(photos / "1.bmp")
+    report = extract(photos, tmp_path / "out", hash_inputs=True)
+    assert report.computed == 1
+    stat = (photos / "1.bmp").stat()
+    natural_image(78, 80, 70).save(photos / "1.bmp")
+    os.utime(photos / "1.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert extract(photos, tmp_path / "out").computed == 1  # 0.jpg, by its time
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 2  # it has no hash any more; 1.bmp
+
+
+def test_an_output_of_an_image_that_broke_is_removed(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    (photos / "3.jpg").write_bytes(b"broken")
+    report = extract(photos, tmp_path / "out")
+    assert report.summary["counts"] == {"done": 10, "failed": 1, "total": 11}
+    assert "photos/3.jpg.npz" not in features(tmp_path / "out")
+
+
+def test_overwriting_starts_anew(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    report = extract(photos / "0.jpg", tmp_path / "out", seed=1, overwrite=True)
+    assert report.summary["counts"]["total"] == 1
+    assert sorted(tree(tmp_path / "out")) == ["0.jpg.npz", "manifest.jsonl", "notes.txt", "summary.json"]
+
+
+def test_overwriting_mends_a_damaged_manifest_and_leaves_what_links_lead_to(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a.npz").write_bytes(b"precious")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "precious")
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    text = manifest.read_text().splitlines()
+    first, second = json.loads(text[0]), json.loads(text[1])
+    del first["output"]
+    second["output"] = "link/a.npz"
+    manifest.write_text("\n".join([json.dumps(first), json.dumps(second), *text[2:]]) + "\n")
+    assert extract(photos, tmp_path / "out", overwrite=True).computed == 11
+    assert (tmp_path / "precious" / "a.npz").read_bytes() == b"precious"
+
+
+def test_features_without_their_summary_are_not_gone_on_with(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    (tmp_path / "out" / "summary.json").unlink()
+    with pytest.raises(OutputError, match="no summary"):
+        extract(photos, tmp_path / "out")
+    (tmp_path / "out" / "summary.json").write_text('{"featx_format": 1}')
+    with pytest.raises(OutputError, match="damaged: it says nothing of its state"):
+        extract(photos, tmp_path / "out")
+
+
+def test_images_whose_outputs_may_be_taken_for_each_other_s(photos, tmp_path):
+    """Also if the first of them was there long before the second."""
+    for name in ("A.jpg", "a.jpg"):
+        shutil.copy(photos / "0.jpg", tmp_path / name)
+    extract(tmp_path / "A.jpg", tmp_path / "out")
+    extract([tmp_path / "a.jpg", tmp_path / "A.jpg"], tmp_path / "out")
+    names = sorted(features(tmp_path / "out"))
+    assert names[0] == "A.jpg.npz"
+    assert re.fullmatch(r"a\.jpg~[0-9a-f]{16}\.npz", names[1])

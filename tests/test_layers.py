@@ -15,6 +15,7 @@ ROWS = [
     {"errors", "records", "files", "naming", "stopping", "streams"},
     {"geometry", "sources", "formats", "tracing", "catalogue"},
     {"manifest"},
+    {"suspects"},
     {"weights", "preprocess", "dataset", "reading"},
     {"backbones"},
     {"loading"},

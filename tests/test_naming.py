@@ -1,6 +1,7 @@
 # Names: every path has one text and the way back; every key has an output that no other key has.
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -74,6 +75,7 @@ def test_two_keys_have_two_outputs(one, other):
         ("a.jpg.npz/1.jpg", "a.jpg.npz~/1.jpg.npz"),
         ("summary.json/1.jpg", "summary.json~/1.jpg.npz"),
         ("x/summary.json", "x/summary.json.npz"),
+        (f"{'ü' * 140}/1.jpg", f"{'ü' * 119}~{hashlib.sha256(('ü' * 140).encode()).hexdigest()[:16]}/1.jpg.npz"),
     ],
 )
 def test_what_outputs_are_called(key, output):

@@ -102,3 +102,13 @@ def test_natural_order_is_the_order_of_numbers(numbers):
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_natural_order_takes_any_text(names):
     assert sorted(sorted(names, key=natural)) == sorted(names)
+
+
+def test_lines_end_where_lines_end():
+    assert read_list("a\u2028b.jpg\r\nc\x0bd.jpg\n\n".encode()) == ("a\u2028b.jpg", "c\x0bd.jpg")
+
+
+def test_links_to_nothing_do_not_end_a_pattern(tmp_path):
+    (tmp_path / "nothing").symlink_to("nowhere")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert [item.key for item in find([f"{tmp_path}/*"]).items] == [f"{tmp_path.name}/a.jpg"]

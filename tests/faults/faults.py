@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,25 @@ CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate")
 class FaultyOs:
     """`os`, of which the `number`-th call that touches the disk does not come to its end; counts them all."""
 
-    def __init__(self, number: int, kind: str, counter: str) -> None:
-        self._number, self._kind, self._counter = number, kind, counter
+    def __init__(self, number: int, kind: str, counter: str, only: str) -> None:
+        self._number, self._kind, self._counter, self._only = number, kind, counter, only
         self.calls: list[str] = []
+        self._lock = threading.Lock()
 
     def __getattr__(self, name: str):
         honest = getattr(os, name)
-        if name not in CALLS:
+        if name not in CALLS or (self._only and name != self._only):
             return honest
 
         def call(*arguments, **options):
-            self.calls.append(name)
-            if self._counter:
-                Path(self._counter).write_text(" ".join(self.calls))
-            if len(self.calls) == self._number:
+            with self._lock:
+                self.calls.append(name)
+                number = len(self.calls)
+                if self._counter:
+                    with Path(self._counter).open("a") as file:  # in one write, which no kill tears
+                        file.write(f"{name} ")
+            # A negative number is for every call about an output.
+            if number == self._number or (self._number < 0 and str(arguments[-1]).endswith(".npz")):
                 self._strike(name, honest, arguments)
             return honest(*arguments, **options)
 
@@ -49,8 +55,8 @@ def inject(name: str, **options) -> None:
     {"call": _call, "naive": _naive, "slow": _slow}[name](**options)
 
 
-def _call(number: int, kind: str, counter: str = "") -> None:
-    faulty = FaultyOs(number, kind, counter)
+def _call(number: int, kind: str, counter: str = "", only: str = "") -> None:
+    faulty = FaultyOs(number, kind, counter, only)
     for module in (files, manifest, isolation):
         module.os = faulty
 

@@ -143,12 +143,14 @@ def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
     before = outputs(run)
     text = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     text[1] = text[1].replace(b'"key"', b'"kex"')
+    text[2] = text[2].replace(b'"done"', b'"dome"')
     text[3] = b"\0" * 40 + b"\n"
     (run / "manifest.jsonl").write_bytes(b"".join(text))
     verified = verify(run)
-    assert (verified.unreadable, verified.checked, verified.sound) == (2, 3, False)
+    assert (verified.unreadable, verified.checked, verified.sound) == (3, 2, False)
     assert verify(run, repair=True).repaired
-    assert len(lines(run)) == 3
+    assert len(lines(run)) == 2
+    assert verify(run).sound
     few = [photos / f"{number:04}.jpg" for number in range(5)]
     assert forge.extract(tmp_path, few[0], "out", *few[1:])["status"] == 0
     assert outputs(run) == before
@@ -184,6 +186,42 @@ def test_an_output_that_comes_out_otherwise_is_named(run):
     assert verified.recomputed.where == "level_3 of 0003.jpg"
     assert 0.009 < verified.recomputed.deviation < 0.011
     assert not verified.sound
+
+
+def test_repairing_and_making_again_at_once(run):
+    (run / "0000.jpg.npz").write_bytes(b"damaged")
+    verified = verify(run, repair=True, recompute=4)
+    assert list(verified.damaged) == ["0000.jpg"]
+    assert (verified.recomputed.images, verified.recomputed.deviation) == (4, 0.0)
+    assert [line["key"] for line in lines(run)] == [f"000{number}.jpg" for number in range(1, 5)]
+    assert json.loads((run / "summary.json").read_text())["counts"]["done"] == 4
+
+
+def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "some", 2)
+    assert forge.extract(tmp_path, photos, "out")["status"] == 0
+    out = tmp_path / "out"
+
+    def fail(*_):
+        raise ValueError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featx.preprocess.upright_rgb", fail)
+        verified = verify(out, recompute=2)
+    assert sorted(verified.recomputed.failed) == ["some/0000.jpg", "some/0001.jpg"]
+    assert not verified.sound
+    for path in photos.iterdir():
+        path.touch()
+    said = forge(tmp_path, "verify", "out", "--recompute", 2)
+    assert said["status"] == 0
+    assert "nothing extracted again, 2 were changed or are gone" in said["stdout"]
+
+
+def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_path):
+    few = [photos / f"{number:04}.jpg" for number in range(3)]
+    assert forge.extract(tmp_path, few[0], "out", *few[1:], "--dtype", "float16")["status"] == 0
+    again = verify(tmp_path / "out", recompute=3).recomputed
+    assert (again.images, again.deviation, again.tolerance) == (3, 0.0, 1e-3)
 
 
 def test_verify_needs_a_run(forge, tmp_path):

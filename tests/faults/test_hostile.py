@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from PIL import Image
 
 import featx
-from featx import isolation
+from featx import isolation, preprocess
 from featx.decoding import UnreadableError
 from featx.naming import UNFINISHED
 from featx.records import Item, Limits
+from featx.suspects import Marks, marks_of, suspects
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs
 
@@ -175,6 +177,10 @@ def test_a_crash_without_isolation_is_not_met_twice(featx_command, among_good_on
     assert "An earlier call ended while reading" in again.stderr
     assert failures(tmp_path / "out") == {"photos/crash.png": "the decoder crashed (SIGSEGV)"}
     assert len(outputs(tmp_path / "out")) == 50
+    for options in (("--hash-inputs",), ("--retry-failed",)):
+        after = extract(featx_command, folder, *options, **HOSTILE)
+        assert after.returncode == 3, after.stderr
+    assert not (tmp_path / "out" / ".unfinished").exists()
 
 
 def test_a_hang_without_isolation_costs_its_time_limit(featx_command, among_good_ones, tmp_path):
@@ -258,13 +264,76 @@ def test_damaged_images_in_isolation(forge, tmp_path):
 
 
 def test_names_are_marked_while_they_are_read(tmp_path):
-    marks = isolation._Marks(tmp_path / isolation.MARKS)
+    marks = Marks(tmp_path)
     items = [Item("a" * 5000, "a"), Item("grüß\\x20.jpg", "b"), Item("c", "c")]
     slots = [marks.enter(item) for item in items]
-    assert isolation.suspects(tmp_path) == {isolation._mark_of(item) for item in items}
+    assert suspects(tmp_path) == marks_of(items)
     marks.leave(slots[1])
-    assert isolation.suspects(tmp_path) == {isolation._mark_of(items[0]), b"c"}
+    assert suspects(tmp_path) == marks_of([items[0], items[2]])
     for slot in (slots[0], slots[2]):
         marks.leave(slot)
-    assert isolation.suspects(tmp_path) == frozenset()
-    assert isolation.suspects(tmp_path / UNFINISHED) == frozenset()
+    assert suspects(tmp_path) == frozenset()
+    assert suspects(tmp_path / UNFINISHED) == frozenset()
+
+
+def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
+    """Over a repair, and over a run that is about other images."""
+    photos = make_photos(tmp_path / "photos", 4)
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out")["status"] == 0
+    unfinished = tmp_path / "out" / UNFINISHED
+    unfinished.mkdir()
+    Marks(unfinished).enter(Item("0003.jpg", ""))
+    assert forge(tmp_path, "verify", "out", "--repair")["status"] == 0
+    assert suspects(unfinished) == {b"0003.jpg"}
+    done = forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)
+    assert (done["status"], "An earlier call" in done["stderr"]) == (0, False)
+    assert [path.name for path in unfinished.iterdir()] == ["suspects"]
+    done = forge.extract(tmp_path, photos / "0003.jpg", "out", isolation=True)
+    assert "An earlier call ended while reading 0003.jpg" in done["stderr"]
+    assert not unfinished.exists()
+
+
+def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
+    """A machine that sleeps does not make an image late, nor does waiting for another one that is large."""
+    pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
+    reader = isolation.Reader(pyramid.preprocessor, Limits(seconds=3), tmp_path)
+    monkeypatch.setattr("featx.preprocess.LARGE", 100)
+    begun, go_on = threading.Event(), threading.Event()
+    honest = preprocess.upright_rgb
+
+    def slowly(image):
+        begun.set()
+        assert go_on.wait(30)
+        return honest(image)
+
+    monkeypatch.setattr("featx.preprocess.upright_rgb", slowly)
+    natural_image(1).save(tmp_path / "a.png")
+    items = [Item(f"{number}.png", str(tmp_path / "a.png")) for number in range(2)]
+    threads = isolation.ReadingThreads(2)
+    futures = [threads.submit(reader, items[0])]
+    assert begun.wait(30)
+    futures.append(threads.submit(reader, items[1]))
+    assert reader.stuck() is None
+    reader.waited(2)
+    reader.waited(2)
+    assert reader.stuck() is items[0]
+    go_on.set()
+    assert [future.result(30).pixels.shape for future in futures] == [(64, 64, 3)] * 2
+    assert reader.stuck() is None
+    threads.shutdown()
+
+
+def test_reading_threads_do_what_executors_do():
+    threads = isolation.ReadingThreads(2)
+    assert threads.submit(divmod, 7, 2).result(5) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(divmod, 7, 0).result(5)
+    hold = threading.Event()
+    busy = [threads.submit(hold.wait, 30) for _ in range(2)]
+    while not all(future.running() for future in busy):
+        pass
+    waiting = threads.submit(divmod, 1, 1)
+    threads.shutdown(wait=False, cancel_futures=True)
+    assert waiting.cancelled()
+    hold.set()
+    assert all(future.result(5) for future in busy)

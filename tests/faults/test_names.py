@@ -65,7 +65,7 @@ def require_sound(out, root, count):
     for line in entries:
         json.dumps(line, ensure_ascii=False).encode()  # no half of a character
         path = naming.to_path(line["path"])
-        assert os.path.exists(root.parent / path)
+        assert os.path.exists(path)
         output = (out / line["output"]).resolve()
         assert output.is_file()
         assert output.is_relative_to(out.resolve())
@@ -83,7 +83,7 @@ def test_a_folder_of_nasty_names(forge, nasty, tmp_path):
     assert done["status"] == 0, done["stderr"]
     entries = require_sound(tmp_path / "out", nasty, len(NASTY) + 1)
     found = {os.fsencode(naming.to_path(line["path"])) for line in entries}
-    assert found == {b"in/" + name for name in (*NASTY, b"link.jpg")}
+    assert found == {os.fsencode(tmp_path) + b"/in/" + name for name in (*NASTY, b"link.jpg")}
     assert "linked folders: 1 not followed" in done["stderr"]
     assert not (tmp_path / "pwned").exists()
 

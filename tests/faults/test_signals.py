@@ -25,7 +25,7 @@ def many(forge, tmp_path_factory):
     return photos, outputs(folder / "out")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_with_all_that_it_did(forge, many, tmp_path, number, status):
     photos, expected = many
     slow = {"name": "slow", "seconds": 0.4}
@@ -40,6 +40,20 @@ def test_a_signal_ends_a_run_with_all_that_it_did(forge, many, tmp_path, number,
     assert not (tmp_path / "out" / ".unfinished").exists()
     assert '"stopped"' in (tmp_path / "out" / "summary.json").read_text()
     assert forge.extract(tmp_path, photos, "out")["status"] == 0
+    require_complete(tmp_path / "out", expected)
+
+
+def test_a_hang_up_is_ignored_under_nohup(many, tmp_path):
+    photos, expected = many
+    with subprocess.Popen(
+        ["nohup", *command_of(photos, tmp_path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as run:
+        time.sleep(2.5)
+        run.send_signal(signal.SIGHUP)
+        assert run.wait(60) == 0
     require_complete(tmp_path / "out", expected)
 
 

@@ -1,0 +1,112 @@
+# Suspects: what was being read when a run ended without warning, by a crash or a kill.
+"""Marks in a file that outlives the process that makes them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from collections import deque
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from featx import files
+from featx.errors import OutputError
+from featx.manifest import KEPT
+from featx.records import Item
+
+MARKS, SLOTS, SLOT = "reading", 128, 4096
+
+
+class Marks:
+    """What is being read, in a file: what the kernel has taken stays there even if this process is killed.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's unfinished folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / MARKS
+        try:
+            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}", "Choose another --output") from error
+        # Not before the last thread is done with it: one that hung may write its mark much later.
+        weakref.finalize(self, os.close, self._handle)
+        self._free = deque(range(SLOTS))
+
+    def enter(self, item: Item) -> int | None:
+        """Mark an image; returns what `leave` wants to know."""
+        try:
+            slot = self._free.popleft()
+        except IndexError:  # as many images hang
+            return None
+        mark = mark_of(item)
+        self._put(slot, struct.pack("<H", len(mark)) + mark)
+        return slot
+
+    def leave(self, slot: int | None) -> None:
+        """Take a mark away."""
+        if slot is not None:
+            self._put(slot, bytes(2))
+            self._free.append(slot)
+
+    def _put(self, slot: int, data: bytes) -> None:
+        with suppress(OSError):  # a full disk will be noticed where it matters
+            os.pwrite(self._handle, data, slot * SLOT)
+
+
+def remember_suspects(folder: Path) -> frozenset[bytes]:
+    """Read what runs that ended without warning were reading, and keep it in mind until it is dealt with.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+    found = suspects(folder)
+    if found:
+        try:
+            keep_in_mind(folder, found)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written: {error.strerror}", "Choose another --output") from error
+    return found
+
+
+def suspects(folder: Path) -> frozenset[bytes]:
+    """Read what was being read when a run ended, and what was suspected then and not dealt with."""
+    data, known = _read(folder / MARKS), _read(folder / KEPT)
+    slots = (data[start : start + SLOT] for start in range(0, len(data) - 1, SLOT))
+    marks = {slot[2 : 2 + struct.unpack_from("<H", slot)[0]] for slot in slots} - {b""}
+    with suppress(ValueError):
+        marks.update(bytes.fromhex(mark) for mark in known.decode(errors="replace").split())
+    return frozenset(marks)
+
+
+def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
+    """Return what stands for images among the suspects."""
+    return frozenset(map(mark_of, items))
+
+
+def keep_in_mind(folder: Path, found: Collection[bytes]) -> None:
+    """Write down who is suspected, for whatever run comes next."""
+    if found:
+        text = "".join(f"{mark.hex()}\n" for mark in sorted(found))
+        files.write_atomically(folder / KEPT, [text.encode()])
+    else:
+        (folder / KEPT).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def mark_of(item: Item) -> bytes:
+    """Return what stands for an image in the marks."""
+    return item.key.encode()[: SLOT - 2]
