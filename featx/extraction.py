@@ -192,8 +192,9 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
         plan = plan_work(output, found.items, job)
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
             hand_over(computers, workers)
-        suspected = suspects.remember_suspects(held.unfinished) & suspects.marks_of(plan.to_do)
+        pending = _suspected(held.unfinished, output, plan)
         held.begin(anew=job.overwrite)
+        suspected = pending & suspects.marks_of(plan.to_do) if pending else frozenset()
         facts = _facts(pyramids[0], recipe)
         ledger = manifest.Ledger(output, held, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
         ledger.save("running")
@@ -209,7 +210,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
             hashed=job.hash_inputs,
             chatter=chatter,
         )
-        crew = _Crew(computers, workers, reader, stop or Stop(), told)
+        crew = _Crew(computers, workers, reader, stop or Stop(), told, held.unfinished, set(pending))
         failures = list(plan.failures)
         with _booked(ledger, crew), machine(devices, workers):
             failures += _work_off(plan.to_do, output, crew, ledger, listener)
@@ -228,6 +229,16 @@ class _Crew:
     reader: Reader
     stop: Stop
     told: deque[str]
+    unfinished: Path
+    suspects: set[bytes]
+
+    def clear(self, item: Item) -> None:
+        """Suspect an image no more, now that it has its line."""
+        from featx.suspects import keep_in_mind, mark_of
+
+        if self.suspects and mark_of(item) in self.suspects:
+            self.suspects.discard(mark_of(item))
+            keep_in_mind(self.unfinished, self.suspects)
 
 
 def _work_off(
@@ -240,6 +251,7 @@ def _work_off(
 
     def enter(outcome: Outcome) -> None:
         ledger.enter(outcome)
+        crew.clear(outcome.item)
         listener(outcome)
         if not outcome.done:
             failures.append(outcome)
@@ -254,8 +266,9 @@ def _work_off(
                     left.popleft()
                     enter(outcome)
         except StuckError as stuck:
-            left.remove(stuck.item)
-            enter(Outcome(stuck.item, manifest.stat_of(stuck.item.path), stage="decode", error=str(stuck)))
+            if stuck.item in left:
+                left.remove(stuck.item)
+                enter(Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck)))
             listener(Note("An image hung: from here on images are read in processes of their own"))
             crew.reader.give_up()
     if left:
@@ -278,6 +291,19 @@ def _booked(ledger: manifest.Ledger, crew: _Crew) -> Iterator[None]:
         raise
     finally:
         crew.reader.close()
+
+
+def _suspected(unfinished: Path, output: Path, plan: _Plan) -> frozenset[bytes]:
+    """Return the images that runs ended with, but for those that have got their line since."""
+    from featx import suspects
+
+    remembered = suspects.remember_suspects(unfinished)
+    if not remembered:
+        return remembered
+    told = {suspects.mark_of_key(line["key"]) for _, line in manifest.lines(output)}
+    pending = remembered - (told - suspects.marks_of(plan.to_do))
+    suspects.keep_in_mind(unfinished, pending)
+    return pending
 
 
 def folder_name(model: str) -> str:
@@ -325,6 +351,8 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
             continue
         standing = manifest.standing(root, line, item.path, hashed=job.hash_inputs)
         if standing == "stale" or (job.retry_failed and not line.done):
+            if not line.output:
+                fresh.append(len(plan.to_do))
             plan.to_do.append(replace(item, alias=line.output or item.alias))  # what was called so stays called so
             if not line.done:
                 plan.retried.append(item)

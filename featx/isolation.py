@@ -34,7 +34,7 @@ from featx.decoding import Placed, UnreadableError, place
 from featx.errors import FeatxError
 from featx.geometry import Frame
 from featx.records import Item, Limits
-from featx.suspects import Marks, keep_in_mind, mark_of
+from featx.suspects import Marks, mark_of
 
 # Seconds that a decoding process has to get ready; it loads torch for timm's transform.
 START = 120.0
@@ -84,8 +84,7 @@ class Reader:
     ) -> None:
         self.isolate = isolate
         self._preprocessor, self._limits, self._hashed = preprocessor, limits, hashed
-        self._suspects, self._chatter = set(suspects), chatter
-        self._folder = folder
+        self._suspects, self._chatter = frozenset(suspects), chatter
         self._marks = Marks(folder)
         self._clock = 0.0
         self._since: dict[str, tuple[float, Item]] = {}
@@ -104,10 +103,7 @@ class Reader:
             If no process can be started to read it in.
         """
         if self.isolate or mark_of(item) in self._suspects:
-            try:
-                return self._apart(item)
-            finally:
-                self._clear(item)
+            return self._apart(item)
         before = self._chatter()
         try:
             placed = self._here(item)
@@ -118,6 +114,15 @@ class Reader:
             if self._chatter() == before:
                 return placed
         return self._apart(item)
+
+    @contextmanager
+    def timed(self, item: Item) -> Iterator[None]:
+        """Do something with an image's file in this process that may hang."""
+        self._since[item.key] = self._clock, item
+        try:
+            yield
+        finally:
+            self._since.pop(item.key, None)
 
     def waited(self, seconds: float) -> None:
         """Tell how long somebody has waited for an image; time in which the machine slept is not held against any."""
@@ -142,28 +147,22 @@ class Reader:
 
     def _here(self, item: Item) -> Placed:
         slot = self._marks.enter(item)
-        self._since[item.key] = self._clock, item
 
         @contextmanager
         def alone() -> Iterator[None]:
             """Wait until no other large image is decoded, which is not held against this one."""
             self._since.pop(item.key, None)
             with self._large_ones:
+                if self.isolate:  # another large one hung meanwhile
+                    raise UnreadableError("decode", "given up")
                 self._since[item.key] = self._clock, item
                 yield
 
         try:
-            return place(self._preprocessor, item.path, self._limits, hashed=self._hashed, alone=alone)
+            with self.timed(item):
+                return place(self._preprocessor, item.path, self._limits, hashed=self._hashed, alone=alone)
         finally:
-            self._since.pop(item.key, None)
             self._marks.leave(slot)
-
-    def _clear(self, item: Item) -> None:
-        """Suspect an image no more: whatever came of it, it did no harm."""
-        if mark_of(item) in self._suspects:
-            self._suspects.discard(mark_of(item))
-            with suppress(OSError):
-                keep_in_mind(self._folder, self._suspects)
 
     def _apart(self, item: Item) -> Placed:
         if not hasattr(self._own, "child"):
@@ -274,6 +273,8 @@ class Child:
     def _epitaph(self) -> str:
         """Say what the process died of; the next image gets another one."""
         process = self._process
+        if process is None:
+            return "the run ended"
         process.join(1)
         status = process.exitcode
         self.close()

@@ -97,8 +97,12 @@ class Hold:
         temporary = self.unfinished / MANIFEST
         files.write(temporary, (text for text, line in parsed if line and line["key"] not in keys))
         handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        files.settle({temporary: self._folder / MANIFEST})
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            files.settle({temporary: self._folder / MANIFEST})
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(self._handle)
         self._handle = handle
 
@@ -111,10 +115,9 @@ class Hold:
         os.close(self._handle)
 
     def _sweep(self) -> None:
-        with suppress(FileNotFoundError):
-            for path in self.unfinished.iterdir():
-                if path.name != KEPT:
-                    path.unlink()
+        for path in self.unfinished.iterdir() if self.unfinished.is_dir() else ():
+            if path.name != KEPT:
+                path.unlink(missing_ok=True)
 
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
@@ -445,11 +448,12 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
     UsageError
         If there is one.
     """
-    for _, line in lines(folder):
-        now, then = paths.get(line["key"]), to_path(str(line.get("path")))
-        if now is not None and os.path.exists(then) and not _same_file(then, now):  # noqa: PTH110
+    last = {line["key"]: str(line.get("path")) for _, line in lines(folder) if line["key"] in paths}
+    for key, text in last.items():
+        now, then = paths[key], to_path(text)
+        if os.path.exists(then) and not _same_file(then, now):  # noqa: PTH110
             raise UsageError(
-                f"{then} is stored as {line['key']} in {folder}, and {now} would be",
+                f"{then} is stored as {key} in {folder}, and {now} would be",
                 "Choose another folder with --output, or give the folder that holds both",
             )
 

@@ -122,8 +122,9 @@ def run(
     with ExitStack() as stack:
 
         def end(pool: Executor, kind: type[BaseException] | None) -> None:
-            """Wait for the threads, unless one of them hangs, or time is short."""
-            pool.shutdown(wait=kind is not StuckError and not stopped(), cancel_futures=True)
+            """Wait for the threads, unless one of them may hang, or time is short."""
+            may_hang = isinstance(pool, ReadingThreads) and kind is not None
+            pool.shutdown(wait=not may_hang and kind is not StuckError and not stopped(), cancel_futures=True)
 
         def ahead(
             threads: int,
@@ -172,7 +173,8 @@ class Work:
 
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; whatever is wrong with it becomes its outcome."""
-        stat = stat_of(item.path)  # before reading: a change in between then shows next time
+        with self._reader.timed(item):
+            stat = stat_of(item.path)  # before reading: a change in between then shows next time
         try:
             placed = self._reader(item)
         except UnreadableError as error:
@@ -257,6 +259,14 @@ class Work:
                 return [_unnamed(group[0].outcome.item, group[0].outcome.stat, error)]
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
         return [value.outcome if isinstance(value, Written) else value for value in group]
+
+
+def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
+    """Size and time of a file on a disk that may not answer."""
+    thread = ReadingThreads(1)
+    with suppress(TimeoutError):
+        return thread.submit(stat_of, path).result(seconds)  # type: ignore[no-any-return]
+    return None
 
 
 def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:

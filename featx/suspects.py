@@ -69,10 +69,7 @@ def remember_suspects(folder: Path) -> frozenset[bytes]:
     """
     found = suspects(folder)
     if found:
-        try:
-            keep_in_mind(folder, found)
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written: {error.strerror}", "Choose another --output") from error
+        keep_in_mind(folder, found)
     return found
 
 
@@ -92,12 +89,21 @@ def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
 
 
 def keep_in_mind(folder: Path, found: Collection[bytes]) -> None:
-    """Write down who is suspected, for whatever run comes next."""
-    if found:
-        text = "".join(f"{mark.hex()}\n" for mark in sorted(found))
-        files.write_atomically(folder / KEPT, [text.encode()])
-    else:
-        (folder / KEPT).unlink(missing_ok=True)
+    """Write down who is suspected, for whatever run comes next.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+    try:
+        if found:
+            text = "".join(f"{mark.hex()}\n" for mark in sorted(found))
+            files.write_atomically(folder / KEPT, [text.encode()])
+        else:
+            (folder / KEPT).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", "Choose another --output") from error
 
 
 def _read(path: Path) -> bytes:
@@ -109,4 +115,9 @@ def _read(path: Path) -> bytes:
 
 def mark_of(item: Item) -> bytes:
     """Return what stands for an image in the marks."""
-    return item.key.encode()[: SLOT - 2]
+    return mark_of_key(item.key)
+
+
+def mark_of_key(key: str) -> bytes:
+    """Return what stands for the image of a key."""
+    return key.encode()[: SLOT - 2]

@@ -212,7 +212,7 @@ def _look_around(run: Run, verified: Verified) -> None:
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if where.parts[:1] == (UNFINISHED,):
-            verified.unfinished += len(names)
+            verified.unfinished += len(names) - (manifest.KEPT in names)
         else:
             verified.foreign += sorted(path for name in names if (path := (where / name).as_posix()) not in ours)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+# What is started in the background may have been told to ignore it, and hands that on to every command here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
 
