@@ -44,7 +44,7 @@ def test_every_call_fails_in_turn(forge, three, undisturbed, tmp_path, kind):
             assert "Unexpected" not in errors[0]
         require_only_complete_files(tmp_path / "out", expected)
         assert not list((tmp_path / "out").glob("*.tmp"))
-        resumed = forge.extract(tmp_path, three, "out", isolation=True)
+        resumed = forge.extract(tmp_path, three, "out", isolation=kind == "kill")
         assert resumed["status"] == 0, (made, resumed)
         require_complete(tmp_path / "out", expected)
         shutil.rmtree(tmp_path / "out")

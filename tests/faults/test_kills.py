@@ -52,13 +52,13 @@ def test_kills_at_random_moments_of_a_long_run(forge, photos, undisturbed, tmp_p
 
 
 def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, request):
-    few = make_photos(tmp_path / "photos", 200)
-    expected = {name: undisturbed[name] for name in list(undisturbed)[:200]}
+    few = make_photos(tmp_path / "photos", 150)
+    expected = {name: undisturbed[name] for name in list(undisturbed)[:150]}
     moments = random.Random(6)
     runs = 250 if request.config.getoption("--large") else 50
     kills = 0
     for _ in range(runs):
-        three = [moments.uniform(SHORTEST, 0.35) for _ in range(3)]
+        three = [moments.uniform(SHORTEST, 0.3) for _ in range(3)]
         kills += kill_until_done(forge, tmp_path, few, expected, three)
         shutil.rmtree(tmp_path / "out")
     assert kills > 2.8 * runs  # a fast machine may finish before the third
