@@ -249,7 +249,8 @@ def known(folder: Path) -> dict[str, Known]:
     found = {}
     for _, line in lines(folder):
         try:
-            stat = Stat(**line["input"]) if line["input"] else None
+            read = line["input"]
+            stat = Stat(read["bytes"], read["mtime_ns"], read.get("sha256", "")) if read else None
             if line["status"] == "done" and is_inside(line["output"]):
                 found[line["key"]] = Known(True, hash(line["path"]), stat, line["output"], line["bytes"], "", "")
             else:

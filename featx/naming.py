@@ -69,7 +69,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
 
 def is_inside(output: str) -> bool:
     """Whether a name out of a manifest, which anybody could have written, stays in the run's folder."""
-    return not output.startswith("/") and ".." not in output.split("/")
+    return not output.startswith("/") and (".." not in output or ".." not in output.split("/"))
 
 
 def _fitted(name: str, mark: str, suffix: str) -> str:
