@@ -297,7 +297,7 @@ def _suspected(unfinished: Path, output: Path, plan: _Plan) -> frozenset[bytes]:
     """Return the images that runs ended with, but for those that have got their line since."""
     from featx import suspects
 
-    remembered = suspects.remember_suspects(unfinished)
+    remembered = suspects.suspects(unfinished)
     if not remembered:
         return remembered
     told = {suspects.mark_of_key(line["key"]) for _, line in manifest.lines(output)}

@@ -1,11 +1,11 @@
-# Files that appear under their name complete or not at all; every call that can fail for want of room is made here.
+# Files that appear under their name complete or not at all, and folders that survive a power cut.
 """Writing files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
@@ -46,7 +46,8 @@ def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None
         write(temporary, pieces)
         settle({temporary: path})
     except BaseException:
-        remove([temporary])
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -93,10 +94,3 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove(paths: Sequence[Path]) -> None:
-    """Remove files that may be gone already, as far as it goes: this is for clearing up after a failure."""
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()

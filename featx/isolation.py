@@ -42,7 +42,8 @@ START = 120.0
 # Characters of libraries' messages that are kept of one image.
 MESSAGES = 500
 
-# Seconds between two looks at a process; many short ones, since time in which the machine slept does not count.
+# Seconds between two looks at an image that is read; many short ones, since time in which the machine slept does not
+# count.
 LOOK_EVERY = 0.25
 
 # Linux's request to be told of the parent's death (prctl.h).

@@ -37,6 +37,7 @@ KEPT = "suspects"
 
 _DECODE = json.JSONDecoder().decode
 
+ANEW = "Choose another folder with --output, or start anew with --overwrite"
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 
@@ -335,34 +336,35 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     OutputError
         If it is there but not readable, or of a later format.
     """
-    way_out = "Choose another folder with --output, or start anew with --overwrite"
     try:
         summary = json.loads((folder / SUMMARY).read_bytes())
         written_as = summary["featx_format"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{folder / SUMMARY} is no summary of featx's", way_out) from error
+        raise OutputError(f"{folder / SUMMARY} is no summary of featx's", ANEW) from error
     if written_as != FORMAT:
         raise OutputError(
             f"{folder} was written in format {written_as}, which this featx does not know", "Update featx"
         )
     missing = [fact for fact, kind in FACTS.items() if not isinstance(summary.get(fact), kind)]
     if missing:
-        raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", way_out)
+        raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", ANEW)
     return dict(summary)
 
 
-def require_summary(folder: Path) -> None:
-    """Refuse a folder that is no run's.
+def require_summary(folder: Path) -> dict[str, Any]:
+    """Read the summary of a folder that has to be a run's.
 
     Raises
     ------
     FeatxError
         If it has no summary, or none that can be read.
     """
-    if read_summary(folder) is None:
+    summary = read_summary(folder)
+    if summary is None:
         raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
+    return summary
 
 
 def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any]) -> None:
@@ -373,16 +375,15 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     OutputError
         Naming every field that differs, then and now.
     """
-    way_out = "Choose another folder with --output, or start anew with --overwrite"
     if earlier is None:
         if next(lines(folder), None):
-            raise OutputError(f"{folder} has no {SUMMARY} that says how its features were made", way_out)
+            raise OutputError(f"{folder} has no {SUMMARY} that says how its features were made", ANEW)
         return
     flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(f"{folder} holds features of another recipe ({changes})", way_out)
+        raise OutputError(f"{folder} holds features of another recipe ({changes})", ANEW)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import unicodedata
 
 SUFFIX = ".npz"
 
-# What the run itself keeps in its folder; names in the first place of a key must stay clear of them.
+# What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED = "summary.json", "manifest.jsonl", ".unfinished"
 
 # Bytes in one name, on nearly every file system.

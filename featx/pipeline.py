@@ -28,7 +28,7 @@ from featx.decoding import UnreadableError
 from featx.errors import OutputError, StuckError
 from featx.formats import pack_npz
 from featx.geometry import Frame
-from featx.isolation import Reader, ReadingThreads
+from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
 from featx.manifest import stat_of
 from featx.naming import UNFINISHED, output_of
 from featx.records import Item, Outcome, Stat, Workers
@@ -46,9 +46,6 @@ ROOM = "Make room, and run it again to resume"
 
 # Errors of a file system that are about a name, not about the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
-
-# Seconds between two looks at an image that does not get ready.
-LOOK_EVERY = 0.25
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx import manifest
-from featx.errors import FeatxError
 from featx.formats import Array, read_npz
 from featx.geometry import Frame
-from featx.naming import MANIFEST, SUMMARY
+from featx.naming import MANIFEST
 from featx.records import Level
 
 if TYPE_CHECKING:
@@ -37,12 +36,9 @@ class Run(Mapping[str, Mapping[str, Array]]):
     """
 
     def __init__(self, folder: Path) -> None:
-        summary = manifest.read_summary(folder)
-        if summary is None:
-            raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
         self.folder = folder
-        self.summary = summary
-        self.levels = tuple(Level.from_json(value) for value in summary["levels"])
+        self.summary = manifest.require_summary(folder)
+        self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
         self._positions: dict[str, int] = {}
         for position, line in manifest.lines(folder):
             if line["status"] == "done":

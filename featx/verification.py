@@ -141,7 +141,7 @@ def verify(
         If the folder is no run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
-    manifest.require_summary(folder)
+    manifest.require_summary(folder)  # before its lock is looked for
     holding: AbstractContextManager[Any] = manifest.hold(folder, make=False) if repair else manifest.look(folder)
     with holding as held:
         run = open_run(folder)
@@ -247,11 +247,11 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    devices = choose_devices(recipe["device"])
-    pyramid = load(_request(run.summary), devices[0])
+    devices, request = choose_devices(recipe["device"]), _request(run.summary)
+    pyramid = load(request, devices[0])
     if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
         raise UsageError("The weights are others now than those of the run", "Put the run's own back")
-    job = Job((), _request(run.summary), dtype=recipe["dtype"])
+    job = Job((), request, dtype=recipe["dtype"])
     computers, workers = extraction.spread([pyramid], job, len(items), recipe)
     extraction.hand_over(computers, workers)
     with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):

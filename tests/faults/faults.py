@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx import files, isolation, manifest, pipeline
+from featx import files, manifest, pipeline, suspects
 
 CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate")
 
@@ -57,7 +57,7 @@ def inject(name: str, **options) -> None:
 
 def _call(number: int, kind: str, counter: str = "", only: str = "") -> None:
     faulty = FaultyOs(number, kind, counter, only)
-    for module in (files, manifest, isolation):
+    for module in (files, manifest, suspects):
         module.os = faulty
 
 
