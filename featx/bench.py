@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, isolation, pipeline, sources
+from featx import extraction, formats, isolation, pipeline, sources
 from featx.errors import UsageError
 from featx.naming import UNFINISHED
-from featx.pyramid import choose_devices, load
+from featx.pyramid import Pyramid, choose_devices, load
 from featx.records import Item, Job, Outcome, Workers
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
@@ -64,7 +64,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         extraction.hand_over(computers, workers)
         alone = _emptied(Path(scratch) / "alone")
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, Path(scratch))
-        work = pipeline.Work(computers, alone, workers.batch_size, reader)
+        work = pipeline.Work(computers, _writer(pyramids[0], alone), workers.batch_size, reader)
         ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
         if len(ready) < workers.batch_size:
             raise UsageError("There are too few images that can be read", "Give more --images, or none")
@@ -74,15 +74,16 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         with extraction.machine(devices, workers):
             work.compute(batches[0])  # the first pass sets things up
             for _ in range(rounds):
-                work = pipeline.Work(computers, _emptied(alone), workers.batch_size, reader)
+                writer = _writer(pyramids[0], _emptied(alone))
+                work = pipeline.Work(computers, writer, workers.batch_size, reader)
                 _time(seconds["read"], workers.readers, work.prepare, items)
                 _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
                 computed = _renamed(work.compute(batches[0]), items)
                 written = _time(seconds["write"], workers.writers, work.write, computed)
-                _time(seconds["settle"], 1, work.settle, pipeline.groups(written, pipeline.GROUP))
+                _time(seconds["settle"], 1, work.settle, pipeline.groups(written, writer.group))
                 whole = _emptied(Path(scratch) / "run")
                 began = time.perf_counter()
-                outcomes = list(pipeline.run(computers, items, whole, workers, reader))
+                outcomes = list(pipeline.run(computers, items, _writer(pyramids[0], whole), workers, reader))
                 seconds["pipeline"].append(time.perf_counter() - began)
                 sizes = [outcome.bytes for outcome in outcomes if outcome.done]
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
@@ -104,6 +105,10 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         "pipeline": rates["pipeline"],
         "share": rates["pipeline"] / limit,
     }
+
+
+def _writer(pyramid: Pyramid, folder: Path) -> formats.Writer:
+    return formats.writer("npz", folder, folder / UNFINISHED, pyramid.fields)
 
 
 def _emptied(folder: Path) -> Path:

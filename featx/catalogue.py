@@ -1,9 +1,10 @@
-# What there is to know of timm's models without loading timm: the catalogue's files, searched. Standard library only.
-"""The catalogue: an entry for every architecture of one timm version.
+# What there is to know of models without loading timm: the catalogue's files, searched. Standard library only.
+"""The catalogue: an entry for every architecture of one version of a source of models.
 
-An entry is what `featx.survey.entry` measured: family, parameters, layout, input, sizes, output strides, default
-levels, all levels, and pretrained tags with what is different for them. ``data/catalogue.json`` has them for the timm
-version that featx was made with; for another one they are looked up once, and kept in the user's cache folder.
+An entry is what `featx.backbones.Source.entry` measured: family, parameters, layout, input, sizes, output strides,
+default levels, all levels, what there is besides levels, and pretrained tags with what is different for them.
+``data/catalogue.json`` has them for the timm version that featx was made with; for another one, and for other sources,
+they are looked up once, and kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -24,28 +25,35 @@ PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
 # Of the entries: a cache of another format is not read.
-FORMAT = 1
+FORMAT = 2
+
+# What an entry says of what there is besides levels.
+EXTRAS = ("embedding", "final", "prefix_tokens", "norm")
+
+# What it says only of some sources.
+OPTIONAL = ("parts", "license")
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The models of one version of timm.
+    """The models of one version of a source.
 
     Attributes
     ----------
-    timm : str
-        The version.
+    source, version : str
+        ``timm`` or another library, and its version.
     names : list of str
         Of all its architectures, in natural order.
     renamed : dict of str to str
-        Names that timm gave up, and what they are called now.
+        Names that it gave up, and what they are called now.
     entries : dict
         Entry by architecture; of a catalogue that is looked up as need be, some may be missing.
     """
 
-    timm: str
+    source: str
+    version: str
     names: list[str]
     renamed: dict[str, str]
     entries: dict[str, Entry]
@@ -80,10 +88,10 @@ def write(book: Catalogue, path: Path) -> None:
     write_atomically(path, [text.encode()])
 
 
-def kept_at(version: str) -> Path:
-    """Return where the catalogue of another timm version is kept."""
+def kept_at(source: str, version: str) -> Path:
+    """Return where the catalogue of another version, or another source, is kept."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "featx" / f"models-{FORMAT}-timm-{version}.json"
+    return Path(caches) / "featx" / f"models-{FORMAT}-{source}-{version}.json"
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -168,16 +176,16 @@ def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[
     return dict(sorted(entries.items(), key=lambda item: item[1]["parameters"]))
 
 
-def listed(name: str, entry: Entry, license: str | None = None) -> dict[str, Any]:  # noqa: A002
+def listed(source: str, name: str, entry: Entry, license: str | None = None) -> dict[str, Any]:  # noqa: A002
     """Return what a list of models shows of one; of its tags those under the licence asked for."""
-    facts = ("family", "parameters", "levels", "default_levels", "input", "sizes", "output_strides")
+    facts = ("family", "parameters", "levels", "default_levels", "input", "sizes", "output_strides", *EXTRAS)
     tags = [tag for tag in entry["pretrained"] if license is None or licensed(tag, license)]
     # Without a tag, a name stands for the weights of the first one.
     tagged = f"{name}.{tags[0]['tag']}" if tags and tags[0] is not entry["pretrained"][0] else name
     return {
         "model": name,
         "name": tagged,
-        "source": "timm",
+        "source": source,
         **{fact: entry[fact] for fact in facts},
         "pretrained": [_without_changes(tag) for tag in tags],
     }
@@ -203,7 +211,7 @@ def described(book: Catalogue, name: str) -> dict[str, Any]:
     levels = [level for level in entry["levels"] if level["index"] in entry["default_levels"]]
     return {
         "model": name,
-        "source": "timm",
+        "source": book.source,
         "architecture": name.partition(".")[0],
         **{fact: entry[fact] for fact in ("family", "layout", "parameters")},
         "levels": levels,
@@ -212,6 +220,8 @@ def described(book: Catalogue, name: str) -> dict[str, Any]:
         "pretrained": [_without_changes(tag) for tag in entry["pretrained"]],
         **{fact: entry[fact] for fact in ("output_strides", "fixed_size", "sizes")},
         "rebuilt": False,
+        **{fact: entry[fact] for fact in EXTRAS},
+        **{fact: entry[fact] for fact in OPTIONAL if fact in entry},
         "bytes_per_image": bytes_per_image(levels),
     }
 
@@ -223,15 +233,15 @@ def bytes_per_image(levels: Sequence[dict[str, Any]]) -> int | None:
     return sum(FLOAT32_BYTES * int(level["channels"] * level["height"] * level["width"]) for level in levels)
 
 
-def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str]) -> ModelError:
+def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str], source: str = "timm") -> ModelError:
     """Say that there is no such model, and which are called alike."""
     if name in renamed:
-        return ModelError(f"{name} is an old name of timm's", f"Use {renamed[name]}")
-    if "/" in name:
+        return ModelError(f"{name} is an old name of {source}'s", f"Use {renamed[name]}")
+    if "/" in name and source == "timm":
         return ModelError(
             f"timm has no model {name!r}", f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
         )
-    return ModelError(f"timm has no model {name!r}", nearest([name], names))
+    return ModelError(f"{source} has no model {name!r}", nearest([name], names))
 
 
 def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> ModelError:

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 WEIGHTS_PANEL, IMAGE_PANEL, OUTPUT_PANEL = "Model", "Images", "Output and run"
+FEATURES_PANEL = "What to keep"
 LIMITS_PANEL = "What one image may take"
 
 STOP = Stop()
@@ -40,7 +42,15 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         rich_help_panel=WEIGHTS_PANEL,
-        help="timm's name: arch, arch.tag, hf-hub:owner/name or local-dir:path.",
+        help="timm's name (arch, arch.tag, hf-hub:owner/name, local-dir:path), or ultralytics' (yolov8n).",
+    ),
+]
+Part = Annotated[
+    str,
+    typer.Option(
+        metavar="backbone|neck|all",
+        rich_help_panel=WEIGHTS_PANEL,
+        help="Of a detector: its backbone, the maps that enter its head, or both.",
     ),
 ]
 OutIndices = Annotated[
@@ -63,6 +73,50 @@ OutputStride = Annotated[
         metavar="8",
         rich_help_panel=WEIGHTS_PANEL,
         help="Dilate the network so that no level is coarser. About a third of the networks can.",
+    ),
+]
+Maps = Annotated[
+    bool | None,
+    typer.Option(
+        "--maps/--no-maps",
+        rich_help_panel=FEATURES_PANEL,
+        help="Keep the levels' maps (default: where the format can hold them).",
+    ),
+]
+Norm = Annotated[
+    bool,
+    typer.Option(
+        "--norm",
+        rich_help_panel=FEATURES_PANEL,
+        help="Apply a transformer's final norm to its levels; `featx info` says whether there is one.",
+    ),
+]
+PrefixTokens = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-tokens",
+        rich_help_panel=FEATURES_PANEL,
+        help="Class and register tokens of every level too, as level_N_prefix.",
+    ),
+]
+Final = Annotated[
+    bool,
+    typer.Option(
+        "--final", rich_help_panel=FEATURES_PANEL, help="The map that the embedding is made of too, as final."
+    ),
+]
+Embedding = Annotated[
+    bool,
+    typer.Option(
+        "--embedding", rich_help_panel=FEATURES_PANEL, help="The vector before the classifier too, as embedding."
+    ),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="avg|max|gem|cls",
+        rich_help_panel=FEATURES_PANEL,
+        help="Make the embedding so of the final map, not as the network's own head does.",
     ),
 ]
 TestSize = Annotated[
@@ -165,6 +219,9 @@ def list_models(
     any_size: Annotated[
         bool, typer.Option("--any-size", help="Only those that take other image sizes without being rebuilt.")
     ] = False,
+    source: Annotated[
+        str, typer.Option(metavar="timm|ultralytics", help="Whose models; ultralytics' need featx\\[yolo].")
+    ] = "timm",
     sort: Annotated[str, typer.Option(metavar="name|params", help="The order.")] = "name",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many.")] = None,
     names: Annotated[bool, typer.Option("--names", help="Names alone, one a line.")] = False,
@@ -180,6 +237,7 @@ def list_models(
         "license": license_,
         "family": family,
         "any_size": any_size,
+        "source": source,
         "sort": sort,
         "limit": limit,
     }
@@ -196,6 +254,7 @@ def info(
     out_indices: OutIndices = None,
     strides: Strides = None,
     output_stride: OutputStride = None,
+    part: Part = "backbone",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -209,6 +268,7 @@ def info(
         output_stride=output_stride,
         image_size=image_size,
         test_size=test_size,
+        part=part,
     )
     with render.searching() as listener:
         described = describe_model(request, listener)
@@ -234,6 +294,13 @@ def extract(
     out_indices: OutIndices = None,
     strides: Strides = None,
     output_stride: OutputStride = None,
+    part: Part = "backbone",
+    embedding: Embedding = False,
+    pool: Pool = None,
+    final: Final = False,
+    maps: Maps = None,
+    prefix_tokens: PrefixTokens = False,
+    norm: Norm = False,
     from_file: Annotated[
         Path | None,
         typer.Option(metavar="LIST", rich_help_panel=IMAGE_PANEL, help="A file with one path a line (or NUL between)."),
@@ -250,6 +317,15 @@ def extract(
             help="The run's folder (default: features/MODEL).",
         ),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="npz|npy|parquet",
+            rich_help_panel=OUTPUT_PANEL,
+            help="A file an image; or one array or a table of all embeddings.",
+        ),
+    ] = "npz",
     dtype: Dtype = "float32",
     overwrite: Annotated[
         bool,
@@ -310,20 +386,43 @@ def extract(
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
     11 another run holds the output, 130 or 143 stopped.
     """
-    request = _request(
-        model, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, backend
-    )
+    levels = (out_indices, strides, output_stride, image_size, test_size)
+    request = _request(model, weights, seed, *levels, precision, backend)
+    request = replace(request, part=part, embedding=embedding, pool=pool, final=final)
+    request = replace(request, prefix_tokens=prefix_tokens, norm=norm)
     named = tuple(text for text in inputs or () if text != "-")
     listed = _listed(inputs or [], from_file)
     limits = _limits(max_pixels, max_bytes, time_limit, memory_limit)
-    again = (overwrite, retry_failed, hash_inputs)
-    job = Job(named, request, listed, output, device, _batch_size(batch_size), workers, dtype, *again, isolate, limits)
+    how = (device, _batch_size(batch_size), workers, dtype, format_, overwrite, retry_failed, hash_inputs, isolate)
+    job = Job(named, request, listed, output, *how, limits, maps)
     from featx.extraction import run
 
     with streams.libraries_apart() as chatter, render.progress(quiet=quiet or as_json, chatter=chatter) as listener:
         report = run(job, listener, STOP, chatter.size)
     render.report(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
+
+
+@app.command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
+def similar(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run with embeddings.")],
+    query: Annotated[Path, typer.Argument(metavar="QUERY", help="An image.")],
+    count: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="A picture of them, with scores.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the images of a run that are most similar to another one, by the cosine of their embeddings."""
+    from featx import similarity
+
+    with render.waiting("looking"):
+        found = similarity.similar(run, query, count, device=device)
+    render.neighbours(found, as_json=as_json)
+    if output:
+        similarity.draw(found, output)
 
 
 @app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
@@ -442,6 +541,7 @@ def _request(
     test_size: bool = False,
     precision: str = "fp32",
     backend: str = "torch",
+    part: str = "backbone",
 ) -> ModelRequest:
     return ModelRequest(
         name=model,
@@ -454,6 +554,7 @@ def _request(
         test_size=test_size,
         precision=precision,
         backend=backend,
+        part=part,
     )
 
 

@@ -1,4 +1,4 @@
-# Computing: a batch of pixels in, its maps on the host out; one device, its own streams, as much as its memory takes.
+# Computing: a batch of pixels in, its arrays on the host out; one device, its own streams, as much as its memory takes.
 """Forward passes as the pipeline runs them."""
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
-    """The maps of a batch.
+class Arrays:
+    """What a pyramid gives for a batch.
 
     Attributes
     ----------
-    levels : list of Tensor
-        One (B, C, H, W) map a level, contiguous, on the host, in the type that is written.
+    values : list of Tensor
+        (B, ...) for each of the pyramid's fields, contiguous, on the host, in the type that is written.
     finite : list of Tensor
-        For each level, (B,) bool: whether all its numbers are.
+        For each, (B,) bool: whether all its numbers are.
     """
 
-    levels: list[Tensor]
+    values: list[Tensor]
     finite: list[Tensor]
 
 
@@ -44,7 +44,7 @@ class Computer:
     pyramid : Pyramid
         Its module is laid out channels-last, which its device works with best.
     dtype : torch.dtype
-        What the maps are written as.
+        What maps are written as; vectors stay as they are, in full precision.
     largest : int
         The most images in one pass; halved when the device runs out of memory.
     tell : callable
@@ -58,6 +58,7 @@ class Computer:
         self.largest = largest
         self._tell = tell
         self.dtype = dtype
+        self._dtypes = [torch.float32 if field.is_vector else dtype for field in pyramid.fields]
         self._on_gpu = pyramid.device.type == "cuda"
         self._own = threading.local()
         pyramid.module.to(memory_format=torch.channels_last)
@@ -69,7 +70,7 @@ class Computer:
         batch[len(images) :] = 0
         return batch
 
-    def __call__(self, pixels: Tensor) -> Maps:
+    def __call__(self, pixels: Tensor) -> Arrays:
         """Run a (B, H, W, 3) uint8 batch; in smaller parts than it came if the device has not enough memory.
 
         Raises
@@ -107,15 +108,17 @@ class Computer:
 
         return largest_worthwhile(seconds)
 
-    def _run(self, pixels: Tensor) -> Maps:
+    def _run(self, pixels: Tensor) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
-            maps = [level.to(self.dtype) if self._on_gpu else level for level in self.pyramid.run(batch)]
-            finite = [_finite(level) for level in maps] if self._on_gpu else []
-            levels = [self._to_host(level) for level in maps]
+            values = self.pyramid.run(batch)
+            if self._on_gpu:
+                values = [value.to(dtype) for value, dtype in zip(values, self._dtypes, strict=True)]
+            finite = [_finite(value) for value in values] if self._on_gpu else []
+            host = [self._to_host(value, dtype) for value, dtype in zip(values, self._dtypes, strict=True)]
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
-        return Maps(levels, [flags.cpu() for flags in finite] or [_finite(level) for level in levels])
+        return Arrays(host, [flags.cpu() for flags in finite] or [_finite(value) for value in host])
 
     def _stream(self) -> AbstractContextManager[Any]:
         """One stream a thread: while one thread's batch is computed, the copies of another's go on beside it."""
@@ -126,10 +129,10 @@ class Computer:
         stream: AbstractContextManager[Any] = torch.cuda.stream(self._own.stream)
         return stream
 
-    def _to_host(self, level: Tensor) -> Tensor:
+    def _to_host(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Cast and lay out in one pass over memory."""
-        host = torch.empty(level.shape, dtype=self.dtype, pin_memory=self._on_gpu)
-        return host.copy_(level, non_blocking=self._on_gpu)
+        host = torch.empty(value.shape, dtype=dtype, pin_memory=self._on_gpu)
+        return host.copy_(value, non_blocking=self._on_gpu)
 
 
 def largest_worthwhile(seconds: Callable[[int], float]) -> int:
@@ -159,14 +162,14 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
     return best
 
 
-def _finite(level: Tensor) -> Tensor:
-    """Which images of a map have no NaN and no infinity."""
-    if level.device.type == "cpu" and torch.isfinite(torch.stack(torch.aminmax(level))).all():
-        return torch.ones(len(level), dtype=torch.bool)  # the extremes, found in one pass, answer for all
-    return torch.isfinite(level).flatten(1).all(1)
+def _finite(value: Tensor) -> Tensor:
+    """Which images of an array have no NaN and no infinity."""
+    if value.device.type == "cpu" and torch.isfinite(torch.stack(torch.aminmax(value))).all():
+        return torch.ones(len(value), dtype=torch.bool)  # the extremes, found in one pass, answer for all
+    return torch.isfinite(value).flatten(1).all(1)
 
 
-def _joined(parts: Sequence[Maps]) -> Maps:
-    levels = [torch.cat(pieces) for pieces in zip(*(part.levels for part in parts), strict=True)]
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    values = [torch.cat(pieces) for pieces in zip(*(part.values for part in parts), strict=True)]
     finite = [torch.cat(pieces) for pieces in zip(*(part.finite for part in parts), strict=True)]
-    return Maps(levels, finite)
+    return Arrays(values, finite)

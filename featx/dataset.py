@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """The images of a run, by number: dicts of ``key`` and one (C, H, W) tensor for each ``level_N``.
+    """The images of a run, by number: dicts of ``key`` and one tensor for each array.
 
     Raises
     ------
     UsageError
-        If the run lacks one of the levels.
+        If the run lacks one of those asked for.
     """
 
-    def __init__(self, run: Run, levels: Sequence[int] | None = None) -> None:
+    def __init__(self, run: Run, levels: Sequence[int | str] | None = None) -> None:
         self._run = run
         self._keys = list(run)
-        available = {level.index: level.key for level in run.levels}
-        chosen = available.keys() if levels is None else levels
-        absent = [index for index in chosen if index not in available]
+        available = [field.key for field in run.fields]
+        chosen = available if levels is None else levels
+        self._names = [f"level_{name}" if isinstance(name, int) else name for name in chosen]
+        absent = [name for name in self._names if name not in available]
         if absent:
-            raise UsageError(f"The run has no level {absent[0]}", f"It has {', '.join(map(str, available))}")
-        self._names = [available[index] for index in chosen]
+            raise UsageError(f"The run has no {absent[0]}", f"It has {', '.join(available)}")
 
     def __len__(self) -> int:
         return len(self._keys)

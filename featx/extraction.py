@@ -15,9 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import manifest, naming, sources
+from featx import files, formats, manifest, naming, sources
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
-from featx.records import Item, Job, Limits, Listener, ModelRequest, Note, Outcome, Planned, Workers, many_records
+from featx.naming import MANIFEST
+from featx.records import (
+    EMBEDDING,
+    OUTPUT_OPTIONS,
+    Field,
+    Item,
+    Job,
+    Limits,
+    Listener,
+    ModelRequest,
+    Note,
+    Outcome,
+    Planned,
+    Workers,
+    many_records,
+)
 from featx.stopping import InterruptedByError, Stop
 
 if TYPE_CHECKING:
@@ -31,6 +46,9 @@ DTYPES = ("float32", "float16")
 
 # Where a batch stops making a processor faster; measured on ResNet-50 at 224, one thread a pass.
 LARGEST_BATCH = 8
+
+# What a format for vectors is told where it only has to clear up.
+ANY_VECTOR = (Field(EMBEDDING, (1,)),)
 
 # Passes at a time on a graphics card: while one is computed, another is copied there and a third one back.
 STREAMS = 3
@@ -75,7 +93,15 @@ def extract(
     device: str = "auto",
     precision: str = "fp32",
     backend: str = "torch",
+    part: str = "backbone",
+    maps: bool | None = None,
+    norm: bool = False,
+    prefix_tokens: bool = False,
+    final: bool = False,
+    embedding: bool = False,
+    pool: str | None = None,
     dtype: str = "float32",
+    format: str = "npz",  # noqa: A002 - the word of the command line
     batch_size: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
@@ -85,14 +111,14 @@ def extract(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     listener: Listener | None = None,
 ) -> Report:
-    """Write the feature pyramid of every image to a folder; calling it again goes on where it stopped.
+    """Write the features of every image to a folder; calling it again goes on where it stopped.
 
     Parameters
     ----------
     inputs : str, path or iterable of them
         Files, folders (walked) and glob patterns.
     model : str
-        ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
@@ -101,8 +127,14 @@ def extract(
         As `featx.load_pyramid` has them; the device may also be several, ``cuda:0,1`` or ``all``.
     backend : str
         What runs the network: ``torch``, ``compile`` (torch.compile) or ``openvino``.
+    part, norm, prefix_tokens, final, embedding, pool
+        As `featx.load_pyramid` has them.
+    maps : bool or None
+        Whether levels are wanted at all; None takes them where the format can hold them.
     dtype : str
-        ``float32`` or ``float16``: what the maps are written as.
+        ``float32`` or ``float16``: what maps are written as; an embedding is always float32.
+    format : str
+        ``npz``, a file an image; or, for embeddings alone, ``npy`` (one array, and ``keys.txt``) or ``parquet``.
     batch_size : int or None
         Images in one forward pass; None takes what an earlier call took, or what suits the device.
     workers : int or None
@@ -133,7 +165,22 @@ def extract(
     """
     one = isinstance(inputs, str | PathLike)
     request = ModelRequest.of(
-        model, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, backend
+        model,
+        weights=weights,
+        seed=seed,
+        out_indices=out_indices,
+        strides=strides,
+        output_stride=output_stride,
+        image_size=image_size,
+        test_size=test_size,
+        precision=precision,
+        backend=backend,
+        part=part,
+        norm=norm,
+        prefix_tokens=prefix_tokens,
+        final=final,
+        embedding=embedding,
+        pool=pool,
     )
     return run(
         Job(
@@ -145,11 +192,13 @@ def extract(
             batch_size=batch_size,
             workers=workers,
             dtype=dtype,
+            format=format,
             overwrite=overwrite,
             retry_failed=retry_failed,
             hash_inputs=hash_inputs,
             isolate=isolate,
             limits=limits,
+            maps=maps,
         ),
         listener or (lambda _: None),
     )
@@ -169,11 +218,13 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     chatter : callable
         How many bytes libraries have written to standard error; see `featx.isolation.Reader`.
     """
+    maps = not formats.vectors_only(job.format) if job.maps is None else job.maps
+    job = replace(job, request=replace(job.request, maps=maps))
     _require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
     manifest.require_usable(output)
-    for text in _remarks(found):
+    for text in _remarks(found, job):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
     from featx import isolation, suspects
@@ -181,8 +232,10 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
     pyramids = [load(job.request, device) for device in devices]
+    formats.require(job.format, pyramids[0].fields)
     with manifest.hold(output) as held:
-        earlier = None if job.overwrite else manifest.read_summary(output)
+        before = _summary_before(output, job)
+        earlier = None if job.overwrite else before
         told: deque[str] = deque()
         then = (earlier or {}).get("recipe", {})
         computers, workers = spread(pyramids, job, len(found.items), then, told.append)
@@ -194,6 +247,11 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
             hand_over(computers, workers)
         pending = _suspected(held.unfinished, output, plan)
         held.begin(anew=job.overwrite)
+        writer = formats.writer(job.format, output, held.unfinished, pyramids[0].fields)
+        if before:
+            name = before["recipe"]["format"]
+            same = name == job.format
+            _tidy(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
         suspected = pending & suspects.marks_of(plan.to_do) if pending else frozenset()
         facts = _facts(pyramids[0], recipe)
         ledger = manifest.Ledger(output, held, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
@@ -210,10 +268,12 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
             hashed=job.hash_inputs,
             chatter=chatter,
         )
-        crew = _Crew(computers, workers, reader, stop or Stop(), told, held.unfinished, set(pending))
+        crew = _Crew(computers, writer, workers, reader, stop or Stop(), told, held.unfinished, set(pending))
         failures = list(plan.failures)
         with _booked(ledger, crew), machine(devices, workers):
-            failures += _work_off(plan.to_do, output, crew, ledger, listener)
+            failures += _work_off(plan.to_do, crew, ledger, listener)
+            if plan.again or len(failures) > len(plan.failures):
+                _tidy(writer, output, job.format)
         facts["largest_pass"] = min(computer.largest for computer in computers)
         ledger.save("done")
     tried = len(plan.to_do)
@@ -225,6 +285,7 @@ class _Crew:
     """What works on the images, and what may stop it."""
 
     computers: list[Computer]
+    writer: formats.Writer
     workers: Workers
     reader: Reader
     stop: Stop
@@ -241,9 +302,7 @@ class _Crew:
             keep_in_mind(self.unfinished, self.suspects)
 
 
-def _work_off(
-    items: list[Item], output: Path, crew: _Crew, ledger: manifest.Ledger, listener: Listener
-) -> list[Outcome]:
+def _work_off(items: list[Item], crew: _Crew, ledger: manifest.Ledger, listener: Listener) -> list[Outcome]:
     """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
     from featx import pipeline
 
@@ -257,7 +316,7 @@ def _work_off(
             failures.append(outcome)
 
     while left and not crew.stop.asked():
-        outcomes = pipeline.run(crew.computers, list(left), output, crew.workers, crew.reader, crew.stop.asked)
+        outcomes = pipeline.run(crew.computers, list(left), crew.writer, crew.workers, crew.reader, crew.stop.asked)
         try:
             with closing(outcomes), crew.stop.gently():
                 for outcome in outcomes:
@@ -293,6 +352,27 @@ def _booked(ledger: manifest.Ledger, crew: _Crew) -> Iterator[None]:
         crew.reader.close()
 
 
+def _summary_before(output: Path, job: Job) -> dict[str, Any] | None:
+    """Read what an earlier call left; one that starts anew does so over whatever is there."""
+    try:
+        return manifest.read_summary(output)
+    except OutputError:
+        if job.overwrite:
+            return None
+        raise
+
+
+def _tidy(writer: formats.Writer, output: Path, name: str) -> None:
+    """Have what the manifest does not vouch for cleared away."""
+    if not formats.vectors_only(name):  # files of their own are replaced one by one
+        return
+    try:
+        files.synchronise(output / MANIFEST)  # what it says is not to be lost after what it no longer vouches for
+        writer.tidy(manifest.outputs(output), lambda: manifest.digests(output))
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}", manifest.ROOM) from error
+
+
 def _suspected(unfinished: Path, output: Path, plan: _Plan) -> frozenset[bytes]:
     """Return the images that runs ended with, but for those that have got their line since."""
     from featx import suspects
@@ -318,7 +398,7 @@ class _Plan:
 
     `kept_done` and `kept_failed` count the manifest's lines that stand, of all images in the folder; `done` and
     `failures` are those of this call's images among them; `gone` are images that are no longer there, and whose
-    features are kept; `retried` failed before, and are tried again.
+    features are kept; `again` have features that are made anew; `retried` failed before, and are tried again.
     """
 
     to_do: list[Item] = field(default_factory=list)
@@ -327,6 +407,7 @@ class _Plan:
     kept_done: int = 0
     kept_failed: int = 0
     gone: int = 0
+    again: int = 0
     retried: list[Item] = field(default_factory=list)
 
 
@@ -334,7 +415,8 @@ class _Plan:
 def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
     """Hold the images against the manifest; linear, and small enough for a million of them."""
     known = {} if job.overwrite else manifest.known(folder)
-    root = str(folder)
+    reader = formats.reader(job.format, folder)
+    own_files = not formats.vectors_only(job.format)
     plan = _Plan()
     fresh: list[int] = []
     taken: set[str] = set()
@@ -349,11 +431,13 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
             fresh.append(len(plan.to_do))
             plan.to_do.append(item)
             continue
-        standing = manifest.standing(root, line, item.path, hashed=job.hash_inputs)
+        standing = manifest.standing(reader, item.key, line, item.path, hashed=job.hash_inputs)
         if standing == "stale" or (job.retry_failed and not line.done):
             if not line.output:
                 fresh.append(len(plan.to_do))
-            plan.to_do.append(replace(item, alias=line.output or item.alias))  # what was called so stays called so
+            # What was called so stays called so.
+            plan.to_do.append(replace(item, alias=line.output or item.alias) if own_files else item)
+            plan.again += line.done
             if not line.done:
                 plan.retried.append(item)
         elif line.done:
@@ -387,8 +471,29 @@ def _require_sound(job: Job) -> None:
         raise UsageError(f"A batch of {job.batch_size} images is no batch", "Use a --batch-size of 1 or more")
     if job.workers is not None and job.workers < 1:
         raise UsageError(f"{job.workers} workers get nothing done", "Use --workers 1 or more")
+    formats.require(job.format)
+    _require_vectors(job)
     if job.dtype not in DTYPES:
         raise UsageError(f"Maps cannot be written as {job.dtype!r}", f"Use --dtype {' or '.join(DTYPES)}")
+
+
+def _require_vectors(job: Job) -> None:
+    """Refuse options that cannot go with the format, or with having nothing but vectors."""
+    request = job.request
+    if formats.vectors_only(job.format):
+        others = {
+            "maps": request.maps,
+            "final": request.final,
+            "prefix-tokens": request.prefix_tokens,
+            "norm": request.norm,
+        }
+        asked = [name for name, value in others.items() if value]
+        if asked:
+            raise UsageError(f"--format {job.format} keeps embeddings alone", f"Leave --{asked[0]} out, or use npz")
+        if not request.embedding:
+            raise UsageError(f"--format {job.format} keeps embeddings, and none were asked for", "Add --embedding")
+    if job.dtype != "float32" and not (request.maps or request.final):
+        raise UsageError("--dtype is about maps, and none are written", "Leave it out; embeddings are float32")
 
 
 def spread(
@@ -431,21 +536,25 @@ def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
 
 def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
     """Everything that changes the numbers."""
+    request = pyramid.request
     return {
         "model": pyramid.name,
         "weights": pyramid.weights.sha256,
         "levels": [level.index for level in pyramid.levels],
-        "output_stride": job.request.output_stride,
+        "strides": request.strides if request.part == "all" else None,  # elsewhere the levels say it
+        **{option: getattr(request, option) for option in OUTPUT_OPTIONS},
+        "output_stride": request.output_stride,
         "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
         "rebuilt": pyramid.rebuilt,
         "precision": pyramid.precision,
         "backend": pyramid.backend,
         "dtype": job.dtype,
+        "format": job.format,
         "batch_size": workers.batch_size,
         "memory_format": "channels_last",
         "device": pyramid.device.type,
         "threads": workers.threads,
-        "versions": versions(),
+        "versions": versions(pyramid.source),
     }
 
 
@@ -472,22 +581,25 @@ def _facts(pyramid: Pyramid, recipe: dict[str, Any]) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
     return {
         "model": pyramid.name,
-        "source": "timm",
+        "source": pyramid.source,
         "architecture": pyramid.architecture,
         "weights": pyramid.weights.to_json(),
         "levels": [{**level.to_json(), "dtype": recipe["dtype"]} for level in pyramid.levels],
+        **({"final": {**pyramid.final.to_json(), "dtype": recipe["dtype"]}} if pyramid.final else {}),
+        "arrays": [
+            replace(field, dtype="float32" if field.is_vector else recipe["dtype"]).to_json()
+            for field in pyramid.fields
+        ],
         "input": pyramid.input.to_json(),
         "recipe": recipe,
         "versions": recipe["versions"],
     }
 
 
-def versions() -> dict[str, str]:
+def versions(source: str) -> dict[str, str]:
     """Return the versions that numbers depend on."""
-    return {
-        "featx": featx.__version__,
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "pillow")},
-    }
+    libraries = dict.fromkeys(("torch", "torchvision", "timm", "pillow", source))
+    return {"featx": featx.__version__, **{name: metadata.version(name) for name in libraries}}
 
 
 def _surprises(plan: _Plan, suspected: Collection[bytes]) -> list[str]:
@@ -501,7 +613,7 @@ def _surprises(plan: _Plan, suspected: Collection[bytes]) -> list[str]:
     return texts
 
 
-def _remarks(found: sources.Found) -> list[str]:
+def _remarks(found: sources.Found, job: Job) -> list[str]:
     """What was left out, in words."""
     remarks = (
         (found.others, "not called like images: {} left out"),
@@ -509,4 +621,7 @@ def _remarks(found: sources.Found) -> list[str]:
         (found.closed, "folders that may not be read: {}, their images are left out"),
         (found.repeated, "named more than once: {}, each taken once"),
     )
-    return [text.format(count) for count, text in remarks if count]
+    left_out = [text.format(count) for count, text in remarks if count]
+    if formats.vectors_only(job.format) and job.maps is None:
+        left_out.append(f"{job.format} keeps vectors: no maps are written")
+    return left_out

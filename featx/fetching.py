@@ -10,9 +10,10 @@ from typing import Any
 
 import timm
 
-from featx import backbones, loading
 from featx import weights as weights_
-from featx.errors import OutputError
+from featx.backbones import source_of, timm_loading
+from featx.backbones import timm as backbones
+from featx.errors import ModelError, OutputError
 from featx.files import sha256_of, write_atomically
 
 CONFIGURATION = "config.json"
@@ -46,12 +47,14 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     OutputError
         If the folder cannot be written, or holds something else.
     """
+    if source_of(name) != "timm":
+        raise ModelError(f"Only timm's models can be fetched, and {name} is none", "Give its file with --weights")
     reference = backbones.resolve(name)
     _require_free(folder)
-    path, source = loading.locate(reference)
+    path, source = timm_loading.locate(reference)
     _require_same(folder, source)
     sha256 = sha256_of(path)
-    loading.require_as_fetched(reference, path, sha256)
+    timm_loading.require_as_fetched(reference, path, sha256)
     target = folder / ("model.safetensors" if weights_.is_safetensors(path) else "pytorch_model.bin")
     fetched = {"source": source, "file": target.name, "bytes": path.stat().st_size, "sha256": sha256}
     text = json.dumps({**_configuration(reference), "featx": {**fetched, "timm": timm.__version__}}, indent=2) + "\n"

@@ -69,6 +69,12 @@ def settle(written: Mapping[Path, Path]) -> None:
         synchronise(folder)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - through this module's `os`, as all that can fail
+
+
 def synchronise(path: Path) -> None:
     """Wait until a file, or the names in a folder, are safely on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

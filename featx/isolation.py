@@ -213,7 +213,7 @@ class Child:
     Parameters
     ----------
     config : dict
-        timm's data configuration.
+        Of the preprocessor.
     limits : Limits
         What an image may take.
     hashed : bool
@@ -296,7 +296,7 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
     _limit_memory(limits.memory)
     preprocess.lift_pillow_limit()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata, of which nothing is used
-    preprocessor = preprocess.Preprocessor(config)
+    preprocessor = preprocess.make(config)
     with tempfile.TemporaryFile() as chatter:
         os.dup2(chatter.fileno(), 2)
         pipe.send_bytes(b"ready")

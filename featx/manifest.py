@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,8 +16,9 @@ from typing import Any, Literal
 
 from featx import files
 from featx.errors import BusyError, FeatxError, OutputError, UsageError
-from featx.naming import MANIFEST, SUFFIX, SUMMARY, UNFINISHED, is_inside, to_path, to_text
-from featx.records import Outcome, Stat, many_records
+from featx.formats import Reader
+from featx.naming import KEYS, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS, is_inside, to_path, to_text
+from featx.records import OUTPUT_OPTIONS, ModelRequest, Outcome, Stat, many_records
 
 FORMAT = 1
 
@@ -123,11 +125,16 @@ class Hold:
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
         root = self._folder.resolve()
-        for _, line in lines(self._folder):
-            path = self._folder / str(line.get("output", ""))
-            # Never out of the folder, whoever wrote the manifest, and whatever the folders in it are links to.
-            if path.suffix == SUFFIX and path.parent.resolve().is_relative_to(root):
+        inside: dict[Path, bool] = {}
+        for output in {str(line.get("output", "")) for _, line in lines(self._folder)}:
+            path = self._folder / output
+            if path.parent not in inside:
+                # Never out of the folder, whoever wrote the manifest, and whatever the folders in it are links to.
+                inside[path.parent] = path.parent.resolve().is_relative_to(root)
+            if path.suffix in SUFFIXES and inside[path.parent]:
                 path.unlink(missing_ok=True)
+            if path.name == VECTORS:
+                (self._folder / KEYS).unlink(missing_ok=True)
         os.ftruncate(self._handle, 0)
 
 
@@ -244,6 +251,27 @@ class Known:
     error: str
 
 
+def outputs(folder: Path) -> dict[str, str]:
+    """Read where the features are of every key that has some."""
+    return _of_done(folder, "output")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Read the sha256 of the features of every key that has some."""
+    return _of_done(folder, "sha256")
+
+
+@many_records()
+def _of_done(folder: Path, fact: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for _, line in lines(folder):
+        if line["status"] == "done":
+            found[line["key"]] = sys.intern(str(line.get(fact)))
+        else:
+            found.pop(line["key"], None)
+    return found
+
+
 @many_records()
 def known(folder: Path) -> dict[str, Known]:
     """Read the last line of every key in the manifest."""
@@ -350,7 +378,23 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     missing = [fact for fact, kind in FACTS.items() if not isinstance(summary.get(fact), kind)]
     if missing:
         raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", ANEW)
-    return dict(summary)
+    return _completed(summary)
+
+
+def _completed(summary: dict[str, Any]) -> dict[str, Any]:
+    """Add what runs did not say as long as there were nothing but levels in files of their own."""
+    plain = ModelRequest(summary["model"])
+    unsaid = {"strides": None, **{option: getattr(plain, option) for option in OUTPUT_OPTIONS}, "format": "npz"}
+    arrays = [
+        {
+            "key": f"level_{level['index']}",
+            "shape": [level["channels"], level["height"], level["width"]],
+            "dtype": level["dtype"],
+        }
+        for level in summary["levels"]
+    ]
+    recipe = {**unsaid, **summary["recipe"]}
+    return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
 
 
 def require_summary(folder: Path) -> dict[str, Any]:
@@ -410,15 +454,10 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 Standing = Literal["stands", "stale", "gone"]
 
 
-def standing(folder: str, line: Known, path: str, *, hashed: bool = False) -> Standing:
+def standing(reader: Reader, key: str, line: Known, path: str, *, hashed: bool = False) -> Standing:
     """Say whether a line can be relied on: its output is there in full, and its image unchanged, or gone."""
-    if line.done:
-        try:
-            whole = os.stat(f"{folder}/{line.output}").st_size == line.bytes  # noqa: PTH116
-        except OSError:
-            whole = False
-        if not whole:
-            return "stale"
+    if line.done and not reader.holds(key, line.output, line.bytes):
+        return "stale"
     now = stat_of(path)
     if now is None and line.done:
         return "gone"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal
 
-from featx import catalogue
+from featx import backbones, catalogue
 from featx.catalogue import Catalogue, Entry
 from featx.errors import ModelError
 from featx.records import ModelRequest, Note, SearchListener, Surveyed
@@ -26,11 +26,12 @@ def list_models(
     license: str | None = None,  # noqa: A002 - the word of the command line and of timm
     family: str | None = None,
     any_size: bool = False,
+    source: str = "timm",
     sort: Literal["name", "params"] = "name",
     limit: int | None = None,
     listener: SearchListener | None = None,
 ) -> list[dict[str, Any]]:
-    """List the models of the installed timm; of several filters, all have to hold.
+    """List the models of the installed timm, or of another source; of several filters, all have to hold.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def list_models(
         Only those of a family, timm's module (or a glob pattern).
     any_size : bool
         Only those that take other image sizes than their own without being rebuilt.
+    source : str
+        ``timm`` or ``ultralytics``.
     sort : str
         ``name`` or ``params``.
     limit : int or None
@@ -61,8 +64,9 @@ def list_models(
     -------
     list of dict
         ``model``, ``name`` (with a tag where the model's default weights do not pass), ``source``, ``family``,
-        ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``, ``sizes``, ``output_strides`` and
-        ``pretrained`` (tags with licence, input size, hub id).
+        ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``, ``sizes``, ``output_strides``,
+        ``embedding``, ``final``, ``prefix_tokens``, ``norm``, and ``pretrained`` (tags with licence, input size, hub
+        id).
 
     Raises
     ------
@@ -72,7 +76,7 @@ def list_models(
     catalogue.require_order(sort)
     hear = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    book = _current(hear)
+    book = _current(source, hear)
     names = catalogue.matching(book.names, patterns)
     said = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
@@ -93,7 +97,7 @@ def list_models(
     shown = list(chosen)[:limit]
     if len(shown) < len(chosen):
         hear(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
-    return [catalogue.listed(name, chosen[name], license) for name in shown]
+    return [catalogue.listed(book.source, name, chosen[name], license) for name in shown]
 
 
 def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
@@ -105,46 +109,55 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     -------
     dict
         ``model, source, architecture, family, layout, parameters, levels, available_levels, input, test_input,
-        pretrained, output_strides, fixed_size, sizes, rebuilt, bytes_per_image``; the last counts the arrays of one
-        output file.
+        pretrained, output_strides, fixed_size, sizes, rebuilt, embedding, final, prefix_tokens, norm,
+        bytes_per_image``; the last counts the maps of one output file.
 
     Raises
     ------
     FeatxError
         If there is no such model, or it cannot do what was asked.
     """
+    source = backbones.source_of(request.name)
     if ":" in request.name:
-        from featx import survey
-
-        return survey.describe(request)
+        return backbones.source(source).info(request)
     hear = listener or _ignore
-    book = _current(hear)
+    book = _current(source, hear)
     architecture = request.name.partition(".")[0]
     if architecture not in book.names:
-        raise catalogue.unknown_model(architecture, book.names, book.renamed)
+        raise catalogue.unknown_model(architecture, book.names, book.renamed, source)
     entry = _entries(book, [architecture], hear).get(architecture)
     if request == ModelRequest(request.name) and catalogue.knows(book, request.name):
         return catalogue.described(book, request.name)
-    from featx import survey
-
-    return survey.describe(request, entry)
+    return backbones.source(source).info(request, entry)
 
 
-def _current(hear: SearchListener) -> Catalogue:
-    """Return the catalogue of the installed timm."""
-    installed = metadata.version("timm")
-    book = catalogue.read()
-    if book and book.timm == installed:
-        return book
-    path = catalogue.kept_at(installed)
-    known = f"knows {book.timm}" if book else "is not there"
-    hear(Note(f"timm {installed} is installed, the catalogue {known}: models are measured when asked for ({path})"))
+def _current(source: str, hear: SearchListener) -> Catalogue:
+    """Return the catalogue of the installed version of a source."""
+    packaged = catalogue.read()
+    installed = _version(source)
+    if packaged and (packaged.source, packaged.version) == (source, installed):
+        return packaged
+    path = catalogue.kept_at(source, installed)
+    if packaged and packaged.source == source:
+        hear(
+            Note(
+                f"{source} {installed} is installed, the catalogue knows {packaged.version}: "
+                f"models are measured when asked for ({path})"
+            )
+        )
     kept = catalogue.read(path)
-    if kept and kept.timm == installed:
+    if kept and (kept.source, kept.version) == (source, installed):
         return kept
-    from featx import survey
+    return backbones.source(source).catalogue()
 
-    return survey.empty_catalogue()
+
+def _version(source: str) -> str:
+    """Return the installed version of a source, or say how to get it."""
+    try:
+        return metadata.version(source)
+    except metadata.PackageNotFoundError:
+        backbones.source(source)  # which says so better
+        raise
 
 
 def _entries(book: Catalogue, names: Sequence[str], hear: SearchListener) -> dict[str, Entry]:
@@ -156,12 +169,11 @@ def _entries(book: Catalogue, names: Sequence[str], hear: SearchListener) -> dic
 
 
 def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> None:
-    from featx import survey
-
+    source = backbones.source(book.source)
     try:
         for done, name in enumerate(missing, 1):
             try:
-                book.entries[name] = survey.entry(name)
+                book.entries[name] = source.entry(name)
             except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
                 hear(Note(f"{name} is left out: {error}"))
             hear(Surveyed(done, len(missing)))
@@ -172,7 +184,7 @@ def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> N
 
 
 def _keep(book: Catalogue, hear: SearchListener) -> None:
-    path = catalogue.kept_at(book.timm)
+    path = catalogue.kept_at(book.source, book.version)
     try:
         catalogue.write(book, path)
     except OSError as error:

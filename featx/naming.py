@@ -14,6 +14,10 @@ import unicodedata
 
 SUFFIX = ".npz"
 
+# Of all that outputs are kept in, and what formats for vectors call their files.
+SUFFIXES = (SUFFIX, ".npy", ".parquet")
+VECTORS, KEYS = "embeddings.npy", "keys.txt"
+
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED = "summary.json", "manifest.jsonl", ".unfinished"
 

@@ -9,38 +9,30 @@ is work at all; memory does not grow with the number of images. A bad image is a
 from __future__ import annotations
 
 import errno
-import hashlib
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from featx import files
-from featx.computing import Computer, Maps
+from featx.computing import Arrays, Computer
 from featx.decoding import UnreadableError
 from featx.errors import OutputError, StuckError
-from featx.formats import pack_npz
+from featx.formats import Record, Stored, Writer
 from featx.geometry import Frame
 from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
-from featx.manifest import stat_of
-from featx.naming import UNFINISHED, output_of
+from featx.manifest import path_text, stat_of
 from featx.records import Item, Outcome, Stat, Workers
-
-# Outputs that are synchronised together, at least: the disk works on them side by side.
-GROUP = 16
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4
-
-# Names of temporary files: unlike each other in the whole process.
-NUMBERS = count()
 
 ROOM = "Make room, and run it again to resume"
 
@@ -64,31 +56,30 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """An image whose maps wait to be written: its place in the batch."""
+    """An image whose arrays wait to be written: its place in the batch."""
 
     image: Ready
-    maps: Maps
+    arrays: Arrays
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An image whose output is complete, but not under its own name."""
+    """An image whose arrays are on their way, and what becomes of it when they are in their place."""
 
     outcome: Outcome
-    temporary: Path
-    path: Path
+    stored: Stored
 
 
 def run(
     computers: Sequence[Computer],
     items: Iterable[Item],
-    folder: Path,
+    writer: Writer,
     workers: Workers,
     reader: Reader,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Outcome]:
-    """Extract features of every item into `folder`, and say what became of each, in their order.
+    """Extract features of every item, and say what became of each, in their order.
 
     A batch always has its full size, the last one being filled up with blanks, so that neither the order nor an
     interruption can change a bit of the result.
@@ -99,8 +90,8 @@ def run(
         One a device.
     items : iterable of Item
         The images.
-    folder : Path
-        The run's folder, with the one for what is unfinished in it.
+    writer : Writer
+        What puts them into the run's folder.
     workers : Workers
         Batch size, and how many threads do what.
     reader : Reader
@@ -115,7 +106,7 @@ def run(
     OutputError
         If the folder cannot be written: nothing after that image is tried.
     """
-    work = Work(computers, folder, workers.batch_size, reader)
+    work = Work(computers, writer, workers.batch_size, reader)
     with ExitStack() as stack:
 
         def end(pool: Executor, kind: type[BaseException] | None) -> None:
@@ -140,7 +131,9 @@ def run(
         batches = _batches(prepared, workers.batch_size, stopped)
         computed = ahead(workers.forwards, work.compute, batches, workers.forwards)
         written = ahead(workers.writers, work.write, chain.from_iterable(computed), workers.batch_size)
-        settled = ahead(1, work.settle, groups(written, max(GROUP, workers.batch_size)), 1)
+        together = groups(written, max(writer.group, workers.batch_size), writer.seconds)
+        # Where a group takes its time to gather, what has become of it is not to wait for the next one.
+        settled = ahead(1, work.settle, together, 1 if writer.seconds == math.inf else 0)
         yield from chain.from_iterable(settled)
 
 
@@ -151,22 +144,20 @@ class Work:
     ----------
     computers : sequence of Computer
         One a device; batches go to them in turn.
-    folder : Path
-        The run's folder.
+    writer : Writer
+        What puts arrays into the run's folder.
     batch_size : int
         Images in one forward pass.
     reader : Reader
         What reads the images.
     """
 
-    def __init__(self, computers: Sequence[Computer], folder: Path, batch_size: int, reader: Reader) -> None:
+    def __init__(self, computers: Sequence[Computer], writer: Writer, batch_size: int, reader: Reader) -> None:
         self._computers = computers
-        self._folder = folder
+        self._writer = writer
         self._batch_size = batch_size
         self._reader = reader
-        self._unfinished = folder / UNFINISHED
         self._turn = count()
-        self._folders: set[Path] = set()
 
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; whatever is wrong with it becomes its outcome."""
@@ -196,46 +187,37 @@ class Work:
         if not images:
             return [outcome for outcome in batch if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
-        maps = computer(computer.stack(images, self._batch_size))
+        arrays = computer(computer.stack(images, self._batch_size))
         place = count()
-        return [Computed(value, maps, next(place)) if isinstance(value, Ready) else value for value in batch]
+        return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
 
     def write(self, value: Computed | Outcome) -> Written | Outcome:
-        """Write an image's maps to a temporary file, hashing them on the way."""
+        """Begin to write an image's arrays."""
         if isinstance(value, Outcome):
             return value
-        image, levels = value.image, self._computers[0].pyramid.levels
-        for level, finite in zip(levels, value.maps.finite, strict=True):
+        image, fields = value.image, self._computers[0].pyramid.fields
+        for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
-                error = f"{level.key} holds NaN or infinity{self._more_precise()}"
+                error = f"{field.key} holds NaN or infinity{self._more_precise()}"
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
-        maps = zip(levels, value.maps.levels, strict=True)
-        pieces = pack_npz({level.key: values[value.position].numpy() for level, values in maps})
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        path = self._folder / (image.item.alias or output_of(image.item.key))
-        temporary = self._unfinished / f"{next(NUMBERS)}"
+        named = zip(fields, value.arrays.values, strict=True)
+        arrays = {field.key: values[value.position].numpy() for field, values in named}
         try:
-            if path.parent not in self._folders:
-                files.make_folders(path.parent)
-                self._folders.add(path.parent)
-            files.write(temporary, pieces)
+            stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))
         except OSError as error:
             if error.errno in OF_THE_NAME:
                 return _unnamed(image.item, image.stat, error)
-            raise OutputError(f"{path} cannot be written: {error.strerror}", ROOM) from error
+            raise OutputError(f"The output of {image.item.key} cannot be written: {error.strerror}", ROOM) from error
         outcome = Outcome(
             image.item,
             image.stat,
             size=image.frame.original,
             frame=image.frame.to_json(),
-            output=path.relative_to(self._folder).as_posix(),
-            bytes=sum(map(len, pieces)),
-            sha256=digest.hexdigest(),
+            bytes=stored.bytes,
+            sha256=stored.sha256,
             messages=image.messages,
         )
-        return Written(outcome, temporary, path)
+        return Written(outcome, stored)
 
     def _more_precise(self) -> str:
         """Say what may help against numbers out of range."""
@@ -245,17 +227,19 @@ class Work:
         return "; --dtype float32 may help" if computer.dtype == torch.float16 else ""
 
     def settle(self, group: list[Written | Outcome]) -> list[Outcome]:
-        """Give outputs their names once they are safely on the disk."""
-        waiting = [value for value in group if isinstance(value, Written) and value.temporary.exists()]
+        """Have arrays put in their place, safe on the disk."""
+        written = [value for value in group if isinstance(value, Written)]
         try:
-            files.settle({value.temporary: value.path for value in waiting})
+            outputs = iter(self._writer.settle([value.stored for value in written]))
         except OSError as error:
             if error.errno in OF_THE_NAME and len(group) > 1:  # of one of them: one by one then
                 return [outcome for value in group for outcome in self.settle([value])]
-            if error.errno in OF_THE_NAME and isinstance(group[0], Written):
-                return [_unnamed(group[0].outcome.item, group[0].outcome.stat, error)]
-            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
-        return [value.outcome if isinstance(value, Written) else value for value in group]
+            if error.errno in OF_THE_NAME and written:
+                return [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
+            raise OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM) from error
+        return [
+            replace(value.outcome, output=next(outputs)) if isinstance(value, Written) else value for value in group
+        ]
 
 
 def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
@@ -305,12 +289,14 @@ def _batches(
         yield batch
 
 
-def groups(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
-    """Cut into lists of `size`, the last one shorter."""
+def groups(values: Iterable[Value], size: int, seconds: float = math.inf) -> Iterator[list[Value]]:
+    """Cut into lists of `size`, the last one shorter; and those that were begun so many seconds ago."""
     group: list[Value] = []
     for value in values:
+        if not group:
+            began = time.monotonic()
         group.append(value)
-        if len(group) == size:
+        if len(group) == size or time.monotonic() - began >= seconds:
             yield group
             group = []
     if group:

@@ -1,14 +1,15 @@
-# From an image file to the pixels a model wants: decoding with one policy for every mode, then timm's own transform.
+# From an image file to the pixels a model wants: decoded with one policy for every mode, placed as the model has it.
 """Decoding and preprocessing.
 
-`decode` always gives an upright 8-bit RGB image; `Preprocessor` runs timm's evaluation transform on it, step by step,
-and keeps account of where the original went.
+`decode` always gives an upright 8-bit RGB image; a `Preprocessor` does to it what the model's makers do, and keeps
+account of where the original went.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +61,9 @@ LARGE = 50_000_000
 Alone = Callable[[], AbstractContextManager[None]]
 
 WHITE = (255, 255, 255, 255)
+
+# What ultralytics fills borders with.
+GREY = (114, 114, 114)
 
 # The steps of timm's evaluation transform that move pixels.
 RESIZES = (Resize, ResizeKeepRatio)
@@ -114,24 +118,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 class Preprocessor:
-    """timm's evaluation transform for one model, with the bookkeeping of where pixels go.
+    """What brings images to a model's input, with the bookkeeping of where pixels go.
 
-    Parameters
+    Attributes
     ----------
     config : dict
-        timm's data configuration (`timm.data.resolve_data_config`).
+        What `make` makes an equal one of.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
         self.config = config
-        *places, self._to_tensor, self._normalise = create_transform(**config, is_training=False).transforms
-        known = all(isinstance(step, RESIZES + CROPS) for step in places)
-        if not (known and isinstance(self._to_tensor, MaybeToTensor) and isinstance(self._normalise, Normalize)):
-            raise ModelError(
-                "timm prepares images for this model in steps that featx does not know", "Please report it"
-            )
-        self._places: list[Any] = places
-        self._mean_std = (list(self._normalise.mean), list(self._normalise.std))
+        self._mean_std = (list(mean), list(std))
 
     def __call__(self, image: Image.Image, orientation: int = 1) -> tuple[Tensor, Frame]:
         """Resize, crop and normalise an RGB image.
@@ -144,7 +141,7 @@ class Preprocessor:
             Where the original lies in it.
         """
         placed, frame = self.place(image, orientation)
-        return self._normalise(self._to_tensor(placed)), frame
+        return self.normalise(torch.from_numpy(np.array(placed))[None])[0].contiguous(), frame
 
     def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
         """Resize and crop an RGB image.
@@ -156,14 +153,10 @@ class Preprocessor:
         frame : Frame
             Where the original lies in it.
         """
-        frame = Frame.of(image.size, orientation)
-        for step in self._places:
-            image = step(image)
-            frame = frame.resized(image.size) if isinstance(step, RESIZES) else frame.centred(image.size)
-        return image, frame
+        raise NotImplementedError
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Do for a batch what `__call__` does for an image, to the bit.
+        """Make model inputs of placed pixels.
 
         Parameters
         ----------
@@ -177,6 +170,67 @@ class Preprocessor:
         """
         mean, std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in self._mean_std)
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+
+
+class Evaluation(Preprocessor):
+    """timm's evaluation transform for one model.
+
+    Parameters
+    ----------
+    config : dict
+        timm's data configuration (`timm.data.resolve_data_config`).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        *places, to_tensor, normalise = create_transform(**config, is_training=False).transforms
+        known = all(isinstance(step, RESIZES + CROPS) for step in places)
+        if not (known and isinstance(to_tensor, MaybeToTensor) and isinstance(normalise, Normalize)):
+            raise ModelError(
+                "timm prepares images for this model in steps that featx does not know", "Please report it"
+            )
+        super().__init__(config, normalise.mean, normalise.std)
+        self._places: list[Any] = places
+
+    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+        """Resize and crop, step by step."""
+        frame = Frame.of(image.size, orientation)
+        for step in self._places:
+            image = step(image)
+            frame = frame.resized(image.size) if isinstance(step, RESIZES) else frame.centred(image.size)
+        return image, frame
+
+
+class Letterbox(Preprocessor):
+    """ultralytics' letterbox: the longer side fills the input, the rest is grey; values are in [0, 1].
+
+    Parameters
+    ----------
+    config : dict
+        ``fit`` (``letterbox``), and ``input_size``, (3, height, width).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        _, self._height, self._width = config["input_size"]
+
+    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+        """Resize as OpenCV does, and put it in the middle of grey."""
+        cv2 = import_module("cv2")  # comes with ultralytics
+        scale = min(self._height / image.height, self._width / image.width)
+        # An image so thin that nothing would be left of it keeps a pixel, on which ultralytics stumbles.
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        frame = Frame.of(image.size, orientation).resized(size).centred((self._width, self._height))
+        pixels = np.asarray(image)
+        if size != image.size:
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+        placed = Image.new("RGB", (self._width, self._height), GREY)
+        placed.paste(Image.fromarray(pixels), ((self._width - size[0]) // 2, (self._height - size[1]) // 2))
+        return placed, frame
+
+
+def make(config: dict[str, Any]) -> Preprocessor:
+    """Make the preprocessor that a description names."""
+    return Letterbox(config) if config.get("fit") == "letterbox" else Evaluation(config)
 
 
 def lift_pillow_limit() -> int | None:

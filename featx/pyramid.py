@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featx import backbones, catalogue, loading, networks, preprocess
+from featx import backbones, networks, preprocess
+from featx.backbones.levels import require_arrays, to_nchw
 from featx.errors import ModelError, UsageError
 from featx.geometry import Frame
-from featx.records import Input, Level, ModelRequest, Weights
+from featx.records import Description, Field, Input, Level, ModelRequest, Weights
 
 
 class Pyramid:
@@ -27,10 +28,14 @@ class Pyramid:
     ----------
     name : str
         The model as it was asked for.
-    architecture : str
-        timm's entry point for it.
+    source, architecture : str
+        The library that it comes from, and that library's name for the network.
     levels : tuple of Level
         In network order, with the shapes that their maps have at the model's input size.
+    final : Level or None
+        The map that the embedding is made of, if it was asked for.
+    fields : tuple of Field
+        What `arrays` gives, in this order.
     input : Input
         What the model is fed.
     weights : Weights
@@ -43,6 +48,8 @@ class Pyramid:
         Of the pyramid, without the head.
     rebuilt : bool
         Whether the network was rebuilt for an input size that it would not take otherwise.
+    request : ModelRequest
+        What was asked for.
     precision, backend : str
         What the network computes in, and what runs it.
     preprocessor : featx.preprocess.Preprocessor
@@ -51,28 +58,30 @@ class Pyramid:
 
     def __init__(
         self,
-        description: backbones.Description,
+        description: Description,
         module: nn.Module,
         weights: Weights,
         device: torch.device,
-        precision: str = "fp32",
-        backend: str = "torch",
+        request: ModelRequest,
     ) -> None:
-        self.name = description.reference.name
-        self.architecture = description.reference.architecture
+        self.name, self.source = description.name, description.source
+        self.architecture = description.architecture
         self.input: Input = description.input
         self.weights = weights
         self.device = device
         self.parameters = description.parameters
         self.rebuilt = description.rebuilt
-        self.precision, self.backend = precision, backend
+        self.request = request
+        self.precision, self.backend = request.precision, request.backend
         # OpenVINO rounds by itself, from full precision.
-        self._dtype = torch.float32 if backend == "openvino" else dtype_of(precision)
+        self._dtype = torch.float32 if self.backend == "openvino" else dtype_of(self.precision)
         self.module = module.to(device, self._dtype)
         self._layout = description.layout
         self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
-        self.preprocessor = preprocess.Preprocessor(description.config)
+        self.preprocessor = preprocess.make(description.preprocessing)
         self.levels: tuple[Level, ...] = description.levels
+        self.final = description.final
+        self.fields: tuple[Field, ...] = description.fields
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
         """Make a model input of an image.
@@ -124,21 +133,43 @@ class Pyramid:
         ModelError
             If the maps are not those that the model says it has, or there is not enough memory.
         """
+        arrays = self.arrays(batch)
+        return [arrays[level.key] for level in self.levels]
+
+    def arrays(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run the network, without gradients, for everything that was asked of it.
+
+        Parameters
+        ----------
+        batch : Tensor
+            (B, 3, H, W) float32, normalised; moved to `device` if it is elsewhere.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The arrays of `fields` by their keys: ``level_2`` (B, C, H, W), ``level_2_prefix`` (B, tokens, C),
+            ``final`` (B, C, H, W), ``embedding`` (B, D).
+
+        Raises
+        ------
+        ModelError
+            As calling it does.
+        """
         try:
             with torch.no_grad(), full_precision(self.device):
-                return self.run(batch.to(self.device))
+                values = self.run(batch.to(self.device))
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.device} ran out of memory on a batch of {len(batch)}", "Use a smaller --batch-size"
             ) from error
+        return {field.key: value for field, value in zip(self.fields, values, strict=True)}
 
     def run(self, batch: Tensor) -> list[Tensor]:
-        """Run the network as the caller has set the scene: gradients, streams and exactness are not touched."""
-        maps = backbones.to_nchw(self._layout, self._network(batch.to(self._dtype)))
-        levels = backbones.check_maps(self.name, self.levels, maps)
-        if batch.shape[-2:] == (self.input.height, self.input.width) and levels != self.levels:
-            raise ModelError(f"{self.name} gave maps of other sizes than it said", "Please report this model")
-        return maps
+        """Run the network as the caller has set the scene, for `fields`: gradients and streams are not touched."""
+        values = to_nchw(self._layout, self._network(batch.to(self._dtype)))
+        own_size = batch.shape[-2:] == (self.input.height, self.input.width)
+        require_arrays(self.name, self.fields, values, exact=own_size)
+        return values
 
     def hand_over(self, batch_size: int, forwards: int, threads: int) -> None:
         """Have the backend run the network from now on, for batches of one size and so many passes at a time."""
@@ -151,8 +182,9 @@ class Pyramid:
             recipe={
                 "model": self.name,
                 "weights": self.weights.sha256,
-                "levels": [level.to_json() for level in self.levels],
-                "versions": {name: metadata.version(name) for name in ("timm", "torch")},
+                "fields": [field.to_json() for field in self.fields],
+                "asked": [self.request.part, self.request.norm, self.request.pool],
+                "versions": {name: metadata.version(name) for name in (self.source, "torch")},
             },
         )
         self._network = networks.make(self.backend, self.module, plan)
@@ -170,13 +202,20 @@ def load_pyramid(
     test_size: bool = False,
     device: str = "auto",
     precision: str = "fp32",
+    part: str = "backbone",
+    maps: bool = True,
+    norm: bool = False,
+    prefix_tokens: bool = False,
+    final: bool = False,
+    embedding: bool = False,
+    pool: str | None = None,
 ) -> Pyramid:
-    """Load a timm model as a feature pyramid.
+    """Load a model as a feature pyramid.
 
     Parameters
     ----------
     name : str
-        ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
     weights : str or path
         ``pretrained`` (never replaced by anything else), ``random``, or a checkpoint file.
     seed : int
@@ -195,6 +234,20 @@ def load_pyramid(
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     precision : str
         ``fp32``, or ``bf16`` or ``fp16``: parameters, computation and maps.
+    part : str
+        Of a detector: ``backbone``, ``neck`` (the maps that enter its head) or ``all``.
+    maps : bool
+        Whether levels are wanted at all.
+    norm : bool
+        Apply a transformer's final norm to its levels.
+    prefix_tokens : bool
+        Have the class and register tokens of each level in `Pyramid.arrays`.
+    final : bool
+        Have the map of timm's ``forward_features`` there.
+    embedding : bool
+        Have the vector before the classifier there: timm's ``forward_head(…, pre_logits=True)``.
+    pool : str or None
+        Make the embedding of the final map by ``avg``, ``max`` or ``gem`` instead, or take its class token, ``cls``.
 
     Returns
     -------
@@ -207,7 +260,22 @@ def load_pyramid(
         If the model, its levels, its weights or the device cannot be had; each says what there is instead.
     """
     request = ModelRequest.of(
-        name, weights, seed, out_indices, strides, output_stride, image_size, test_size, precision, "torch"
+        name,
+        weights=weights,
+        seed=seed,
+        out_indices=out_indices,
+        strides=strides,
+        output_stride=output_stride,
+        image_size=image_size,
+        test_size=test_size,
+        precision=precision,
+        part=part,
+        maps=maps,
+        norm=norm,
+        prefix_tokens=prefix_tokens,
+        final=final,
+        embedding=embedding,
+        pool=pool,
     )
     return load(request, choose_devices(device)[0])
 
@@ -216,36 +284,10 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
     networks.require_backend(request.backend)
     dtype_of(request.precision)
-    description = backbones.describe(request)
-    _require_as_catalogued(description, request)
-    module, weights = loading.build(description, request)
-    return Pyramid(description, module, weights, device, request.precision, request.backend)
-
-
-def _require_as_catalogued(description: backbones.Description, request: ModelRequest) -> None:
-    """Hold the levels, which every batch is held against, to those that the catalogue has for the model."""
-    book = catalogue.read()
-    name = request.name
-    if (
-        not book
-        or book.timm != metadata.version("timm")
-        or not catalogue.knows(book, name)
-        or request.output_stride is not None
-    ):
-        return
-    known = catalogue.with_tag(book, name)
-    feed = description.input
-    same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
-    facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")
-    by_index = {stated["index"]: stated for stated in known["levels"]}
-    for level in map(Level.to_json, description.levels):
-        stated = by_index.get(level["index"], {})
-        for fact in facts:
-            if level[fact] != stated.get(fact):
-                raise ModelError(
-                    f"Level {level['index']} of {name} has {fact} {level[fact]}, in the catalogue {stated.get(fact)}",
-                    "The installed timm is not what its version says; install it anew",
-                )
+    source = backbones.source(backbones.source_of(request.name))
+    description = source.describe(request)
+    module, weights = source.build(description, request)
+    return Pyramid(description, module, weights, device, request)
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx import manifest
-from featx.formats import Array, read_npz
+from featx import formats, manifest
+from featx.errors import FeatxError
+from featx.formats import Array
 from featx.geometry import Frame
 from featx.naming import MANIFEST
-from featx.records import Level
+from featx.records import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 if TYPE_CHECKING:
     from featx.dataset import FeatureDataset
@@ -33,22 +36,35 @@ class Run(Mapping[str, Mapping[str, Array]]):
         Its ``summary.json``.
     levels : tuple of Level
         The levels of every image.
+    final : Level or None
+        The map that embeddings are made of, if the run has it.
+    fields : tuple of Field
+        All arrays of every image.
+    reader : featx.formats.Reader
+        What reads them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.summary = manifest.require_summary(folder)
         self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
+        final = self.summary.get("final")
+        self.final = Level.from_json(final) if final else None
+        self.fields = tuple(Field.from_json(value) for value in self.summary["arrays"])
+        self.reader = formats.reader(require_format(self.summary), folder, lambda key: str(self.line(key)["sha256"]))
         self._positions: dict[str, int] = {}
+        self._outputs: dict[str, str] = {}
         for position, line in manifest.lines(folder):
             if line["status"] == "done":
                 self._positions[line["key"]] = position
+                self._outputs[line["key"]] = sys.intern(str(line.get("output")))
             else:
                 self._positions.pop(line["key"], None)
+                self._outputs.pop(line["key"], None)
 
     def __getitem__(self, key: str) -> Mapping[str, Array]:
-        """Return ``level_N`` -> (C, H, W) array of one image."""
-        return read_npz(self.folder / self.line(key)["output"])
+        """Return the arrays of one image: ``level_N`` -> (C, H, W), ``embedding`` -> (D,) and so on."""
+        return self.reader.read(key, self._outputs[key])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
@@ -56,22 +72,47 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def __len__(self) -> int:
         return len(self._positions)
 
+    def output(self, key: str) -> str:
+        """Return the file that holds an image's arrays, relative to the folder."""
+        return self._outputs[key]
+
     def frame(self, key: str) -> Frame:
         """Where the original image lies in the model's input."""
         return Frame.from_json(self.line(key)["frame"])
 
-    def dataset(self, levels: Sequence[int] | None = None) -> FeatureDataset:
+    def embeddings(self) -> Iterator[tuple[list[str], Array]]:
+        """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
+
+        Raises
+        ------
+        FeatxError
+            If the run has none, or one of them is missing or cannot be read.
+        """
+        if EMBEDDING not in (field.key for field in self.fields):
+            raise FeatxError(f"The run {self.folder} has no embeddings", "Extract it with --embedding")
+        return self._blocks()
+
+    def _blocks(self) -> Iterator[tuple[list[str], Array]]:
+        try:
+            yield from self.reader.vectors(self._outputs.items())
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise FeatxError(
+                f"An embedding in {self.folder} is missing or damaged: {error}",
+                "Run `featx verify --repair` on the folder, and the same extract again",
+            ) from error
+
+    def dataset(self, levels: Sequence[int | str] | None = None) -> FeatureDataset:
         """Return the run as a `torch.utils.data.Dataset`.
 
         Parameters
         ----------
-        levels : sequence of int or None
-            Indices of the levels to read; None reads all.
+        levels : sequence of int or str, or None
+            Levels by their indices, or arrays by their names (``neck_1``, ``embedding``); None reads all.
 
         Returns
         -------
         FeatureDataset
-            Item `n` is a dict: ``key``, and a (C, H, W) tensor for each ``level_N``.
+            Item `n` is a dict: ``key``, and a tensor for each array, such as (C, H, W) for ``level_N``.
         """
         from featx.dataset import FeatureDataset
 
@@ -87,6 +128,38 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __repr__(self) -> str:
         return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"
+
+
+def require_format(summary: dict[str, Any]) -> str:
+    """Return the name of a run's format.
+
+    Raises
+    ------
+    FeatxError
+        If it is none that is known, or needs a library that is not installed.
+    """
+    name = str(summary["recipe"].get("format"))
+    formats.require(name)
+    return name
+
+
+def request_of(summary: dict[str, Any]) -> ModelRequest:
+    """Ask for the model of a run again, as it was asked for then."""
+    recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
+    several = recipe["part"] == "all"
+    return ModelRequest.of(
+        summary["model"],
+        weights=weights["source"] if weights["kind"] == "file" else weights["kind"],
+        seed=weights.get("seed", 0),
+        out_indices=None if several else recipe["levels"] or None,
+        strides=recipe["strides"] if several else None,
+        output_stride=recipe["output_stride"],
+        image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
+        test_size=feed["configuration"] == "test",
+        precision=recipe["precision"],
+        backend=recipe["backend"],
+        **{option: recipe[option] for option in OUTPUT_OPTIONS},
+    )
 
 
 def open_run(folder: str | PathLike[str]) -> Run:

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 # A number, or (y, x) where the two differ.
 Spacing = float | tuple[float, float]
+
+# Names of the arrays that are no levels.
+FINAL, EMBEDDING = "final", "embedding"
+
+# What may be asked of a model besides which levels.
+OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Level:
     Attributes
     ----------
     index : int
-        timm's ``out_index`` of the level, counted from the network's input.
+        timm's ``out_index`` of the level, counted from the network's input; of a detector, its place in its part.
     name : str
         The module whose output it is.
     channels : int
@@ -54,6 +59,9 @@ class Level:
         H and W of the map at the planned input size; None where they cannot be known beforehand.
     ratio : (float, float) or None
         Input size by map size, (y, x), where it is not the stride that the network declares; None where they agree.
+    part : str
+        Where levels of several parts of a network are together: ``backbone`` or ``neck``. ``final`` for the map that a
+        network makes its embedding of, which is no level. Empty otherwise.
     """
 
     index: int
@@ -64,11 +72,12 @@ class Level:
     height: int | None
     width: int | None
     ratio: tuple[float, float] | None = None
+    part: str = ""
 
     @property
     def key(self) -> str:
         """Name of the level's array in an output file."""
-        return f"level_{self.index}"
+        return self.part if self.part == FINAL else f"{self.part or 'level'}_{self.index}"
 
     @property
     def shape(self) -> tuple[int, int | None, int | None]:
@@ -76,8 +85,8 @@ class Level:
         return self.channels, self.height, self.width
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that a level has wherever it is written; a ratio only where it says something."""
-        value = {
+        """The keys that a level has wherever it is written; part and ratio only where they say something."""
+        value: dict[str, Any] = {
             "index": self.index,
             "name": self.name,
             "channels": self.channels,
@@ -86,6 +95,8 @@ class Level:
             "height": self.height,
             "width": self.width,
         }
+        if self.part:
+            value["part"] = self.part
         return value if self.ratio is None else {**value, "ratio": list(self.ratio)}
 
     @classmethod
@@ -100,7 +111,41 @@ class Level:
             height=value["height"],
             width=value["width"],
             ratio=tuple(value["ratio"]) if "ratio" in value else None,
+            part=value.get("part", ""),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One array of an output.
+
+    Attributes
+    ----------
+    key : str
+        Its name: ``level_2``, ``level_2_prefix``, ``final``, ``embedding``.
+    shape : tuple of int
+        (C, H, W) of a map, (tokens, C) of prefix tokens, (D,) of a vector.
+    dtype : str
+        What it is written as; empty where that is not decided yet.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str = ""
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is one vector, which is always written in full precision."""
+        return len(self.shape) == 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists."""
+        return {"key": self.key, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Field:
+        """Undo `to_json`."""
+        return cls(value["key"], tuple(value["shape"]), value["dtype"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +163,8 @@ class Input:
     crop_pct : float
         The share of the resized image that the crop keeps, per side.
     fit : str
-        ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up) or ``pad`` (longer side
-        resized, borders filled with the mean).
+        ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up), ``pad`` (longer side
+        resized, borders filled with the mean) or ``letterbox`` (the same with grey borders, as detectors have it).
     configuration : str
         Where size and crop come from: ``own`` (those of timm's evaluation), ``test`` (the larger ones that some weights
         have for testing) or ``asked`` (an image size that was asked for).
@@ -174,6 +219,21 @@ class ModelRequest:
         ``fp32``, ``bf16`` or ``fp16``: what the network computes in.
     backend : str
         What runs the network: ``torch``, ``compile`` or ``openvino``.
+    part : str
+        Of a detector: ``backbone``, ``neck`` or ``all``.
+    maps : bool
+        Whether the levels are wanted at all.
+    norm : bool
+        Apply a transformer's final norm to its levels.
+    prefix_tokens : bool
+        Give the class and register tokens of each level, too.
+    final : bool
+        Give the map that the embedding is made of, too.
+    embedding : bool
+        Give the vector before the classifier, too.
+    pool : str or None
+        Make the embedding of the final map by ``avg``, ``max`` or ``gem``, or take its class token, ``cls``; None
+        leaves it to the network's own head.
     """
 
     name: str
@@ -186,34 +246,74 @@ class ModelRequest:
     test_size: bool = False
     precision: str = "fp32"
     backend: str = "torch"
+    part: str = "backbone"
+    maps: bool = True
+    norm: bool = False
+    prefix_tokens: bool = False
+    final: bool = False
+    embedding: bool = False
+    pool: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        weights: str | PathLike[str],
-        seed: int,
-        out_indices: Sequence[int] | Literal["all"] | None,
-        strides: Sequence[float] | None,
-        output_stride: int | None,
-        image_size: int | tuple[int, int] | None,
-        test_size: bool,
-        precision: str,
-        backend: str,
-    ) -> ModelRequest:
+    def of(cls, name: str, **wanted: Any) -> ModelRequest:
         """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
-        return cls(
-            name=name,
-            weights=str(weights),
-            seed=seed,
-            out_indices=out_indices if isinstance(out_indices, str | None) else tuple(out_indices),
-            strides=None if strides is None else tuple(strides),
-            output_stride=output_stride,
-            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-            test_size=test_size,
-            precision=precision,
-            backend=backend,
-        )
+        indices, strides, size = (wanted.get(option) for option in ("out_indices", "strides", "image_size"))
+        plain = {
+            "weights": str(wanted.get("weights", "pretrained")),
+            "out_indices": indices if isinstance(indices, str | None) else tuple(indices),
+            "strides": None if strides is None else tuple(strides),
+            "image_size": (size, size) if isinstance(size, int) else size,
+        }
+        return cls(name, **{**wanted, **plain})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A pyramid before it has weights.
+
+    Attributes
+    ----------
+    name : str
+        The model as it was asked for.
+    source : str
+        The library that it comes from.
+    architecture : str
+        That library's name for the network.
+    levels : tuple of Level
+        The chosen levels, in network order.
+    depth : int
+        How many levels there are to choose from.
+    input : Input
+        What the model is fed.
+    preprocessing : dict
+        What `featx.preprocess.make` is to be given.
+    parameters : int
+        Of what is run; for plain levels that is the pyramid without the head.
+    fields : tuple of Field
+        What comes out for an image, in this order: the levels first, if they are wanted.
+    final : Level or None
+        The final map, if it is wanted.
+    layout : str
+        ``NCHW`` or ``NHWC``: how the network itself lays out its maps.
+    rebuilt : bool
+        Whether the network is rebuilt for an input size that it would not take otherwise.
+    plan : object
+        What the source builds it from.
+    """
+
+    name: str
+    source: str
+    architecture: str
+    levels: tuple[Level, ...]
+    depth: int
+    input: Input
+    preprocessing: dict[str, Any]
+    parameters: int
+    fields: tuple[Field, ...]
+    final: Level | None = None
+    layout: str = "NCHW"
+    rebuilt: bool = False
+    plan: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +398,8 @@ class Job:
         Forward passes at a time; None lets featx choose.
     dtype : str
         ``float32`` or ``float16``: what the maps are written as.
+    format : str
+        How outputs are kept: ``npz``, ``npy`` or ``parquet``.
     overwrite : bool
         Start anew: what an earlier call left in the folder is removed first.
     retry_failed : bool
@@ -308,6 +410,8 @@ class Job:
         Decode images in processes of their own from the start.
     limits : Limits
         What one image may take.
+    maps : bool or None
+        Whether levels are wanted; None takes them where the format can hold them.
     """
 
     inputs: tuple[str, ...]
@@ -318,11 +422,13 @@ class Job:
     batch_size: int | None = None
     workers: int | None = None
     dtype: str = "float32"
+    format: str = "npz"
     overwrite: bool = False
     retry_failed: bool = False
     hash_inputs: bool = False
     isolate: bool = False
     limits: Limits = Limits()
+    maps: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

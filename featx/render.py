@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from featx.extraction import Report
+    from featx.similarity import Neighbours
     from featx.streams import Chatter
     from featx.verification import Recomputed, Verified
 
@@ -113,6 +114,18 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(table)
     names = ("model", "device", "precision", "backend", "dtype")
     out.print(f"[dim]{', '.join(value[name] for name in names)}; {value['images']} images, {value['rounds']} rounds[/]")
+
+
+def neighbours(value: Neighbours, *, as_json: bool) -> None:
+    """Show what is most similar to a query."""
+    if as_json:
+        _print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
+        return
+    out, table = _data(), _table(">rank", ">cosine", "image")
+    for rank, each in enumerate(value.found, 1):
+        table.add_row(str(rank), f"{each.score:.4f}", escape(_plain(each.key)))
+    out.print(table)
+    _talk().print(f"[dim]of {_images(value.images)}[/]")
 
 
 @contextmanager
@@ -234,7 +247,11 @@ def report(value: Report, *, quiet: bool, as_json: bool) -> None:
     if quiet:
         return
     summary, out = value.summary, _data()
-    out.print(_levels(summary["levels"]))
+    if summary["levels"]:
+        out.print(_levels([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
+    others = [array for array in summary["arrays"] if not summary["levels"] or len(array["shape"]) != 3]
+    for array in others:
+        out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
     weights = summary["weights"]
     if weights["kind"] == "random":
         out.print(f"[yellow]{weights['note']} (seed {weights['seed']})[/]")
@@ -404,8 +421,23 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
         "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
         "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
         "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
+        "besides": _besides(value),
         "a photo takes": _bytes(value["bytes_per_image"]),
+        **({"licence": value["license"]} if "license" in value else {}),
     }
+
+
+def _besides(value: dict[str, Any]) -> str:
+    """What there is besides levels."""
+    final, tokens = value["final"], value["prefix_tokens"]
+    parts = [
+        f"embedding {value['embedding']}" if value["embedding"] else "",
+        f"final map {final['channels']} x {final['height']} x {final['width']}" if final else "",
+        f"{tokens} prefix token{'' if tokens == 1 else 's'}" if tokens else "",
+        "final norm (--norm)" if value["norm"] else "",
+        f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
+    ]
+    return ", ".join(part for part in parts if part) or "nothing"
 
 
 def _sizes(sizes: dict[str, Any] | None) -> str:
@@ -484,8 +516,9 @@ def _levels(levels: Sequence[dict[str, Any]]) -> Table:
     for level in levels:
         known = level["height"] is not None
         size = 4 * level["channels"] * level["height"] * level["width"] if known else None
+        part = level.get("part", "")
         table.add_row(
-            str(level["index"]),
+            part if level["index"] < 0 else f"{part} {level['index']}".strip(),
             level["name"],
             str(level["channels"]),
             _spacing(level["stride"]),

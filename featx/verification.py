@@ -8,22 +8,22 @@ import random
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx import files, manifest
+from featx import formats, manifest
 from featx.errors import OutputError, StuckError, UsageError
-from featx.formats import Array, read_npz
+from featx.formats import Array
 from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
-from featx.reading import Run, open_run
-from featx.records import Checked, Item, Job, Limits, ModelRequest
+from featx.reading import Run, open_run, request_of
+from featx.records import Checked, Field, Item, Job, Limits
 from featx.suspects import remember_suspects
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
@@ -162,7 +162,7 @@ def verify(
 
 def _faults(run: Run, listener: Callable[[Checked], None]) -> Iterator[tuple[str, str]]:
     """Check all outputs, side by side; empty where there is nothing wrong."""
-    keys, done = iter(run), 0
+    keys, done = iter(sorted(run, key=run.output)), 0  # those that share a file one after the other
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while group := list(islice(keys, GROUP)):
             for key, fault in zip(group, pool.map(lambda key: _fault(run, key), group), strict=True):
@@ -175,40 +175,31 @@ def _fault(run: Run, key: str) -> str:
     """Say what is wrong with an output."""
     try:
         line = run.line(key)
-        path = run.folder / line["output"]
         if not is_inside(line["output"]):
             return f"{line['output']} is outside of the folder"
-        return _fault_of_file(path, line) or _fault_of_arrays(read_npz(path), run.summary["levels"])
+        return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line["output"]), run.fields)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {error.strerror or error}"
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         return f"is no output or has no sound line: {type(error).__name__} {error}"
 
 
-def _fault_of_file(path: Path, line: dict[str, Any]) -> str:
-    if not path.is_file():
-        return "missing"
-    if path.stat().st_size != line["bytes"]:
-        return f"has {path.stat().st_size} bytes, not {line['bytes']}"
-    return "" if files.sha256_of(path) == line["sha256"] else "sha256 differs"
-
-
-def _fault_of_arrays(arrays: dict[str, Array], levels: list[dict[str, Any]]) -> str:
-    expected = {f"level_{level['index']}": level for level in levels}
-    if list(arrays) != list(expected):
-        return f"holds {', '.join(arrays)}, not {', '.join(expected)}"
-    for name, level in expected.items():
-        values, shape = arrays[name], (level["channels"], level["height"], level["width"])
-        if values.shape != shape or values.dtype != level["dtype"]:
-            return f"{name} is {values.dtype} {values.shape}, not {level['dtype']} {shape}"
+def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str:
+    names = [expected.key for expected in fields]
+    if list(arrays) != names:
+        return f"holds {', '.join(arrays)}, not {', '.join(names)}"
+    for expected in fields:
+        values = arrays[expected.key]
+        if values.shape != expected.shape or values.dtype != expected.dtype:
+            return f"{expected.key} is {values.dtype} {values.shape}, not {expected.dtype} {expected.shape}"
         if not np.isfinite(values).all():
-            return f"{name} holds NaN or infinity"
+            return f"{expected.key} holds NaN or infinity"
     return ""
 
 
 def _look_around(run: Run, verified: Verified) -> None:
     """Find files that are not the run's."""
-    ours = {run.line(key).get("output") for key in run} | {SUMMARY, MANIFEST}
+    ours = run.reader.files({str(run.line(key).get("output")) for key in run}) | {SUMMARY, MANIFEST}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if where.parts[:1] == (UNFINISHED,):
@@ -240,14 +231,15 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
-    result = Recomputed(tolerance=tolerance, versions=_other_versions(recipe["versions"]))
+    result = Recomputed(tolerance=tolerance, versions=_other_versions(run.summary))
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
-    items = [item for item in (_unchanged(run, key) for key in chosen) if item]
+    found = (_unchanged(run, key) for key in chosen)
+    items = [replace(item, alias=f"{number}.npz") for number, item in enumerate(found) if item]
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    devices, request = choose_devices(recipe["device"]), _request(run.summary)
+    devices, request = choose_devices(recipe["device"]), request_of(run.summary)
     pyramid = load(request, devices[0])
     if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
         raise UsageError("The weights are others now than those of the run", "Put the run's own back")
@@ -258,14 +250,16 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
         scratch = Path(place)
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        writer = formats.writer("npz", scratch, scratch / UNFINISHED, pyramid.fields)
+        made = formats.reader("npz", scratch)
         try:
-            for outcome in pipeline.run(computers, items, scratch, workers, reader):
+            for outcome in pipeline.run(computers, items, writer, workers, reader):
                 key = outcome.item.key
                 if not outcome.done:
                     result.failed.append(key)
                     continue
                 result.images += 1
-                _compare(run[key], read_npz(scratch / outcome.output), key, result)
+                _compare(run[key], made.read(key, outcome.output), key, result)
                 (scratch / outcome.output).unlink()
         except StuckError as stuck:
             result.failed.append(stuck.item.key)
@@ -280,10 +274,10 @@ def _unchanged(run: Run, key: str) -> Item | None:
     path, then = to_path(line["path"]), line["input"]
     now = manifest.stat_of(path)
     same = now and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
-    return Item(key, path, line["output"]) if same else None
+    return Item(key, path) if same else None
 
 
-def _compare(then: Any, now: dict[str, Array], key: str, result: Recomputed) -> None:
+def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, result: Recomputed) -> None:
     for name, values in then.items():
         old, new = values.astype(np.float64), now[name].astype(np.float64)
         deviation = float(np.abs(new - old).max() / max(np.abs(old).max(), np.finfo(np.float32).tiny))
@@ -291,24 +285,8 @@ def _compare(then: Any, now: dict[str, Array], key: str, result: Recomputed) -> 
             result.deviation, result.where = deviation, f"{name} of {key}"
 
 
-def _request(summary: dict[str, Any]) -> ModelRequest:
-    """Ask for the model of a run again."""
-    recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
-    return ModelRequest(
-        name=summary["model"],
-        weights=weights["source"] if weights["kind"] == "file" else weights["kind"],
-        seed=weights.get("seed", 0),
-        out_indices=tuple(recipe["levels"]),
-        output_stride=recipe["output_stride"],
-        image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
-        test_size=feed["configuration"] == "test",
-        precision=recipe["precision"],
-        backend=recipe["backend"],
-    )
-
-
-def _other_versions(then: dict[str, str]) -> list[str]:
+def _other_versions(summary: dict[str, Any]) -> list[str]:
     from featx.extraction import versions
 
-    now = versions()
+    then, now = summary["recipe"]["versions"], versions(summary["source"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,58 @@ def read_checkpoint(path: Path, source: str) -> Checkpoint:
             f"{path} holds no tensors", "Give a state dict, as torch.save(model.state_dict(), …) makes it"
         )
     return Checkpoint(tensors, source, sha256_of(path), part)
+
+
+def require_complete(
+    what: str,
+    expected: dict[str, Tensor],
+    loaded: dict[str, Tensor],
+    source: str,
+    of_another_size: str = "",
+    infinite: Collection[str] = (),
+) -> None:
+    """Refuse a checkpoint that leaves anything to chance.
+
+    Parameters
+    ----------
+    what : str
+        The network, in words.
+    expected, loaded : dict of str to Tensor
+        What it needs, and what the checkpoint has.
+    source : str
+        What to call the checkpoint.
+    of_another_size : str
+        The way out where shapes differ because the network was built for another input size.
+    infinite : collection of str
+        Of bounds that are infinite in a network that was never trained, and may stay so.
+
+    Raises
+    ------
+    WeightsError
+        If something is missing, of another shape, or not finite.
+    """
+    faults = {
+        "missing": [name for name in expected if name not in loaded],
+        "of another shape": [
+            name for name in expected if name in loaded and loaded[name].shape != expected[name].shape
+        ],
+        "not finite": [
+            name for name in expected if name in loaded and name not in infinite and not is_finite(loaded[name])
+        ],
+    }
+    for fault, names in faults.items():
+        if names:
+            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise WeightsError(
+                f"{len(names)} of {len(expected)} parameters of {what} are {fault} in {source}: {first}",
+                (of_another_size if fault == "of another shape" else "")
+                or "This is no sound checkpoint of that model; check --model and --weights",
+            )
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all numbers of a tensor are."""
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

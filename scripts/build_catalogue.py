@@ -8,10 +8,12 @@ import argparse
 import multiprocessing
 import os
 import sys
+from dataclasses import replace
 
 import torch
 
-from featx import catalogue, survey
+from featx import catalogue
+from featx.backbones import timm_survey as survey
 from featx.catalogue import Entry
 
 PARTIAL = catalogue.PACKAGED.with_suffix(".partial.json")
@@ -24,7 +26,7 @@ def main() -> None:
     missing = parser.parse_args().missing
     book = survey.empty_catalogue()
     earlier = catalogue.read(PARTIAL) or catalogue.read()
-    if missing and earlier and earlier.timm == book.timm:
+    if missing and earlier and (earlier.source, earlier.version) == (book.source, book.version):
         book.entries.update(earlier.entries)
     names = [name for name in book.names if name not in book.entries]
     failures = []
@@ -40,11 +42,12 @@ def main() -> None:
         entries = {name: book.entries[name] for name in book.names if name in book.entries}
         complete = len(entries) == len(book.names)
         path = catalogue.PACKAGED if complete else PARTIAL
-        catalogue.write(catalogue.Catalogue(book.timm, book.names, book.renamed, entries), path)
+        catalogue.write(replace(book, entries=entries), path)
         if complete:
             PARTIAL.unlink(missing_ok=True)
         print(
-            f"\r{path}: {len(entries)} of {len(book.names)} architectures of timm {book.timm}{'':60}", file=sys.stderr
+            f"\r{path}: {len(entries)} of {len(book.names)} architectures of timm {book.version}{'':60}",
+            file=sys.stderr,
         )
     if failures:
         sys.exit("\n".join(failures))

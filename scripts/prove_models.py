@@ -30,8 +30,9 @@ import torch
 from timm.layers import weight_init
 from torch.overrides import TorchFunctionMode
 
-from featx import backbones, catalogue, load_pyramid
-from featx.records import ModelRequest
+from featx import catalogue, load_pyramid
+from featx.backbones import timm as backbones
+from featx.records import Description, ModelRequest
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
 LARGEST_WORK = 0.2e9 * 224**2
@@ -108,7 +109,7 @@ def prove(name: str, memory: float) -> dict[str, Any]:
     batch = torch.randn(1, 3, description.input.height, description.input.width, generator=torch.manual_seed(1))
     torch.manual_seed(0)
     with _Quick():
-        reference = timm.create_model(name, **description.arguments).eval()
+        reference = timm.create_model(name, **description.plan.arguments).eval()
     last = str(getattr(reference, "output_fmt", "")).endswith("NHWC")
     with torch.no_grad():
         expected = [level.permute(0, 3, 1, 2) if last else level for level in reference(batch)]
@@ -194,9 +195,9 @@ class _Quick(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _smaller_size(description: backbones.Description) -> tuple[int, int] | None:
+def _smaller_size(description: Description) -> tuple[int, int] | None:
     """Return a size at which the largest models take seconds; None where the own one will do or is the only one."""
-    feed, name = description.input, description.reference.architecture
+    feed, name = description.input, description.architecture
     work = description.parameters * feed.height * feed.width
     sizes = CATALOGUE.entries.get(name, {}).get("sizes") if CATALOGUE else None
     if work <= LARGEST_WORK or sizes is None:

@@ -104,3 +104,12 @@ FAMILIES = {
 
 # Input sides at which the three largest of them cost seconds and not minutes.
 SMALLER = {"deepseek_vit_412m": 224, "gemma4_vit_167m": 384, "qwen3_vit_88m": 256}
+
+# One of every kind that an embedding can be taken of: levels by timm's getter, list and hooks, or its own classes; ends
+# that are maps of either layout, tokens with and without a class token, several of them, or none.
+EVERY_KIND = {
+    *("test_byobnet", "test_convnext", "test_efficientnet", "test_vit", "coat_tiny", "crossvit_tiny_240"),
+    *("deit_tiny_patch16_224", "efficientvim_m1", "ghostnet_050", "hiera_tiny_224", "hrnet_w18_small", "lcnet_035"),
+    *("legacy_xception", "pit_ti_224", "selecsls42", "swin_tiny_patch4_window7_224", "test_mambaout", "fastvit_t8"),
+    *("cpubone_nano", "volo_d1_224", "efficientformer_l1", "test_resnet", "xcit_nano_12_p8_224"),
+}

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import featx
-from featx import backbones
+from featx.backbones import levels
+from featx.backbones import timm as backbones
 from featx.errors import FeatxError, ModelError, UsageError
 from featx.records import Level, ModelRequest
 from tests.families import FAMILIES, SMALLER
@@ -105,18 +106,18 @@ def levels_at(*strides):
 
 
 def test_of_several_levels_at_a_stride_the_deepest_is_taken():
-    assert backbones.choose("m", levels_at(2, 4, 8, 8, 8), None, (8, 2), ()) == (0, 4)
+    assert levels.choose("m", levels_at(2, 4, 8, 8, 8), None, (8, 2), ()) == (0, 4)
 
 
 @given(st.lists(st.integers(-12, 11), min_size=1, max_size=9), st.integers(1, 12))
 def test_choosing_is_sorted_unique_and_what_python_indexing_means(asked, depth):
     offered = levels_at(*range(1, depth + 1))
     if all(-depth <= index < depth for index in asked):
-        chosen = backbones.choose("m", offered, asked, None, ())
+        chosen = levels.choose("m", offered, asked, None, ())
         assert list(chosen) == sorted({range(depth)[index] for index in asked})
     else:
         with pytest.raises(ModelError):
-            backbones.choose("m", offered, asked, None, ())
+            levels.choose("m", offered, asked, None, ())
 
 
 REFUSED = {
@@ -167,10 +168,10 @@ def test_a_fixed_size_is_rebuilt_as_timm_does_it():
 
 def test_maps_that_disagree_with_the_levels_are_not_accepted():
     (level,) = levels_at(4)
-    assert backbones.check_maps("m", [level], [torch.zeros(1, 8, 5, 6)])[0].shape == (8, 5, 6)
+    assert levels.check_maps("m", [level], [torch.zeros(1, 8, 5, 6)])[0].shape == (8, 5, 6)
     for maps in ([torch.zeros(1, 9, 5, 6)], [torch.zeros(1, 8, 5)], [], [torch.zeros(1, 8, 5, 6)] * 2):
         with pytest.raises(ModelError):
-            backbones.check_maps("m", [level], maps)
+            levels.check_maps("m", [level], maps)
 
 
 def test_every_family_of_timm_has_a_model_in_the_tests():

@@ -35,7 +35,7 @@ def batch():
 def test_a_batch_is_normalised_to_the_bit_as_timm_does_each_image(model):
     config = resolve_model_data_config(timm.create_model(model))
     transform = create_transform(**config, is_training=False)
-    preprocessor = featx.preprocess.Preprocessor(config)
+    preprocessor = featx.preprocess.make(config)
     every = np.arange(256, dtype=np.uint8)
     image = natural_image(0, 400, 300)
     placed, _ = preprocessor.place(image)
@@ -52,7 +52,7 @@ def test_maps_are_those_of_the_network(pyramid, batch):
     reference = timm.create_model(MODEL, features_only=True).eval().to(memory_format=torch.channels_last)
     reference.load_state_dict(pyramid.module.state_dict())
     with torch.no_grad():
-        for ours, theirs in zip(maps.levels, reference(pixels), strict=True):
+        for ours, theirs in zip(maps.values, reference(pixels), strict=True):
             assert torch.equal(ours, theirs)
             assert ours.is_contiguous()
     assert all(flags.all() for flags in maps.finite)
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_done_in_parts(pyramid, batch, short_of_memory):
         "passes of 4 images, not 8",
         "passes of 2 images, not 4",
     ]
-    for level, expected in zip(maps.levels, pyramid(pyramid.normalise(batch[:2])), strict=True):
+    for level, expected in zip(maps.values, pyramid(pyramid.normalise(batch[:2])), strict=True):
         assert level.shape[0] == 5
         torch.testing.assert_close(level[:2], expected)
     short_of_memory.clear()
@@ -141,7 +141,7 @@ def test_several_threads_may_compute_at_once(pyramid, batch, threads):
     expected = computer(batch)
     with ThreadPoolExecutor(4) as pool:
         for maps in pool.map(computer, [batch] * 8):
-            assert all(torch.equal(a, b) for a, b in zip(maps.levels, expected.levels, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(maps.values, expected.values, strict=True))
 
 
 def test_batches_grow_while_that_pays_and_fits():

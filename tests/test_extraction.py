@@ -16,7 +16,8 @@ from timm.data import create_transform, resolve_model_data_config
 
 import featx
 from featx import extraction, pipeline
-from featx.errors import BusyError, OutputError, StoppedError, UsageError
+from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
+from featx.formats import npz
 from featx.pyramid import Pyramid
 from featx.records import Note, Outcome, Planned
 from tests.conftest import natural_image
@@ -292,9 +293,9 @@ def test_a_full_disk_ends_the_run_and_can_be_resumed(photos, tmp_path, monkeypat
         written.append(1)
         return honest(arrays) if len(written) <= 3 else Full(honest(arrays))
 
-    honest = pipeline.pack_npz
-    monkeypatch.setattr(pipeline, "pack_npz", full_after_three)
-    with pytest.raises(OutputError, match=r"\.npz cannot be written: No space left on device"):
+    honest = npz.pack_npz
+    monkeypatch.setattr(npz, "pack_npz", full_after_three)
+    with pytest.raises(OutputError, match=r"\.jpg cannot be written: No space left on device"):
         extract(photos, tmp_path / "out", batch_size=4)
     assert not list((tmp_path / "out").rglob("*.tmp"))
     monkeypatch.undo()
@@ -486,3 +487,93 @@ def test_images_whose_outputs_may_be_taken_for_each_other_s(photos, tmp_path):
     names = sorted(features(tmp_path / "out"))
     assert names[0] == "A.jpg.npz"
     assert re.fullmatch(r"a\.jpg~[0-9a-f]{16}\.npz", names[1])
+
+
+# Vectors
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_another_format_is_another_recipe_and_overwriting_leaves_nothing_of_the_old_one(photos, tmp_path):
+    options = {"embedding": True, "batch_size": 4}
+    for format_, names in {
+        "npy": {"embeddings.npy", "keys.txt"},
+        "parquet": {"embeddings-00000.parquet"},
+        "npz": {"photos"},
+    }.items():
+        if format_ != "npy":
+            with pytest.raises(OutputError, match=r"another recipe .*format "):
+                extract(photos, tmp_path / "out", format=format_, **options)
+        extract(photos, tmp_path / "out", format=format_, overwrite=True, **options)
+        assert names_in(tmp_path / "out") == {"summary.json", "manifest.jsonl", *names}
+        if format_ == "parquet":  # one that was settled when a run was killed
+            (tmp_path / "out" / "embeddings-00007.parquet").write_bytes(b"")
+    assert not list((tmp_path / "out" / "photos").glob("level_*"))
+
+
+@pytest.mark.parametrize("format_", ["npy", "parquet"])
+def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, format_):
+    options = {"embedding": True, "batch_size": 4, "format": format_}
+    extract(photos, tmp_path / "out", **options)
+    natural_image(99).save(photos / "1.jpg")
+    (photos / "2.jpg").write_bytes(b"broken")
+    report = extract(photos, tmp_path / "out", **options)
+    assert (report.computed, len(report.failures)) == (1, 1)
+    extract(photos, tmp_path / "anew", **options)
+    run, anew = featx.open_run(tmp_path / "out"), featx.open_run(tmp_path / "anew")
+    assert {*run} == {*anew}
+    for key in anew:
+        np.testing.assert_array_equal(run[key]["embedding"], anew[key]["embedding"])
+    assert sum(len(keys) for keys, _ in run.embeddings()) == len(anew)
+    assert extract(photos, tmp_path / "out", **options).tried == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "npy"}, "keeps embeddings, and none were asked for. Add --embedding"),
+        ({"format": "npy", "embedding": True, "maps": True}, "keeps embeddings alone. Leave --maps out"),
+        ({"format": "parquet", "embedding": True, "norm": True}, "keeps embeddings alone. Leave --norm out"),
+        ({"format": "hdf5"}, "no format 'hdf5'"),
+        ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
+        ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, and none are wanted"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_and_nothing_written(photos, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        extract(photos, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on(photos, tmp_path):
+    """Its summary says nothing of what there was not then."""
+    extract(photos, tmp_path / "out", batch_size=4)
+    path = tmp_path / "out" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["arrays"]
+    for fact in ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool", "format", "strides"):
+        del summary["recipe"][fact]
+    path.write_text(json.dumps(summary))
+    assert [field.key for field in featx.open_run(tmp_path / "out").fields] == [f"level_{index}" for index in range(5)]
+    assert extract(photos, tmp_path / "out", batch_size=4).tried == 0
+
+
+def test_vectors_that_are_missing_are_said(photos, tmp_path):
+    for format_ in ("npz", "npy", "parquet"):
+        folder = tmp_path / format_
+        extract(photos, folder, embedding=True, format=format_)
+        next(path for path in folder.rglob("*") if path.suffix == f".{format_}").unlink()
+        with pytest.raises(FeatxError, match=r"missing or damaged.*verify --repair"):
+            list(featx.open_run(folder).embeddings())
+
+
+def test_a_dataset_has_every_array_by_its_name(photos, tmp_path):
+    extract(photos, tmp_path / "out", embedding=True, final=True)
+    run = featx.open_run(tmp_path / "out")
+    item = run.dataset()[0]
+    assert [*item] == ["key", *(f"level_{index}" for index in range(5)), "final", "embedding"]
+    assert [*run.dataset([1, "embedding"])[0]] == ["key", "level_1", "embedding"]
+    with pytest.raises(UsageError, match="no neck_1"):
+        run.dataset(["neck_1"])

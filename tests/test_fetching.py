@@ -10,7 +10,8 @@ import timm
 import torch
 
 import featx
-from featx import backbones, fetching
+from featx import fetching
+from featx.backbones import timm as backbones
 from featx.errors import ModelError, OutputError, WeightsError
 from tests.hub import serving
 
@@ -113,7 +114,7 @@ def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypa
         (folder / "config.json").write_text(json.dumps(content))
         if kind == "other things":
             (folder / "thesis.tex").write_text("mine")
-    monkeypatch.setattr("featx.loading.locate", lambda _: (tmp_path / "none", "hf-hub:other"))
+    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (tmp_path / "none", "hf-hub:other"))
     with pytest.raises(OutputError):
         fetching.fetch(MODEL, folder)
     assert not (folder / "model.safetensors").exists()
@@ -132,7 +133,7 @@ def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     source = tmp_path / "cache" / "model.safetensors"
     source.write_bytes(hub.files[f"{REPOSITORY}/model.safetensors"])
-    monkeypatch.setattr("featx.loading.locate", lambda _: (source, "somewhere"))
+    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (source, "somewhere"))
 
     def full(*_):
         raise OSError(28, "No space left on device")

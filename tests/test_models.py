@@ -13,14 +13,15 @@ import torch
 from timm.data import resolve_data_config
 
 import featx
-from featx import catalogue, models, survey
+from featx import catalogue, models
+from featx.backbones import timm_survey as survey
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.records import ModelRequest, Note, Surveyed
 
 BOOK = catalogue.read()
 
 # The catalogue is of one timm version; with another one these would compare it with something else.
-same_timm = pytest.mark.skipif(metadata.version("timm") != BOOK.timm, reason="the catalogue is of another timm")
+same_timm = pytest.mark.skipif(metadata.version("timm") != BOOK.version, reason="the catalogue is of another timm")
 
 # One for each thing that an entry can say, measured anew.
 SAMPLE = [
@@ -256,15 +257,14 @@ def another_timm(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata, "version", lambda name: "9.9.9" if name == "timm" else honest(name))
     monkeypatch.setattr(timm, "__version__", "9.9.9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "featx" / "models-1-timm-9.9.9.json"
+    return tmp_path / "featx" / "models-2-timm-9.9.9.json"
 
 
 def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
     heard = []
     found = featx.list_models("test_resnet", listener=heard.append)
-    said = (
-        f"timm 9.9.9 is installed, the catalogue knows {BOOK.timm}: models are measured when asked for ({another_timm})"
-    )
+    known = f"timm 9.9.9 is installed, the catalogue knows {BOOK.version}"
+    said = f"{known}: models are measured when asked for ({another_timm})"
     assert heard == [Note(said), Surveyed(1, 1)]
     assert found[0]["levels"] == BOOK.entries["test_resnet"]["levels"]
     monkeypatch.setattr(survey, "entry", lambda _: pytest.fail("measured twice"))
@@ -431,7 +431,7 @@ def test_where_the_map_is_not_the_input_by_the_stride_it_is_said(name, index, st
 def test_a_network_that_is_not_the_catalogue_s_is_stopped(monkeypatch):
     altered = json.loads(json.dumps(BOOK.entries["test_resnet"]))
     altered["levels"][3]["channels"] += 1
-    book = catalogue.Catalogue(BOOK.timm, BOOK.names, BOOK.renamed, {"test_resnet": altered})
+    book = catalogue.Catalogue("timm", BOOK.version, BOOK.names, BOOK.renamed, {"test_resnet": altered})
     monkeypatch.setattr(catalogue, "read", lambda: book)
     with pytest.raises(ModelError, match="Level 3 of test_resnet has channels 192, in the catalogue 193"):
         featx.load_pyramid("test_resnet", weights="random", device="cpu")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from featx.preprocess import UPRIGHT, DecodeError, Preprocessor, decode, upright_rgb
+from featx.preprocess import UPRIGHT, DecodeError, decode, make, upright_rgb
 from featx.records import Limits
 from tests.conftest import natural_image
 
@@ -20,7 +20,7 @@ SIZES = [(512, 512), (500, 375), (375, 500), (1000, 200), (40, 30), (224, 224), 
 def test_pixels_are_timms_to_the_bit(size, crop_mode, input_size):
     config = resolve_data_config({"input_size": input_size, "crop_mode": crop_mode}, pretrained_cfg={"crop_pct": 0.95})
     image = natural_image(0, *size)
-    pixels, _ = Preprocessor(config)(image)
+    pixels, _ = make(config)(image)
     assert torch.equal(pixels, create_transform(**config, is_training=False)(image))
 
 
@@ -36,7 +36,7 @@ def test_the_frame_says_where_every_pixel_came_from(size, crop_mode, input_size)
     ramp[..., 2] = 1
     image = Image.fromarray(np.round(ramp * 255).astype(np.uint8))
     plain = {"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 0.9}
-    pixels, frame = Preprocessor({**plain, "crop_mode": crop_mode, "input_size": input_size})(image)
+    pixels, frame = make({**plain, "crop_mode": crop_mode, "input_size": input_size})(image)
     assert frame.original == size
     assert frame.input == (input_size[2], input_size[1])
     inside = 0

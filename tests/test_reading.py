@@ -72,7 +72,7 @@ def test_tensors_of_a_dataset_can_be_changed_without_harm(folder):
 
 
 def test_a_level_that_is_not_there_is_said(folder):
-    with pytest.raises(UsageError, match=r"no level 4.*1, 2"):
+    with pytest.raises(UsageError, match=r"no level_4.*level_1, level_2"):
         featx.open_run(folder).dataset([4])
 
 

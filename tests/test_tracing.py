@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from featx import backbones
+from featx.backbones import timm as backbones
 from featx.records import ModelRequest
 from featx.tracing import Axis, Tracer
 

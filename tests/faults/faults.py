@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featx import files, manifest, pipeline, suspects
+from featx import files, manifest, suspects
+from featx.formats import npy, npz, parquet
 
-CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate")
+CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate", "unlink")
 
 
 class FaultyOs:
@@ -55,27 +56,27 @@ def inject(name: str, **options) -> None:
     {"call": _call, "naive": _naive, "slow": _slow}[name](**options)
 
 
-def _call(number: int, kind: str, counter: str = "", only: str = "") -> None:
+def _call(number: int, kind: str, counter: str = "", only: str = "", group: int = 0) -> None:
+    if group:  # so that few images make several settlements
+        npy.Writer.group = parquet.Writer.group = group
     faulty = FaultyOs(number, kind, counter, only)
-    for module in (files, manifest, suspects):
+    for module in (files, manifest, suspects, npy):
         module.os = faulty
 
 
 def _naive() -> None:
     """Write as one writes who does not think of kills: under the final name, by numpy."""
 
-    def write(self, value):
-        written = honest(self, value)
-        if isinstance(written, pipeline.Written):
-            with np.load(written.temporary) as arrays:
-                np.savez(written.path, **arrays)
-        return written
+    def write(self, record):
+        stored = honest_write(self, record)
+        temporary, path = stored.content
+        with np.load(temporary) as arrays:
+            np.savez(path, **arrays)
+        temporary.unlink()
+        return stored
 
-    def settle(self, group):
-        return [value.outcome if isinstance(value, pipeline.Written) else value for value in group]
-
-    honest = pipeline.Work.write
-    pipeline.Work.write, pipeline.Work.settle = write, settle
+    honest_write = npz.Writer.write
+    npz.Writer.write = write
 
 
 def _slow(seconds: float) -> None:

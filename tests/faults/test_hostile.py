@@ -112,7 +112,7 @@ def corpus(folder, count):
 
 
 def test_a_corpus_of_damaged_images(forge, tmp_path, request):
-    count = 20_000 if request.config.getoption("--large") else 2000
+    count = 20_000 if request.config.getoption("--large") else 1000
     images = corpus(tmp_path / "images", count)
     done = forge.extract(tmp_path, images, "out", isolation=True)
     assert done["status"] == 3, done["stderr"][-500:]

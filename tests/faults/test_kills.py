@@ -42,7 +42,7 @@ def kill_until_done(forge, folder, inputs, expected, moments, **request) -> int:
 
 
 def test_kills_at_random_moments_of_a_long_run(forge, photos, undisturbed, tmp_path, request):
-    wanted = 1000 if request.config.getoption("--large") else 200
+    wanted = 1000 if request.config.getoption("--large") else 100
     moments = random.Random(5)
     kills = 0
     while kills < wanted:
@@ -55,7 +55,7 @@ def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, reques
     few = make_photos(tmp_path / "photos", 150)
     expected = {name: undisturbed[name] for name in list(undisturbed)[:150]}
     moments = random.Random(6)
-    runs = 250 if request.config.getoption("--large") else 50
+    runs = 250 if request.config.getoption("--large") else 25
     kills = 0
     for _ in range(runs):
         three = [moments.uniform(SHORTEST, 0.3) for _ in range(3)]

@@ -1,27 +1,31 @@
-# Backbones: timm's networks as feature pyramids, described on the meta device: levels, sizes, input, no weights.
+# timm's networks as feature pyramids, described on the meta device: levels, sizes, input, no weights.
 """timm, seen from featx: the only file that calls `timm.create_model`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import timm.models
 import torch
 from timm.data import resolve_data_config
+from timm.models import FeatureHookNet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featx import catalogue
 from featx import weights as weights_
+from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError
-from featx.records import Input, Level, ModelRequest, Spacing
-from featx.tracing import Grid, Tracer
+from featx.records import Description, Input, Level, ModelRequest
+from featx.tracing import Tracer
 
 # What people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)
@@ -66,42 +70,28 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
-    """A pyramid before it has weights.
+class Plan:
+    """What a described pyramid is built from.
 
     Attributes
     ----------
     reference : Reference
         Which model.
-    levels : tuple of Level
-        The chosen levels, in network order.
-    depth : int
-        How many levels there are to choose from.
-    input : Input
-        What the model is fed.
-    config : dict
-        timm's data configuration, as `timm.data.create_transform` takes it.
-    parameters : int
-        Of the pyramid, without the head.
     arguments : dict
         What `timm.create_model` is to be given.
-    layout : str
-        ``NCHW`` or ``NHWC``: how the network itself lays out its maps.
+    config : dict
+        timm's data configuration, as `timm.data.create_transform` takes it.
+    deepest : int
+        The index of the deepest level that there is.
+    taps : featx.backbones.timm_extras.Taps or None
+        What is to be taken from the whole network, where it is more than plain levels.
     """
 
     reference: Reference
-    levels: tuple[Level, ...]
-    depth: int
-    input: Input
-    config: dict[str, Any]
-    parameters: int
     arguments: dict[str, Any]
-    layout: str
-
-    @property
-    def rebuilt(self) -> bool:
-        """Whether the network is rebuilt for an input size that it would not take otherwise."""
-        return "img_size" in self.arguments
+    config: dict[str, Any]
+    deepest: int
+    taps: Any = None
 
 
 def resolve(name: str) -> Reference:
@@ -153,7 +143,7 @@ def describe(request: ModelRequest) -> Description:
     for arguments in _ways_to_build(request, config["input_size"]):
         try:
             return _described(reference, request, config, arguments)
-        except _SizeRefusedError as refused:
+        except SizeRefusedError as refused:
             failures.append(refused)
     raise _size_error(reference, request, config["input_size"], failures[0]) from failures[0]
 
@@ -202,54 +192,6 @@ def nearest_size(reference: Reference, size: Sequence[int], taken: dict[str, Any
     return None
 
 
-def choose(
-    name: str,
-    offered: Sequence[Level],
-    out_indices: Sequence[int] | Literal["all"] | None,
-    strides: Sequence[float] | None,
-    default: Sequence[int],
-) -> tuple[int, ...]:
-    """Turn what was asked for into level indices: sorted, without repeats, none out of range.
-
-    Of several levels at one stride the deepest is taken.
-
-    Raises
-    ------
-    UsageError
-        If both ways of asking are used at once.
-    ModelError
-        If there is no such level; the message says which there are.
-    """
-    if out_indices is not None and strides is not None:
-        raise UsageError("Levels were asked for both by index and by stride", "Use either --out-indices or --strides")
-    if strides is not None:
-        deepest = {level.stride: level.index for level in offered}
-        absent = [stride for stride in strides if stride not in deepest]
-        if absent or not strides:
-            there = ", ".join(f"{stride:g}" for stride in deepest if isinstance(stride, float | int))
-            raise ModelError(
-                f"{name} has no level at stride {', '.join(f'{stride:g}' for stride in absent)}", f"It has {there}"
-            )
-        return tuple(sorted({deepest[stride] for stride in strides}))
-    if out_indices == "all":
-        return tuple(level.index for level in offered)
-    indices = default if out_indices is None else out_indices
-    first, last = offered[0].index, offered[-1].index
-    counted = {index: index + last + 1 if index < 0 else index for index in indices}
-    absent_indices = [index for index, meant in counted.items() if not first <= meant <= last]
-    if absent_indices or not indices:
-        raise ModelError(
-            f"{name} has no level {', '.join(map(str, absent_indices))}",
-            f"It has {len(offered)}: {first} to {last}, or -1 to {first - last - 1} from the end",
-        )
-    return tuple(sorted(set(counted.values())))
-
-
-def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return the maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C)."""
-    return [level.permute(0, 3, 1, 2) for level in maps] if layout == "NHWC" else list(maps)
-
-
 def layout_of(module: nn.Module) -> str:
     """Return ``NCHW`` or ``NHWC``; most networks do not say, and are the former."""
     return str(getattr(module, "output_fmt", "NCHW")).rpartition(".")[2]
@@ -271,6 +213,7 @@ def create(reference: Reference, device: str, arguments: dict[str, Any], *, pret
     with torch.device(device), _Unfilled() if device == "meta" else nullcontext():
         module: nn.Module = timm.create_model(reference.timm_name, pretrained=pretrained, **arguments)
     _trim(module)
+    _keep_threads_apart(module)
     return module.eval()
 
 
@@ -279,6 +222,25 @@ def _trim(module: nn.Module) -> None:
     stages, blocks = getattr(module, "_stage_out_idx", None), getattr(module, "blocks", None)
     if stages and isinstance(blocks, nn.Sequential):
         module.blocks = blocks[: max(stages)]
+
+
+def _keep_threads_apart(module: nn.Module) -> None:
+    """Have each thread collect its own maps where timm takes them by hooks, which know one pass at a time."""
+    if isinstance(module, FeatureHookNet):
+        module.hooks._feature_outputs = _PerThread()  # noqa: SLF001 - timm has no seam for it
+
+
+class _PerThread(threading.local):
+    """What hooks have collected in this thread, by device."""
+
+    def __init__(self) -> None:
+        self._collected: dict[Any, OrderedDict[str, Tensor]] = {}
+
+    def __getitem__(self, device: Any) -> OrderedDict[str, Tensor]:
+        return self._collected.setdefault(device, OrderedDict())
+
+    def __setitem__(self, device: Any, collected: OrderedDict[str, Tensor]) -> None:
+        self._collected[device] = collected
 
 
 class _Unfilled(TorchFunctionMode):
@@ -332,7 +294,7 @@ def _ways_to_build(request: ModelRequest, size: Sequence[int]) -> Iterator[dict[
     yield {**arguments, "img_size": tuple(size[1:])}
 
 
-class _SizeRefusedError(Exception):
+class SizeRefusedError(Exception):
     """A network, built in some way, does not take the input size; its cause is what timm raised."""
 
 
@@ -346,16 +308,22 @@ def _described(
     arguments = {**arguments, "out_indices": chosen}
     if chosen != default:
         skeleton = _build_skeleton(reference, request, arguments)
-    levels = [level for level in offered if level.index in chosen]
+    levels = _measure(
+        skeleton, reference, arguments, [level for level in offered if level.index in chosen], config["input_size"]
+    )
     return Description(
-        reference=reference,
-        levels=_measure(skeleton, reference, arguments, levels, config["input_size"]),
+        name=reference.name,
+        source="timm",
+        architecture=reference.architecture,
+        levels=levels,
         depth=len(offered),
         input=_input(config, request),
-        config=config,
+        preprocessing=config,
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
-        arguments=arguments,
+        fields=fields_of(levels),
         layout=layout_of(skeleton),
+        rebuilt="img_size" in arguments,
+        plan=Plan(reference, arguments, config, offered[-1].index),
     )
 
 
@@ -365,7 +333,7 @@ def _build_skeleton(reference: Reference, request: ModelRequest, arguments: dict
         return create(reference, "meta", arguments)
     except Exception as error:
         if "img_size" in arguments:
-            raise _SizeRefusedError from error
+            raise SizeRefusedError from error
         if request.output_stride is not None and not _takes_output_stride(reference, request.output_stride):
             taken = [str(stride) for stride in output_strides(reference)]
             raise ModelError(
@@ -439,28 +407,27 @@ def _measure(
     size: tuple[int, int, int],
 ) -> tuple[Level, ...]:
     """Run shapes through the network and hold them against what it says of itself."""
-    tracer = Tracer()
+    tracer, maps = trace(skeleton, lambda: real(reference, arguments), size)
+    return measure(reference.name, levels, maps, tracer, size)
+
+
+def trace(skeleton: nn.Module, otherwise: Callable[[], nn.Module], size: Sequence[int]) -> tuple[Tracer, list[Tensor]]:
+    """Run one blank image, (3, height, width), on the meta device; on a real network if it cannot be done there."""
     try:
-        maps = _run(skeleton, size, tracer)
+        return _run(skeleton, size)
     except Exception as error:
-        if not _looks_at_values(error):
-            raise _SizeRefusedError from error
-        tracer = Tracer()
-        maps = _run(_real(reference, arguments), size, tracer)
-    measured = check_maps(reference.name, levels, maps)
-    return tuple(
-        _with_ratio(level if grid is None else _placed(level, grid, size), declared.stride, size)
-        for declared, level, grid in zip(levels, measured, map(tracer.grid_of, maps), strict=True)
-    )
+        if not looks_at_values(error):
+            raise SizeRefusedError from error
+    return _run(otherwise(), size)
 
 
-def _run(network: nn.Module, size: Sequence[int], tracer: Tracer) -> list[Tensor]:
-    """Run one blank image, (3, height, width), under a tracer."""
-    device = next(network.parameters()).device
+def _run(network: nn.Module, size: Sequence[int]) -> tuple[Tracer, list[Tensor]]:
+    """Run one blank image under a tracer."""
+    device, tracer = next(network.parameters()).device, Tracer()
     with torch.no_grad(), tracer:
         image = torch.zeros(1, *size, device=device)
         tracer.begin(image)
-        return to_nchw(layout_of(network), network(image))
+        return tracer, to_nchw(layout_of(network), network(image))  # here, where the tracer sees it
 
 
 def _runs(reference: Reference, arguments: dict[str, Any], size: tuple[int, int]) -> bool:
@@ -469,75 +436,28 @@ def _runs(reference: Reference, arguments: dict[str, Any], size: tuple[int, int]
         with torch.no_grad():
             create(reference, "meta", arguments)(torch.zeros(1, 3, *size, device="meta"))
     except Exception as error:  # noqa: BLE001 - networks raise whatever they trip over
-        if not _looks_at_values(error):
+        if not looks_at_values(error):
             return False
         try:
-            _run(_real(reference, arguments), (3, *size), Tracer())
+            _run(real(reference, arguments), (3, *size))
         except Exception:  # noqa: BLE001
             return False
     return True
 
 
-def _looks_at_values(error: Exception) -> bool:
+def looks_at_values(error: BaseException) -> bool:
     """Whether a network failed on the meta device only because it looks at values while it runs (gemma4_vit)."""
     return "meta tensors" in str(error)
 
 
-def _real(reference: Reference, arguments: dict[str, Any]) -> nn.Module:
+def real(reference: Reference, arguments: dict[str, Any]) -> nn.Module:
     """Build with real numbers what cannot run on shapes alone; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         return create(reference, "cpu", arguments)
 
 
-def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> Level:
-    """Say how input and map compare where that is not the stride that timm declares."""
-    ratio = (size[1] / (level.height or 1), size[2] / (level.width or 1))
-    return level if ratio == (declared, declared) else replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
-
-
-def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
-    """Give a level the stride and offset that its cells were seen to have.
-
-    Where padding on one side makes cells look past themselves, the centre of what they see says nothing of their place:
-    it is left open when the map, so placed, would lie more than a cell beside the image.
-    """
-    beside = [
-        abs(axis.offset + axis.stride * (axis.length - 1) / 2 - (length - 1) / 2) / axis.stride
-        for axis, length in zip(grid, size[1:], strict=True)
-    ]
-    offset = _spacing(grid[0].offset, grid[1].offset) if max(beside) <= 1 else None
-    return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
-
-
-def _spacing(vertical: float, horizontal: float) -> Spacing:
-    """One number where both agree; whole numbers as integers."""
-    first, second = (int(value) if float(value).is_integer() else value for value in (vertical, horizontal))
-    return first if first == second else (first, second)
-
-
-def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tuple[Level, ...]:
-    """Return the levels with the height and width that the maps have.
-
-    Raises
-    ------
-    ModelError
-        If the maps are not those that the levels describe.
-    """
-    if len(maps) != len(levels):
-        raise ModelError(f"{name} gave {len(maps)} maps for {len(levels)} levels", "Please report this model")
-    measured = []
-    for level, values in zip(levels, maps, strict=True):
-        if values.ndim != 4 or values.shape[1] != level.channels:
-            raise ModelError(
-                f"{name} says {level.channels} channels for level {level.index}, but its map is {tuple(values.shape)}",
-                "Please report this model",
-            )
-        measured.append(replace(level, height=values.shape[2], width=values.shape[3]))
-    return tuple(measured)
-
-
 def _size_error(
-    reference: Reference, request: ModelRequest, size: Sequence[int], refused: _SizeRefusedError
+    reference: Reference, request: ModelRequest, size: Sequence[int], refused: SizeRefusedError
 ) -> ModelError:
     """Say which sizes the network takes, the nearest one first."""
     refusal = f"{reference.name} cannot take an input of {size[1]}x{size[2]} pixels"

@@ -3,17 +3,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from featx import files
+from featx.formats import Array, Record, Stored, read_header
+from featx.naming import output_of
+from featx.records import EMBEDDING, Field
+
+# Vectors that are read together.
+BLOCK = 1024
+
+# Names of temporary files: unlike each other in the whole process.
+TEMPORARIES = count()
 
 # Arrays start at multiples of this many bytes: a cache line, and what numpy's own .npy headers are padded to.
 ALIGNMENT = 64
@@ -32,6 +45,81 @@ NO_TIME = (0, (1 << 5) | 1)
 
 # Where the 32 bits of zip's positions end.
 LARGEST = (1 << 32) - 1
+
+
+class Writer:
+    """A file an image: written under a temporary name, and renamed when it is safe on the disk."""
+
+    group = 16  # the disk works on them side by side
+    seconds = math.inf
+
+    def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
+        del fields
+        self._folder, self._unfinished = folder, unfinished
+        self._folders: set[Path] = set()
+
+    def write(self, record: Record) -> Stored:
+        """Write the file, hashing it on the way."""
+        pieces = pack_npz(record.arrays)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        path = self._folder / (record.item.alias or output_of(record.item.key))
+        temporary = self._unfinished / f"{next(TEMPORARIES)}"
+        if path.parent not in self._folders:
+            files.make_folders(path.parent)
+            self._folders.add(path.parent)
+        files.write(temporary, pieces)
+        return Stored(sum(map(len, pieces)), digest.hexdigest(), (temporary, path))
+
+    def settle(self, group: Sequence[Stored]) -> list[str]:
+        """Rename the files; those that have been already are left alone."""
+        places = [stored.content for stored in group]
+        files.settle({temporary: path for temporary, path in places if temporary.exists()})
+        return [path.relative_to(self._folder).as_posix() for _, path in places]
+
+    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Nothing is there to be cleared away: temporary files are swept with all that is unfinished."""
+
+
+class Reader:
+    """Files read one by one."""
+
+    def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
+        self._folder, self._prefix = folder, f"{folder}/"
+
+    def holds(self, key: str, output: str, size: int) -> bool:
+        """Whether the file is there, in full."""
+        try:
+            return os.stat(self._prefix + output).st_size == size  # noqa: PTH116 - a million Path objects take long
+        except OSError:
+            return False
+
+    def read(self, key: str, output: str) -> Mapping[str, Array]:
+        """Map the arrays of a file."""
+        return read_npz(self._folder / output)
+
+    def fault(self, line: Mapping[str, Any]) -> str:
+        """Compare size and sha256."""
+        path = self._folder / line["output"]
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != line["bytes"]:
+            return f"has {path.stat().st_size} bytes, not {line['bytes']}"
+        return "" if files.sha256_of(path) == line["sha256"] else "sha256 differs"
+
+    def files(self, outputs: Iterable[str]) -> set[str]:
+        """The outputs themselves."""
+        return set(outputs)
+
+    def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
+        """Read one vector out of each file."""
+        places = iter(places)
+        while block := list(islice(places, BLOCK)):
+            yield [key for key, _ in block], np.stack([self._vector(output) for _, output in block])
+
+    def _vector(self, output: str) -> Array:
+        return np.array(read_npz(self._folder / output, [EMBEDDING])[EMBEDDING])
 
 
 def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
@@ -78,8 +166,8 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """Open the arrays of a file; they are memory-mapped read-only, so nothing is read until it is used.
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Array]:
+    """Open the arrays of a file, or some of them; memory-mapped read-only, so nothing is read until it is used.
 
     Raises
     ------
@@ -87,9 +175,9 @@ def read_npz(path: Path) -> dict[str, Array]:
         If it is no such file.
     """
     with zipfile.ZipFile(path) as archive:
-        return {
-            member.filename.removesuffix(".npy"): _map_member(path, archive, member) for member in archive.infolist()
-        }
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        chosen = members if names is None else names
+        return {name: _map_member(path, archive, members[name]) for name in chosen}
 
 
 def _npy_header(values: Array) -> bytes:
@@ -108,8 +196,7 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{path} was compressed by another program; read it with numpy.load")
     with archive.open(member) as data:
-        np.lib.format.read_magic(data)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(data)
+        shape, fortran, dtype = read_header(data)  # type: ignore[arg-type]  # it reads and tells, which is all
         header = data.tell()
     if dtype.kind not in NUMBERS:  # an array of objects would be memory addresses out of the file
         raise ValueError(f"{path} holds an array of {dtype}, no numbers")

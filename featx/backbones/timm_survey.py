@@ -1,15 +1,18 @@
-# The survey: what a model is like, measured on the network itself; what the catalogue is made of.
+# The survey of timm: what a model is like, measured on the network itself; what the catalogue is made of.
 """Describing models by building them, on the meta device, without memory for weights."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import timm
 import timm.models
 
-from featx import backbones, catalogue, loading
+from featx import catalogue
+from featx.backbones import timm as backbones
+from featx.backbones import timm_extras, timm_loading
 from featx.catalogue import Catalogue, Entry
 from featx.records import ModelRequest
 
@@ -18,7 +21,7 @@ def empty_catalogue() -> Catalogue:
     """Return the catalogue of the installed timm: all names, no entries yet."""
     architectures = set(timm.list_models())
     renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if old not in architectures}
-    return Catalogue(timm.__version__, timm.list_models(), renamed, {})
+    return Catalogue("timm", timm.__version__, timm.list_models(), renamed, {})
 
 
 def entry(architecture: str) -> Entry:
@@ -54,7 +57,7 @@ def sizes_taken(reference: backbones.Reference) -> dict[str, Any] | None:
     height = (backbones.own_input(reference).height * 5 // 4 // step + 1) * step
     width = height if sizes["square"] else height + step
     arguments = {"features_only": True, "img_size": (height, width)}
-    return {**sizes, "resampled": loading.can_be_resampled(reference, arguments)}
+    return {**sizes, "resampled": timm_loading.can_be_resampled(reference, arguments)}
 
 
 def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         The architecture's entry, for what does not depend on the request; measured if it is not at hand.
     """
     description = backbones.describe(request)
-    reference = description.reference
+    reference = description.plan.reference
     levels = [level.to_json() for level in description.levels]
     return {
         "model": reference.name,
@@ -86,6 +89,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "fixed_size": reference.fixed_size,
         "sizes": known["sizes"] if known else sizes_taken(reference),
         "rebuilt": description.rebuilt,
+        **timm_extras.facts(backbones.describe(replace(request, out_indices="all", strides=None))),
         "bytes_per_image": catalogue.bytes_per_image(levels),
     }
 
@@ -122,4 +126,5 @@ def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
         "parameters": default.parameters,
         "default_levels": [level.index for level in default.levels],
         "levels": [level.to_json() for level in every.levels],
+        **timm_extras.facts(every),
     }

@@ -1,4 +1,4 @@
-# Loading: from the weights that were asked for to a network that holds them, every parameter accounted for.
+# timm's networks, filled: from the weights asked for to a network that holds them, every parameter accounted for.
 """Building a described network and filling it."""
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from timm.models import _builder
 from torch import Tensor, nn
 
 from featx import weights as weights_
-from featx.backbones import Description, Reference, create
+from featx.backbones.timm import Plan, Reference, create
+from featx.backbones.timm_extras import Tapped
 from featx.errors import WeightsError
-from featx.records import ModelRequest, Weights
+from featx.records import Description, ModelRequest, Weights
 
 
 def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
@@ -32,11 +33,12 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
     if request.weights == "random":
         return _build_random(description, request.seed)
     if request.weights == "pretrained":
-        path, source = locate(description.reference)
+        path, source = locate(description.plan.reference)
         checkpoint, kind = weights_.read_checkpoint(path, source), "pretrained"
-        require_as_fetched(description.reference, path, checkpoint.sha256)
+        require_as_fetched(description.plan.reference, path, checkpoint.sha256)
     else:
-        checkpoint, kind = weights_.read_checkpoint(Path(request.weights).expanduser(), request.weights), "file"
+        path = Path(request.weights).expanduser()
+        checkpoint, kind = weights_.read_checkpoint(path, str(path.absolute())), "file"
     module = _build_filled(description, checkpoint)
     return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
 
@@ -87,9 +89,15 @@ def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weigh
     """Initialise as timm does, from a seed of its own; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = create(description.reference, "cpu", description.arguments)
+        module = _create(description.plan)
     sha256 = weights_.tensors_sha256(dict(module.state_dict()))
     return module, Weights("random", f"seed {seed}", sha256, seed=seed)
+
+
+def _create(plan: Plan, *, pretrained: bool = False) -> nn.Module:
+    """Build the pyramid, or the whole network with what is taken from it."""
+    module = create(plan.reference, "cpu", plan.arguments, pretrained=pretrained)
+    return module if plan.taps is None else Tapped(module, plan.taps).eval()
 
 
 def _hub_names(reference: Reference) -> list[str]:
@@ -107,10 +115,12 @@ def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> 
     """
     loaded: dict[str, Tensor] = {}
     originals: dict[int, str] = {}
+    infinite: set[str] = set()
 
     def load(network: nn.Module, convert: Callable[..., dict[str, Tensor]] | None) -> None:
         targets = network.state_dict(keep_vars=True)
         originals.update({id(target): name for name, target in targets.items()})
+        infinite.update(name for name, buffer in network.named_buffers() if not weights_.is_finite(buffer))
         loaded.update(_best_fitting(checkpoint.tensors, targets, lambda tensors: _convert(convert, tensors, network)))
         fitting = {
             name: value for name, value in loaded.items() if name in targets and value.shape == targets[name].shape
@@ -118,9 +128,19 @@ def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> 
         network.load_state_dict(fitting, strict=False)
 
     with _timm_loading_replaced_by(load):
-        module = create(description.reference, "cpu", description.arguments, pretrained=True)
+        module = _create(description.plan, pretrained=True)
     pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
-    _require_complete(description, pyramid, loaded, checkpoint.source)
+    feed, what = description.input, "the pyramid" if description.plan.taps is None else "the network"
+    weights_.require_complete(
+        f"{what} {description.name}",
+        {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")},
+        loaded,
+        checkpoint.source,
+        f"Weights of {description.name} cannot be resampled to {feed.height}x{feed.width}; leave the image size out"
+        if description.rebuilt
+        else "",
+        infinite,
+    )
     return module
 
 
@@ -217,29 +237,3 @@ def _network_and_converter(reference: Reference, arguments: dict[str, Any]) -> t
     with _timm_loading_replaced_by(lambda network, convert: seen.append((network, convert))):
         create(reference, "meta", arguments, pretrained=True)
     return seen[-1]
-
-
-def _require_complete(
-    description: Description, pyramid: dict[str, Tensor], loaded: dict[str, Tensor], source: str
-) -> None:
-    """Refuse a checkpoint that leaves anything in the pyramid to chance."""
-    model, feed = description.reference.name, description.input
-    counted = {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")}
-    faults = {
-        "missing": [name for name in counted if name not in loaded],
-        "of another shape": [name for name in counted if name in loaded and loaded[name].shape != counted[name].shape],
-        "not finite": [name for name in counted if name in loaded and not _is_finite(loaded[name])],
-    }
-    for fault, names in faults.items():
-        if names:
-            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise WeightsError(
-                f"{len(names)} of {len(counted)} parameters of the pyramid are {fault} in {source}: {first}",
-                f"Weights of {model} cannot be resampled to {feed.height}x{feed.width}; leave the image size out"
-                if description.rebuilt and fault == "of another shape"
-                else f"This is no sound checkpoint of {model}; check --model and --weights",
-            )
-
-
-def _is_finite(values: Tensor) -> bool:
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -1,0 +1,157 @@
+# Levels: chosen from those on offer, measured on maps and on the grids of their cells, held against what is run.
+"""What every source of networks does with its levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from featx.errors import ModelError, UsageError
+from featx.records import Field, Level, Spacing
+from featx.tracing import Grid, Tracer
+
+
+def choose(
+    name: str,
+    offered: Sequence[Level],
+    out_indices: Sequence[int] | Literal["all"] | None,
+    strides: Sequence[float] | None,
+    default: Sequence[int],
+) -> tuple[int, ...]:
+    """Turn what was asked for into level indices: sorted, without repeats, none out of range.
+
+    Of several levels at one stride the deepest is taken.
+
+    Raises
+    ------
+    UsageError
+        If both ways of asking are used at once.
+    ModelError
+        If there is no such level; the message says which there are.
+    """
+    if out_indices is not None and strides is not None:
+        raise UsageError("Levels were asked for both by index and by stride", "Use either --out-indices or --strides")
+    if strides is not None:
+        deepest = {level.stride: level.index for level in offered}
+        absent = [stride for stride in strides if stride not in deepest]
+        if absent or not strides:
+            there = ", ".join(f"{stride:g}" for stride in deepest if isinstance(stride, float | int))
+            raise ModelError(
+                f"{name} has no level at stride {', '.join(f'{stride:g}' for stride in absent)}", f"It has {there}"
+            )
+        return tuple(sorted({deepest[stride] for stride in strides}))
+    if out_indices == "all":
+        return tuple(level.index for level in offered)
+    indices = default if out_indices is None else out_indices
+    first, last = offered[0].index, offered[-1].index
+    counted = {index: index + last + 1 if index < 0 else index for index in indices}
+    absent_indices = [index for index, meant in counted.items() if not first <= meant <= last]
+    if absent_indices or not indices:
+        raise ModelError(
+            f"{name} has no level {', '.join(map(str, absent_indices))}",
+            f"It has {len(offered)}: {first} to {last}, or -1 to {first - last - 1} from the end",
+        )
+    return tuple(sorted(set(counted.values())))
+
+
+def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C). What is no map is left alone."""
+    if layout != "NHWC":
+        return list(maps)
+    return [values.permute(0, 3, 1, 2) if values.ndim == 4 else values for values in maps]
+
+
+def measure(
+    name: str, declared: Sequence[Level], maps: Sequence[Tensor], tracer: Tracer, size: Sequence[int]
+) -> tuple[Level, ...]:
+    """Give levels the place and size that their maps, of one image (3, H, W), were seen to have under a tracer."""
+    measured = check_maps(name, declared, maps)
+    return tuple(
+        _with_ratio(level if grid is None else _placed(level, grid, size), stated.stride, size)
+        for stated, level, grid in zip(declared, measured, map(tracer.grid_of, maps), strict=True)
+    )
+
+
+def fields_of(levels: Sequence[Level]) -> tuple[Field, ...]:
+    """Return the arrays of measured levels."""
+    return tuple(Field(level.key, (level.channels, level.height or 0, level.width or 0)) for level in levels)
+
+
+def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tuple[Level, ...]:
+    """Return the levels with the height and width that the maps have.
+
+    Raises
+    ------
+    ModelError
+        If the maps are not those that the levels describe.
+    """
+    if len(maps) != len(levels):
+        raise ModelError(f"{name} gave {len(maps)} maps for {len(levels)} levels", "Please report this model")
+    measured = []
+    for level, values in zip(levels, maps, strict=True):
+        if values.ndim != 4 or values.shape[1] != level.channels:
+            raise ModelError(
+                f"{name} says {level.channels} channels for level {level.index}, but its map is {tuple(values.shape)}",
+                "Please report this model",
+            )
+        measured.append(replace(level, height=values.shape[2], width=values.shape[3]))
+    return tuple(measured)
+
+
+def require_arrays(name: str, fields: Sequence[Field], arrays: Sequence[Tensor], *, exact: bool) -> None:
+    """Hold what a network gave for a batch against what was said of it.
+
+    Parameters
+    ----------
+    name : str
+        The model.
+    fields : sequence of Field
+        What was said.
+    arrays : sequence of Tensor
+        (B, ...) each.
+    exact : bool
+        Whether maps have to have the sizes that were said, too; those of other inputs have not.
+
+    Raises
+    ------
+    ModelError
+        If they differ.
+    """
+    if len(arrays) != len(fields):
+        raise ModelError(f"{name} gave {len(arrays)} arrays for {len(fields)}", "Please report this model")
+    for field, values in zip(fields, arrays, strict=True):
+        shape = tuple(values.shape[1:])
+        alike = shape == field.shape if exact else (len(shape), shape[0]) == (len(field.shape), field.shape[0])
+        if not alike:
+            raise ModelError(
+                f"{name} gave {field.key} of shape {shape}, and had said {field.shape}", "Please report this model"
+            )
+
+
+def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> Level:
+    """Say how input and map compare where that is not the stride that timm declares."""
+    ratio = (size[1] / (level.height or 1), size[2] / (level.width or 1))
+    return level if ratio == (declared, declared) else replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
+
+
+def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
+    """Give a level the stride and offset that its cells were seen to have.
+
+    Where padding on one side makes cells look past themselves, the centre of what they see says nothing of their place:
+    it is left open when the map, so placed, would lie more than a cell beside the image.
+    """
+    beside = [
+        abs(axis.offset + axis.stride * (axis.length - 1) / 2 - (length - 1) / 2) / axis.stride
+        for axis, length in zip(grid, size[1:], strict=True)
+    ]
+    offset = _spacing(grid[0].offset, grid[1].offset) if max(beside) <= 1 else None
+    return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
+
+
+def _spacing(vertical: float, horizontal: float) -> Spacing:
+    """One number where both agree; whole numbers as integers."""
+    first, second = (int(value) if float(value).is_integer() else value for value in (vertical, horizontal))
+    return first if first == second else (first, second)

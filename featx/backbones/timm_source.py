@@ -1,0 +1,75 @@
+# timm as a source of backbones: what the table of sources names.
+"""timm's networks: described and filled, measured for the catalogue."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from torch import nn
+
+from featx import catalogue
+from featx.backbones import timm, timm_extras, timm_loading, timm_survey
+from featx.catalogue import Catalogue, Entry
+from featx.errors import ModelError, UsageError
+from featx.records import Description, Level, ModelRequest, Weights
+
+
+class Timm:
+    """See `featx.backbones.Source`."""
+
+    def describe(self, request: ModelRequest) -> Description:
+        """Describe levels, and what was asked for besides them."""
+        _require_backbone(request)
+        plain = timm.describe(request)
+        _require_as_catalogued(plain, request)
+        return timm_extras.extend(plain, request) if timm_extras.wanted(request) else plain
+
+    def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
+        """Build and fill."""
+        return timm_loading.build(description, request)
+
+    def catalogue(self) -> Catalogue:
+        """Return all names."""
+        return timm_survey.empty_catalogue()
+
+    def entry(self, name: str) -> Entry:
+        """Measure an architecture."""
+        return timm_survey.entry(name)
+
+    def info(self, request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
+        """Describe one model."""
+        _require_backbone(request)
+        return timm_survey.describe(request, known)
+
+
+def _require_backbone(request: ModelRequest) -> None:
+    if request.part != "backbone":
+        what = "has no neck" if request.part in ("neck", "all") else f"has no part {request.part!r}"
+        raise UsageError(f"{request.name} is a backbone of timm's and {what}", "Leave --part out")
+
+
+def _require_as_catalogued(description: Description, request: ModelRequest) -> None:
+    """Hold the levels, which every batch is held against, to those that the catalogue has for the model."""
+    book = catalogue.read()
+    name = request.name
+    if (
+        not book
+        or book.version != metadata.version("timm")
+        or not catalogue.knows(book, name)
+        or request.output_stride is not None
+    ):
+        return
+    known = catalogue.with_tag(book, name)
+    feed = description.input
+    same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
+    facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")
+    by_index = {stated["index"]: stated for stated in known["levels"]}
+    for level in map(Level.to_json, description.levels):
+        stated = by_index.get(level["index"], {})
+        for fact in facts:
+            if level[fact] != stated.get(fact):
+                raise ModelError(
+                    f"Level {level['index']} of {name} has {fact} {level[fact]}, in the catalogue {stated.get(fact)}",
+                    "The installed timm is not what its version says; install it anew",
+                )

@@ -1,0 +1,189 @@
+# The table of formats, and what one has to do: how a run's arrays lie on the disk.
+"""Formats of outputs.
+
+Whatever a format does on the disk, it keeps three promises. What it has said to be settled survives a power cut. What
+it has not, leaves nothing that could be taken for an output, or something that `Writer.tidy` clears away. And the same
+arrays give the same numbers, to the bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from featx.errors import UsageError
+from featx.records import Field, Item
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Format -> the module with its Reader and Writer, and whether it keeps nothing but one vector an image.
+FORMATS = {
+    "npz": ("featx.formats.npz", False),
+    "npy": ("featx.formats.npy", True),
+    "parquet": ("featx.formats.parquet", True),
+}
+
+
+_PARSING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What there is to be written of one image.
+
+    Attributes
+    ----------
+    item : Item
+        The image.
+    path : str
+        Its file, as the manifest has it.
+    size : tuple of int
+        Width and height of the upright original.
+    arrays : mapping
+        C-contiguous, by the keys of the run's fields.
+    """
+
+    item: Item
+    path: str
+    size: tuple[int, int]
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image's arrays on their way to the disk.
+
+    Attributes
+    ----------
+    bytes, sha256 : int, str
+        Of what the manifest vouches for.
+    content : object
+        What the format needs to settle it.
+    """
+
+    bytes: int
+    sha256: str
+    content: Any
+
+
+class Writer(Protocol):
+    """Puts outputs into a run's folder.
+
+    Attributes
+    ----------
+    group : int
+        Outputs that are settled together, at least.
+    seconds : float
+        After so long they are settled, however few they are.
+    """
+
+    group: int
+    seconds: float
+
+    def write(self, record: Record) -> Stored:
+        """Begin with an image; called from several threads. Nothing appears under its own name yet."""
+        ...
+
+    def settle(self, group: Sequence[Stored]) -> list[str]:
+        """Put outputs in their place, safe on the disk, and return the file of each, relative to the folder."""
+        ...
+
+    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Clear away what the manifest does not vouch for; called before the first `write`, and after the last.
+
+        Parameters
+        ----------
+        done : mapping
+            Of the keys in the manifest to the files that hold their arrays.
+        digests : callable
+            Gives the sha256 of each of them; takes time.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Reads outputs out of a run's folder."""
+
+    def holds(self, key: str, output: str, size: int) -> bool:
+        """Whether an image's output of so many bytes is there."""
+        ...
+
+    def read(self, key: str, output: str) -> Mapping[str, Array]:
+        """Return an image's arrays, memory-mapped where that can be.
+
+        Raises
+        ------
+        OSError, KeyError, ValueError, zipfile.BadZipFile
+            If they are not there, or damaged.
+        """
+        ...
+
+    def fault(self, line: Mapping[str, Any]) -> str:
+        """Say what is wrong with the output of a manifest's line; empty if nothing is."""
+        ...
+
+    def files(self, outputs: Iterable[str]) -> set[str]:
+        """Return all files that belong to these outputs."""
+        ...
+
+    def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
+        """Read the embeddings of (key, output) pairs, block by block: keys and (n, D) values."""
+        ...
+
+
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the head of a ``.npy``: shape, whether in Fortran's order, type; the data follow.
+
+    One at a time: numpy has Python parse it, which in several threads at once goes wrong now and then (CPython 3.11).
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    with _PARSING:
+        np.lib.format.read_magic(file)
+        return np.lib.format.read_array_header_1_0(file)
+
+
+def require(name: str, fields: Sequence[Field] | None = None) -> None:
+    """Refuse a format that there is not, or one that cannot hold what a pyramid gives.
+
+    Raises
+    ------
+    UsageError
+        If it is so.
+    FeatxError
+        If a library that it needs is not installed.
+    """
+    if name not in FORMATS:
+        raise UsageError(f"There is no format {name!r}", f"Use {', '.join(FORMATS)}")
+    if fields is not None and vectors_only(name) and not (len(fields) == 1 and fields[0].is_vector):
+        given = ", ".join(field.key for field in fields)
+        raise UsageError(
+            f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
+        )
+    import_module(FORMATS[name][0])
+
+
+def vectors_only(name: str) -> bool:
+    """Whether a format keeps nothing but one vector an image."""
+    return name in FORMATS and FORMATS[name][1]
+
+
+def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -> Writer:
+    """Make what writes a run's outputs; `unfinished` is where it may put what is not complete."""
+    made: Writer = import_module(FORMATS[name][0]).Writer(folder, unfinished, fields)
+    return made
+
+
+def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "") -> Reader:
+    """Make what reads a run's outputs; `digest` tells the sha256 of a key's, where several rows could be meant."""
+    made: Reader = import_module(FORMATS[name][0]).Reader(folder, digest)
+    return made

@@ -1,0 +1,214 @@
+# similar: the images of a run nearest to a query, by the cosine of their embeddings; exact, and as a picture.
+"""``featx similar`` as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from featx import preprocess
+from featx.errors import FeatxError, OutputError, UsageError
+from featx.formats import Array
+from featx.naming import to_path
+from featx.reading import Run, open_run, request_of
+from featx.records import EMBEDDING
+
+# Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
+BLOCK = 2048
+
+# A sheet's thumbnails, the room under each for its text, and how many are in a row.
+THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
+
+PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (200, 60, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An image of a run.
+
+    Attributes
+    ----------
+    key, path : str
+        Its key, and the image file when it was extracted.
+    score : float
+        The cosine of the angle between its embedding and the query's, -1 to 1.
+    """
+
+    key: str
+    path: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What a search came to: the best first, those of the same score in the order of the run."""
+
+    query: str
+    images: int
+    found: list[Neighbour]
+
+
+def similar(
+    run: str | PathLike[str] | Run, query: str | PathLike[str] | Array, count: int = 10, *, device: str = "auto"
+) -> Neighbours:
+    """Find the images of a run whose embeddings are nearest to that of another image.
+
+    Parameters
+    ----------
+    run : path or Run
+        One with embeddings.
+    query : path or (D,) array
+        An image, whose embedding is made as the run's were, or an embedding.
+    count : int
+        How many.
+    device : str
+        Where the query's embedding is made.
+
+    Raises
+    ------
+    FeatxError
+        If the run has no embeddings, or the query cannot be read, or the run's model cannot be had.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    blocks = opened.embeddings()
+    vector = query if isinstance(query, np.ndarray) else embedding_of(opened, Path(query), device)
+    best = nearest(blocks, vector, count)
+    found = [Neighbour(key, str(opened.line(key).get("path", "")), score) for key, score in best]
+    return Neighbours("" if isinstance(query, np.ndarray) else str(query), len(opened), found)
+
+
+def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: int) -> list[tuple[str, float]]:
+    """Find the rows of the largest cosine with a query, exactly.
+
+    A row is judged in single precision first, whose error over D products is at most about D / 2^23 of the product of
+    both lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1); all that could be among the best
+    within that are judged again in double precision.
+
+    Parameters
+    ----------
+    blocks : iterable of (keys, (n, D) float32)
+        All rows.
+    query : (D,) array
+        Of any length but zero.
+    count : int
+        How many rows.
+
+    Returns
+    -------
+    list of (key, cosine)
+        The best first; of the same cosine, the earlier first. A row of zeros has the cosine 0.
+
+    Raises
+    ------
+    UsageError
+        If the query is not as long as the rows are wide, or zero.
+    """
+    exact = np.asarray(query, np.float64)
+    length = np.linalg.norm(exact)
+    if not length > 0:
+        raise UsageError("The query's embedding is zero, and has no direction", "Try another image")
+    exact = exact / length
+    single, error = exact.astype(np.float32), 2 * len(exact) / (1 << 23)
+    kept: list[tuple[str, float]] = []
+    floor = -np.inf
+    for keys, rows in blocks:
+        if rows.shape[1] != len(exact):
+            raise UsageError(
+                f"The rows have {rows.shape[1]} numbers, the query {len(exact)}", "Use the run's own model"
+            )
+        for start in range(0, len(rows), BLOCK):
+            part = rows[start : start + BLOCK]
+            places = np.flatnonzero(_cosines(part, single) >= floor - error)
+            chosen = _cosines(part[places].astype(np.float64), exact)
+            kept += [(keys[start + int(place)], float(score)) for place, score in zip(places, chosen, strict=True)]
+            if len(kept) > count + BLOCK:
+                kept = _best(kept, count)
+                floor = kept[-1][1]
+            elif len(kept) >= count:
+                floor = max(floor, float(np.partition([score for _, score in kept], -count)[-count]))
+    return _best(kept, count)
+
+
+def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
+    """Make the embedding of an image as those of a run were made.
+
+    Raises
+    ------
+    FeatxError
+        If the image cannot be read, or the run's model cannot be had as it was.
+    """
+    from featx.pyramid import choose_devices, load
+
+    if not image.is_file():
+        raise UsageError(f"There is no image {image}", "Check the path")
+    pyramid = load(request_of(run.summary), choose_devices(device)[0])
+    if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
+        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+    try:
+        pixels, _ = pyramid.preprocess(image)
+    except Exception as error:  # decoders raise far more than OSError
+        raise FeatxError(f"{image} cannot be read: {error}", "Try another image") from error
+    vector: Array = pyramid.arrays(pixels[None])[EMBEDDING][0].float().cpu().numpy()
+    return vector
+
+
+def draw(neighbours: Neighbours, path: Path) -> None:
+    """Draw the query and what was found for it, with scores, as a picture.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    tiles = [(neighbours.query, Path(neighbours.query).name, "query")] if neighbours.query else []
+    tiles += [(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
+    across = min(ACROSS, len(tiles))
+    down = -(-len(tiles) // across)
+    step = (THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP)
+    sheet = Image.new("RGB", (GAP + across * step[0], GAP + down * step[1]), PAPER)
+    for place, (file, name, score) in enumerate(tiles):
+        corner = (GAP + place % across * step[0], GAP + place // across * step[1])
+        _draw_tile(sheet, corner, file, name, score, framed=score == "query")
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        way_out = "Give -o a name that ends in .png or .jpg" if "extension" in str(error) else "Choose another -o"
+        raise OutputError(f"{path} cannot be written: {error}", way_out) from error
+
+
+def _cosines(rows: Array, direction: Array) -> Array:
+    """Cosines of rows with a vector of length 1."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    cosines: Array = rows @ direction / np.where(lengths > 0, lengths, 1)
+    return cosines
+
+
+def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
+    return sorted(kept, key=lambda each: -each[1])[:count]
+
+
+def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
+    """Draw one image, as large as its place allows, with its name and score below; a cross where it is gone."""
+    pen, (left, top) = ImageDraw.Draw(sheet), corner
+    box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
+    try:
+        image, _ = preprocess.decode(Path(file))
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
+    except Exception:  # noqa: BLE001 - the image may be gone or changed since; its name and score still hold
+        pen.line((box[:2], box[2:]), INK)
+        pen.line(((box[0], box[3]), (box[2], box[1])), INK)
+    if framed:
+        pen.rectangle(box, outline=FRAME, width=3)
+    font = ImageFont.load_default(13)
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
+    while pen.textlength(text, font) > THUMBNAIL and len(text) > 1:
+        text = f"…{text[2:]}"
+    pen.text((left, top + THUMBNAIL + 4), text, INK, font)
+    pen.text((left, top + THUMBNAIL + 19), score, FRAME if framed else INK, font)

@@ -1,0 +1,142 @@
+# Vectors that share files: a disk that fails at any call, a kill at any call and at any moment, nothing lost or twice.
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import featx
+from featx.verification import verify
+from tests.faults.conftest import lines, make_photos
+
+KINDS = ("ENOSPC", "EIO", "kill")
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("five") / "photos", 5)
+
+
+def options(format_):
+    return ("--embedding", "--format", format_, "--batch-size", "1")
+
+
+def vectors(folder):
+    """Every row as others read it: from the files alone."""
+    run = featx.open_run(folder)
+    rows = [(key, row.copy()) for keys, block in run.embeddings() for key, row in zip(keys, block, strict=True)]
+    assert len({key for key, _ in rows}) == len(rows)
+    return dict(rows)
+
+
+def rows_in_files(folder):
+    if (folder / "embeddings.npy").exists():
+        return len(np.load(folder / "embeddings.npy", mmap_mode="r")), len((folder / "keys.txt").read_text().split())
+    from pyarrow import parquet
+
+    counts = [parquet.read_metadata(path).num_rows for path in folder.glob("*.parquet")]
+    return sum(counts), sum(counts)
+
+
+def require_complete(folder, expected):
+    found = vectors(folder)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert rows_in_files(folder) == (len(expected), len(expected))
+    assert json.loads((folder / "summary.json").read_text())["state"] == "done"
+    last = {line["key"]: line["status"] for line in lines(folder)}
+    assert sorted(key for key, status in last.items() if status == "done") == sorted(expected)
+    verified = verify(folder)
+    assert (verified.sound, verified.foreign, verified.unfinished) == (True, [], 0)
+    assert not (folder / ".unfinished").exists()
+
+
+def change(photos, others):
+    """One image becomes another, one breaks, and one comes."""
+    shutil.copy(others / "0004.jpg", photos / "0001.jpg")
+    (photos / "0003.jpg").write_bytes(b"broken")
+    shutil.copy(others / "0002.jpg", photos / "0007.jpg")
+
+
+@pytest.mark.parametrize("format_", ["npy", "parquet"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("anew", [True, False])
+def test_calls_fail_in_turn(forge, five, tmp_path, format_, kind, anew, request):
+    """Of a run into an empty folder; and of one for which rows are dropped and replaced."""
+    photos, counter = tmp_path / "photos", tmp_path / "calls"
+    shutil.copytree(five, photos)
+    if not anew:
+        assert forge.extract(tmp_path, photos, "before", *options(format_))["status"] == 0
+        change(photos, five)
+        shutil.copytree(tmp_path / "before", tmp_path / "whole")
+    counting = {"name": "call", "number": 0, "kind": "EIO", "counter": str(counter), "group": 2}
+    sound = 0 if anew else 3
+    assert forge.extract(tmp_path, photos, "whole", *options(format_), fault=counting)["status"] == sound
+    expected, calls = vectors(tmp_path / "whole"), counter.read_text().split()
+    assert len(expected) == 5
+    step = 1 if request.config.getoption("large") else 10
+    for number in range(1 + 3 * KINDS.index(kind) + anew, len(calls) + 1, step):
+        counter.unlink(missing_ok=True)
+        if not anew:
+            shutil.copytree(tmp_path / "before", tmp_path / "out")
+        failed = forge.extract(
+            tmp_path, photos, "out", *options(format_), fault={**counting, "number": number, "kind": kind}
+        )
+        made = counter.read_text().split()
+        if kind == "kill":
+            assert failed["status"] == -9, (number, made)
+        elif failed["status"] != sound:  # what is only cleared up at the end may be left to the next run
+            errors = [line for line in failed["stderr"].splitlines() if line.startswith("featx:")]
+            assert (failed["status"], len(errors)) == (1, 1), (made, failed)
+            assert "Unexpected" not in errors[0]
+        if (tmp_path / "out" / "embeddings.npy").exists():
+            np.load(tmp_path / "out" / "embeddings.npy", mmap_mode="r")
+        resumed = forge.extract(tmp_path, photos, "out", *options(format_), isolation=True)
+        assert resumed["status"] == sound, (made, resumed)
+        require_complete(tmp_path / "out", expected)
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("format_", ["npy", "parquet"])
+def test_images_that_change_and_break_between_kills(forge, tmp_path, format_, request):
+    """Rows are replaced and dropped while runs are killed at random moments; what is left is what the images are."""
+    chance = random.Random(format_)
+    photos = make_photos(tmp_path / "photos", 40)
+    others = make_photos(tmp_path / "others", 60)
+    extract = (tmp_path, photos, "out", *options(format_))
+    took = forge.extract(*extract)["seconds"]
+    for turn in range(40 if request.config.getoption("large") else 6):
+        for number in chance.sample(range(40), 8):
+            shutil.copy(others / f"{40 + (turn + number) % 20:04}.jpg", photos / f"{number:04}.jpg")
+        (photos / f"{chance.randrange(40):04}.jpg").write_bytes(b"broken")
+        forge.extract(*extract, kill_after=chance.uniform(0.05, took), isolation=True)
+    final = forge.extract(*extract, "--retry-failed", isolation=True)
+    assert final["status"] in (0, 3), final
+    forge.extract(tmp_path, photos, "anew", *options(format_))
+    expected, found = vectors(tmp_path / "anew"), vectors(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert rows_in_files(tmp_path / "out") == (len(expected), len(expected))
+    assert verify(Path(tmp_path / "out")).sound
+
+
+@pytest.mark.parametrize("format_", ["npy", "parquet"])
+def test_damage_is_found_forgotten_and_made_good(forge, five, tmp_path, format_):
+    extract = (tmp_path, five, "out", *options(format_))
+    assert forge.extract(*extract)["status"] == 0
+    expected = vectors(tmp_path / "out")
+    file = next((tmp_path / "out").glob("embeddings*"))
+    data = bytearray(file.read_bytes())
+    place = data.index(expected["photos/0002.jpg"].tobytes())
+    data[place + 9] ^= 1
+    file.write_bytes(data)
+    verified = verify(tmp_path / "out")
+    assert not verified.sound
+    assert "photos/0002.jpg" in verified.damaged
+    assert verify(tmp_path / "out", repair=True).repaired
+    assert forge.extract(*extract)["status"] == 0
+    require_complete(tmp_path / "out", expected)

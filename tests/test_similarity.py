@@ -1,0 +1,127 @@
+# similar: the same as brute force, and the command's table, JSON and picture.
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import featx
+from featx import similarity
+from featx.errors import FeatxError, UsageError
+from tests.conftest import natural_image
+
+
+def brute_force(keys, rows, query, count):
+    rows, query = rows.astype(np.float64), np.asarray(query, np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
+    cosines = rows @ query / np.linalg.norm(query) / np.where(lengths > 0, lengths, 1)
+    order = np.argsort(-cosines, kind="stable")[:count]
+    return [(keys[place], cosines[place]) for place in order]
+
+
+def require_equal(found, expected):
+    assert [key for key, _ in found] == [key for key, _ in expected]
+    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 10, 300, 9000])
+def test_random_rows(count, monkeypatch):
+    monkeypatch.setattr(similarity, "BLOCK", 256)
+    generator = np.random.default_rng(count)
+    rows = generator.standard_normal((5000, 96)).astype(np.float32)
+    keys = [str(number) for number in range(len(rows))]
+    query = generator.standard_normal(96).astype(np.float32)
+    blocks = [(keys[start : start + 1300], rows[start : start + 1300]) for start in range(0, 5000, 1300)]
+    require_equal(similarity.nearest(blocks, query, count), brute_force(keys, rows, query, count))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 30))
+def test_rows_that_hardly_differ(seed, rows, count):
+    """In single precision their cosines are the same."""
+    generator = np.random.default_rng(seed)
+    query = generator.standard_normal(24)
+    near = (query + 1e-4 * generator.standard_normal((rows, 24))).astype(np.float32)
+    near[generator.integers(rows)] = 0
+    keys = [str(number) for number in range(rows)]
+    require_equal(similarity.nearest([(keys, near)], query, count), brute_force(keys, near, query, count))
+
+
+def test_equal_rows_come_in_their_order():
+    rows = np.ones((6, 4), np.float32)
+    found = similarity.nearest([(list("abc"), rows[:3]), (list("def"), rows[3:])], np.ones(4), 4)
+    assert [key for key, _ in found] == list("abcd")
+
+
+def test_a_query_without_direction_or_of_another_length():
+    with pytest.raises(UsageError, match="zero"):
+        similarity.nearest([], np.zeros(4), 1)
+    with pytest.raises(UsageError, match="rows have 4 numbers, the query 5"):
+        similarity.nearest([(["a"], np.ones((1, 4), np.float32))], np.ones(5), 1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("similar") / "photos"
+    folder.mkdir()
+    for number in range(9):
+        natural_image(number).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("format_", ["npz", "npy", "parquet"])
+def test_an_image_is_most_similar_to_itself(photos, tmp_path, format_):
+    featx.extract(
+        photos,
+        "test_vit",
+        tmp_path / "run",
+        weights="random",
+        embedding=True,
+        format=format_,
+        batch_size=4,
+        device="cpu",
+    )
+    run = featx.open_run(tmp_path / "run")
+    found = similarity.similar(run, photos / "4.png", 3, device="cpu")
+    assert (found.images, len(found.found), found.found[0].key) == (9, 3, "photos/4.png")
+    assert found.found[0].score == pytest.approx(1, abs=1e-5)
+    keys = list(run)
+    rows = np.stack([run[key]["embedding"] for key in keys])
+    by_vector = similarity.similar(tmp_path / "run", rows[2], 9)
+    require_equal([(each.key, each.score) for each in by_vector.found], brute_force(keys, rows, rows[2], 9))
+
+
+def test_the_command(featx_command, photos, tmp_path):
+    model = ("--model", "test_resnet", "--weights", "random", "--device", "cpu")
+    assert featx_command("extract", photos, *model, "--embedding", "--output", "run").returncode == 0
+    (photos / "7.png").rename(photos / "moved.png")  # the sheet says so, and goes on
+    done = featx_command("similar", "run", photos / "4.png", "-k", "9", "--output", "sheet.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split() == ["1", "1.0000", "photos/4.png"]
+    assert "of 9 images" in done.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (12 + 5 * (224 + 12), 12 + 2 * (224 + 34 + 12))
+    value = json.loads(featx_command("similar", "run", photos / "4.png", "-k", "2", "--json").stdout)
+    assert value["found"][0]["key"] == "photos/4.png"
+    assert value["found"][0]["path"] == str(photos / "4.png")
+
+    gone = featx_command("similar", "run", "none.png")
+    assert (gone.returncode, gone.stderr) == (2, "featx: There is no image none.png. Check the path.\n")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    assert featx_command("similar", "run", "broken.png").returncode == 1
+    assert featx_command("extract", photos, *model, "--output", "maps").returncode == 0
+    without = featx_command("similar", "maps", photos / "4.png")
+    assert (without.returncode, without.stdout) == (1, "")
+    assert without.stderr == "featx: The run maps has no embeddings. Extract it with --embedding.\n"
+
+
+def test_weights_that_are_others_by_now_are_refused(photos, tmp_path):
+    featx.extract(photos, "test_vit", tmp_path / "run", weights="random", embedding=True, device="cpu")
+    run = featx.open_run(tmp_path / "run")
+    run.summary["weights"]["sha256"] = "0" * 64
+    with pytest.raises(FeatxError, match="weights are others now"):
+        similarity.similar(run, photos / "1.png")
