@@ -74,3 +74,9 @@ class StoppedError(FeatxError):
     def __init__(self, message: str, hint: str = "", signal: int = 2) -> None:
         super().__init__(message, hint)
         self.exit_status = 128 + signal
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or what it is called if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")

@@ -27,6 +27,26 @@ def write(path: Path, pieces: Iterable[Piece]) -> None:
         os.close(handle)
 
 
+def write_at(path: Path, position: int, pieces: Iterable[Piece]) -> None:
+    """Write into a file that is there, from a position on; a link is not followed."""
+    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.lseek(handle, position, os.SEEK_SET)
+        write_all(handle, pieces)
+    finally:
+        os.close(handle)
+
+
+def cut(path: Path, length: int) -> None:
+    """Take off what is behind a length; nothing is ever added, and a link is not followed."""
+    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(handle).st_size > length:
+            os.ftruncate(handle, length)
+    finally:
+        os.close(handle)
+
+
 def write_all(handle: int, pieces: Iterable[Piece]) -> None:
     """Write pieces to an open file, however many calls it takes."""
     pieces = iter(pieces)

@@ -43,6 +43,11 @@ def to_path(text: str) -> str:
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode()))
 
 
+def printable(text: str) -> str:
+    """Write what would move a terminal's cursor, or change its colours, as what it is."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def fold(name: str) -> str:
     """Make names equal that some file system takes for the same: those that differ in case or in Unicode's form."""
     if name.isascii():

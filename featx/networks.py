@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featx.errors import FeatxError, UsageError
+from featx.errors import FeatxError, UsageError, first_line
 from featx.files import temporary_beside
 
 Network = Callable[[Tensor], Sequence[Tensor]]
@@ -86,7 +86,7 @@ def _compiled(module: nn.Module, plan: Plan) -> Network:
             network(batch)
     except Exception as error:
         raise FeatxError(
-            f"torch cannot compile the network: {_first_line(error)}", "Install a C++ compiler, or use --backend torch"
+            f"torch cannot compile the network: {first_line(error)}", "Install a C++ compiler, or use --backend torch"
         ) from error
     return network
 
@@ -141,7 +141,7 @@ def _convert(module: nn.Module, plan: Plan, path: Path) -> None:
         temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
         temporary.replace(path)
     except Exception as error:
-        raise FeatxError(f"OpenVINO cannot convert the network: {_first_line(error)}", "Use --backend torch") from error
+        raise FeatxError(f"OpenVINO cannot convert the network: {first_line(error)}", "Use --backend torch") from error
 
 
 class _Tuple(nn.Module):
@@ -160,11 +160,6 @@ def _converted_at(plan: Plan) -> Path:
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "featx" / "openvino" / f"{name}.xml"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")
 
 
 BACKENDS: dict[str, Callable[[nn.Module, Plan], Network]] = {

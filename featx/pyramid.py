@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from featx import backbones, networks, preprocess
 from featx.backbones.levels import require_arrays, to_nchw
 from featx.errors import ModelError, UsageError
 from featx.geometry import Frame
+from featx.reading import request_of
 from featx.records import Description, Field, Input, Level, ModelRequest, Weights
 
 
@@ -288,6 +289,20 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
     description = source.describe(request)
     module, weights = source.build(description, request)
     return Pyramid(description, module, weights, device, request)
+
+
+def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
+    """Load the pyramid of a run as it was then.
+
+    Raises
+    ------
+    UsageError
+        If its weights are others by now.
+    """
+    pyramid = load(request_of(summary), device)
+    if pyramid.weights.sha256 != summary["weights"]["sha256"]:
+        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+    return pyramid
 
 
 def dtype_of(precision: str) -> torch.dtype:

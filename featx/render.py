@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from featx.errors import FeatxError
+from featx.naming import printable
 from featx.records import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ WIDE = 1000
 def error(failure: Exception) -> None:
     """One line: what went wrong, and the way out."""
     message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
-    text = _plain(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
+    text = printable(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
     _talk().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
 
 
@@ -123,7 +124,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
         return
     out, table = _data(), _table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
-        table.add_row(str(rank), f"{each.score:.4f}", escape(_plain(each.key)))
+        table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
     _talk().print(f"[dim]of {_images(value.images)}[/]")
 
@@ -180,7 +181,7 @@ def progress(*, quiet: bool, chatter: Chatter) -> Iterator[Listener]:
     finally:
         unheard = [] if quiet else [line for line in chatter.lines() if line not in told]
         for line in unheard[:CHATTER_LINES]:
-            talk.print(f"said by a library: {_plain(line)}", markup=False, highlight=False, soft_wrap=True)
+            talk.print(f"said by a library: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -205,11 +206,11 @@ def verified(value: Verified, *, as_json: bool) -> None:
         out.print(text, markup=False, soft_wrap=True)
 
     for key in value.missing:
-        say(f"missing: {_plain(key)}")
+        say(f"missing: {printable(key)}")
     for key, fault in value.damaged.items():
-        say(f"damaged: {_plain(key)}: {_plain(fault)}")
+        say(f"damaged: {printable(key)}: {printable(fault)}")
     for name in value.foreign:
-        say(f"foreign: {_plain(name)}")
+        say(f"foreign: {printable(name)}")
     if value.unreadable:
         say(f"damaged: {value.unreadable} lines of the manifest")
     if value.unfinished:
@@ -226,7 +227,7 @@ def _recomputed(value: Recomputed) -> str:
     skipped = f", {value.skipped} were changed or are gone" if value.skipped else ""
     versions = f" (now {', '.join(value.versions)})" if value.versions else ""
     failed = f", {len(value.failed)} failed, the first {value.failed[0]}" if value.failed else ""
-    rest = _plain(f"{skipped}{failed}{versions}")
+    rest = printable(f"{skipped}{failed}{versions}")
     if not value.images:
         return f"nothing extracted again{rest}"
     if not value.where:
@@ -234,7 +235,7 @@ def _recomputed(value: Recomputed) -> str:
     verdict = "within" if value.deviation <= value.tolerance else "beyond"
     return (
         f"{_images(value.images)} extracted again: largest deviation {value.deviation:.1e} of the level's largest "
-        f"number, in {_plain(value.where)}, {verdict} {value.tolerance:g}{rest}"
+        f"number, in {printable(value.where)}, {verdict} {value.tolerance:g}{rest}"
     )
 
 
@@ -289,7 +290,7 @@ class _Lines:
         elif isinstance(event, Planned):
             self._begin(event)
         elif not self._quiet:
-            self._say(_plain(event.text))
+            self._say(printable(event.text))
         if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             self._say(self._tally.line())
@@ -328,7 +329,7 @@ class _Bar:
         if isinstance(event, Planned):
             self._begin(event)
         elif isinstance(event, Note):
-            self._talk.print(_plain(event.text), markup=False, highlight=False)
+            self._talk.print(printable(event.text), markup=False, highlight=False)
         elif self._progress and self._task is not None:
             if not event.done:
                 self._progress.console.print(
@@ -398,12 +399,7 @@ def _images(count: int) -> str:
 
 def _failure(outcome: Outcome, when: str = "") -> str:
     said = f" ({outcome.messages})" if outcome.messages else ""
-    return _plain(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")
-
-
-def _plain(text: str) -> str:
-    """Write what would move a terminal's cursor, or change its colours, as what it is."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return printable(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")
 
 
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:

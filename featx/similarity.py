@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from featx import preprocess
 from featx.errors import FeatxError, OutputError, UsageError
 from featx.formats import Array
-from featx.naming import to_path
-from featx.reading import Run, open_run, request_of
+from featx.naming import printable, to_path
+from featx.reading import Run, open_run
 from featx.records import EMBEDDING
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
@@ -143,13 +143,11 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     FeatxError
         If the image cannot be read, or the run's model cannot be had as it was.
     """
-    from featx.pyramid import choose_devices, load
+    from featx.pyramid import choose_devices, load_again
 
     if not image.is_file():
         raise UsageError(f"There is no image {image}", "Check the path")
-    pyramid = load(request_of(run.summary), choose_devices(device)[0])
-    if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
-        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+    pyramid = load_again(run.summary, choose_devices(device)[0])
     try:
         pixels, _ = pyramid.preprocess(image)
     except Exception as error:  # decoders raise far more than OSError
@@ -207,7 +205,7 @@ def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score:
     if framed:
         pen.rectangle(box, outline=FRAME, width=3)
     font = ImageFont.load_default(13)
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
+    text = printable(name)
     while pen.textlength(text, font) > THUMBNAIL and len(text) > 1:
         text = f"…{text[2:]}"
     pen.text((left, top + THUMBNAIL + 4), text, INK, font)

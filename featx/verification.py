@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from featx import formats, manifest
-from featx.errors import OutputError, StuckError, UsageError
+from featx.errors import OutputError, StuckError
 from featx.formats import Array
 from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
-from featx.reading import Run, open_run, request_of
+from featx.reading import Run, open_run
 from featx.records import Checked, Field, Item, Job, Limits
 from featx.suspects import remember_suspects
 
@@ -199,7 +199,7 @@ def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> st
 
 def _look_around(run: Run, verified: Verified) -> None:
     """Find files that are not the run's."""
-    ours = run.reader.files({str(run.line(key).get("output")) for key in run}) | {SUMMARY, MANIFEST}
+    ours = run.reader.files({run.output(key) for key in run}) | {SUMMARY, MANIFEST}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if where.parts[:1] == (UNFINISHED,):
@@ -227,7 +227,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     """Extract some images again, into a folder that does not stay, and compare."""
     # torch takes seconds to load, and is needed for nothing else here.
     from featx import extraction, isolation, pipeline
-    from featx.pyramid import choose_devices, load
+    from featx.pyramid import choose_devices, load_again
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
@@ -239,11 +239,9 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    devices, request = choose_devices(recipe["device"]), request_of(run.summary)
-    pyramid = load(request, devices[0])
-    if pyramid.weights.sha256 != run.summary["weights"]["sha256"]:
-        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
-    job = Job((), request, dtype=recipe["dtype"])
+    devices = choose_devices(recipe["device"])
+    pyramid = load_again(run.summary, devices[0])
+    job = Job((), pyramid.request, dtype=recipe["dtype"])
     computers, workers = extraction.spread([pyramid], job, len(items), recipe)
     extraction.hand_over(computers, workers)
     with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):

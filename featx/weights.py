@@ -24,7 +24,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from featx.errors import WeightsError
+from featx.errors import WeightsError, first_line
 from featx.files import sha256_of
 
 # Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
@@ -98,7 +98,7 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
         except hub_errors.HFValidationError as error:
             raise WeightsError(f"{repository!r} is no name of a hub repository", "Write hf-hub:owner/name") from error
         except Exception as error:  # the hub client and its transport raise a dozen classes
-            raise WeightsError(f"{repository} could not be fetched: {_first_line(error)}", WAYS_ON) from error
+            raise WeightsError(f"{repository} could not be fetched: {first_line(error)}", WAYS_ON) from error
         _check_against_name(Path(path))
         return Path(path)
     raise WeightsError(f"{_with_revision(repository, revision)} holds none of {', '.join(names)}", WAYS_ON)
@@ -128,7 +128,7 @@ def url_file(url: str) -> Path:
             target.unlink()
             raise WeightsError(f"{url} arrived incomplete", "Try again")
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
-        raise WeightsError(f"{url} could not be fetched: {_first_line(error)}", WAYS_ON) from error
+        raise WeightsError(f"{url} could not be fetched: {first_line(error)}", WAYS_ON) from error
     return target
 
 
@@ -251,7 +251,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(safetensors.torch.load_file(path))
     except Exception as error:  # the format's own error is no subclass of OSError
-        raise WeightsError(f"{path} is no readable safetensors file: {_first_line(error)}", "Fetch it again") from error
+        raise WeightsError(f"{path} is no readable safetensors file: {first_line(error)}", "Fetch it again") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
                 "Save its state dict alone: torch.save(model.state_dict(), …)",
             ) from error
         raise WeightsError(
-            f"{path} is no readable checkpoint: {_first_line(error)}", "Fetch or save it again"
+            f"{path} is no readable checkpoint: {first_line(error)}", "Fetch or save it again"
         ) from error
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, no state dict", "Save model.state_dict() instead")
@@ -322,8 +322,3 @@ def _content_length(url: str) -> str | None:
 
 def _with_revision(repository: str, revision: str | None) -> str:
     return f"{repository}@{revision}" if revision else repository
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")

@@ -389,7 +389,7 @@ def test_every_name_can_be_described():
     assert {"yolov8n", "yolo11x-seg", "yolov5l-p6", "yolov10b", "yolov9e", "yolo12m", "yolov6s", "yolov3-tiny"} <= {
         *names
     }
-    files = {path: name for name, (path, _) in SOURCE._files().items()}
+    files = {path: name for name, (path, _) in SOURCE._files.items()}
     assert len(files) > 40
     for name in files.values():
         described = SOURCE.describe(ModelRequest(name))

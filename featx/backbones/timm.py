@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure, to_nchw
-from featx.errors import ModelError, UsageError
+from featx.errors import ModelError, UsageError, first_line
 from featx.records import Description, Input, Level, ModelRequest
 from featx.tracing import Tracer
 
@@ -340,7 +340,7 @@ def _build_skeleton(reference: Reference, request: ModelRequest, arguments: dict
                 f"{reference.name} cannot be built with output stride {request.output_stride}",
                 f"It takes {', '.join(taken)}" if taken else "It has only its own strides; leave --output-stride out",
             ) from error
-        raise ModelError(f"timm cannot build {reference.name}: {_reason(error)}") from error
+        raise ModelError(f"timm cannot build {reference.name}: {first_line(error)}") from error
 
 
 def _takes_output_stride(reference: Reference, stride: int) -> bool:
@@ -463,7 +463,7 @@ def _size_error(
     refusal = f"{reference.name} cannot take an input of {size[1]}x{size[2]} pixels"
     if request.image_size is None:
         return ModelError(
-            f"{refusal}, its own size: {_reason(refused.__cause__ or refused)}", "Please report this model"
+            f"{refusal}, its own size: {first_line(refused.__cause__ or refused)}", "Please report this model"
         )
     _, height, width = _data_config(reference, replace(request, image_size=None))["input_size"]
     taken = sizes_taken(reference)
@@ -479,8 +479,3 @@ def _odd_multiple(multiple: int, at_least: int) -> int:
     """Return the first odd multiple of `multiple` that is not smaller; no multiple of anything twice as large."""
     count = -(-at_least // multiple)
     return multiple * (count + 1 - count % 2)
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import chain
@@ -31,7 +32,7 @@ from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure
 from featx.catalogue import Catalogue, Entry
-from featx.errors import FeatxError, ModelError, UsageError, WeightsError
+from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line
 from featx.files import sha256_of
 from featx.records import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 from featx.tracing import Tracer
@@ -133,7 +134,7 @@ class Ultralytics:
 
     def catalogue(self) -> Catalogue:
         """Return the names of all models whose layers can be walked."""
-        return Catalogue("ultralytics", metadata.version("ultralytics"), list(self._files()), {}, {})
+        return Catalogue("ultralytics", metadata.version("ultralytics"), list(self._files), {}, {})
 
     def entry(self, name: str) -> Entry:
         """Measure a model's backbone."""
@@ -177,6 +178,7 @@ class Ultralytics:
             "bytes_per_image": catalogue.bytes_per_image(levels),
         }
 
+    @cached_property
     def _files(self) -> dict[str, tuple[Path, str]]:
         """Return ultralytics' own configuration files by the names of models, and the scale that each name means."""
         return _configurations(Path(inspect.getfile(self._tasks)).parent.parent / "cfg" / "models")
@@ -202,7 +204,7 @@ class Ultralytics:
 
     def _layers(self, name: str, device: str) -> tuple[nn.Sequential, int]:
         """Build a model as ultralytics' own classes do, and return its layers and how many are the backbone's."""
-        known = self._files()
+        known = self._files
         if name not in known:
             if any(word in name for word in LEFT_OUT):
                 raise ModelError(f"featx cannot run {name}", "Use a plain yolo model; `featx list-models` shows them")
@@ -215,7 +217,7 @@ class Ultralytics:
 
     def _configuration(self, name: str) -> dict[str, Any]:
         """Read a model's configuration by its whole path: by its name, one in the current folder would come first."""
-        path, scale = self._files()[name]
+        path, scale = self._files[name]
         return {**self._tasks.YAML.load(path), "scale": scale, "yaml_file": str(path)}
 
     def _build(self, name: str, places: Sequence[int], seed: int) -> Walk:
@@ -301,8 +303,9 @@ class Ultralytics:
         except WeightsError:
             raise
         except Exception as error:  # it raises a dozen classes
+            said = re.sub(r"^ERROR\W*", "", first_line(error))
             raise WeightsError(
-                f"{path} is no checkpoint that can be loaded without running code in it: {_first_line(error)}",
+                f"{path} is no checkpoint that can be loaded without running code in it: {said}",
                 "Use a file of ultralytics' own, or save its state dict as .safetensors",
             ) from error
         finally:
@@ -519,8 +522,3 @@ def _preprocessing(name: str, size: tuple[int, int]) -> dict[str, Any]:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-
-
-def _first_line(error: BaseException) -> str:
-    text = re.sub(r"ERROR\W*", "", str(error)).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

@@ -12,6 +12,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class Writer:
                 self._begin()
                 keys = "".join(_line(stored.content[0]) for stored in group).encode()
                 rows = [stored.content[1].data.cast("B") for stored in group]
-                _write_at(self._array, self._end_of(self._rows), rows)
-                _write_at(self._keys, self._keys_end, [keys])
+                files.write_at(self._array, self._end_of(self._rows), rows)
+                files.write_at(self._keys, self._keys_end, [keys])
                 self._count(self._rows + len(group))
                 self._keys_end += len(keys)
             return [VECTORS] * len(group)
@@ -81,8 +82,8 @@ class Writer:
             self._rewrite(rows, keys, live, owners)
             self._keys_end = sum(len(_line(owner).encode()) for owner in owners)
             self._count(len(live))
-            _cut(self._array, self._end_of(len(live)))
-            _cut(self._keys, self._keys_end)
+            files.cut(self._array, self._end_of(len(live)))
+            files.cut(self._keys, self._keys_end)
 
     def _rewrite(self, rows: Array, keys: Sequence[str], live: Sequence[int], owners: Sequence[str]) -> None:
         """Replace the keys, then the array, where need be: fewer keys than rows tell of an interruption in between."""
@@ -93,7 +94,7 @@ class Writer:
             return
         blocks = (rows[list(live[start : start + BLOCK])] for start in range(0, len(live), BLOCK))
         pieces = (np.ascontiguousarray(block).data.cast("B") for block in blocks)
-        whole = _chained(_header(len(live), self._length), pieces)
+        whole: Iterator[files.Piece] = chain([_header(len(live), self._length)], pieces)
         files.write_atomically(self._array, whole, self._unfinished / VECTORS)
 
     def _begin(self) -> None:
@@ -107,7 +108,7 @@ class Writer:
         """Have the header count so many rows, which are safe on the disk before it is written."""
         files.synchronise(self._array)
         files.synchronise(self._keys)
-        _write_at(self._array, 0, [_header(rows, self._length)])
+        files.write_at(self._array, 0, [_header(rows, self._length)])
         files.synchronise(self._array)
         self._rows = rows
 
@@ -237,29 +238,5 @@ def _owners(rows: Array, digests: Mapping[str, str]) -> list[str]:
     keys: dict[str, list[str]] = {}
     for key, digest in digests.items():
         keys.setdefault(digest, []).append(key)
-    found = (keys.get(hashlib.sha256(row.data).hexdigest()) for row in rows)
-    return [names.pop(0) if names else "" for names in found]
-
-
-def _write_at(path: Path, position: int, pieces: Iterable[files.Piece]) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.lseek(handle, position, os.SEEK_SET)
-        files.write_all(handle, pieces)
-    finally:
-        os.close(handle)
-
-
-def _cut(path: Path, length: int) -> None:
-    """Take off what is behind a length; nothing is ever added."""
-    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(handle).st_size > length:
-            os.ftruncate(handle, length)
-    finally:
-        os.close(handle)
-
-
-def _chained(first: files.Piece, others: Iterable[files.Piece]) -> Iterator[files.Piece]:
-    yield first
-    yield from others
+    waiting = {digest: iter(names) for digest, names in keys.items()}
+    return [next(waiting.get(hashlib.sha256(row.data).hexdigest(), iter(())), "") for row in rows]

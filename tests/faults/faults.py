@@ -60,7 +60,7 @@ def _call(number: int, kind: str, counter: str = "", only: str = "", group: int 
     if group:  # so that few images make several settlements
         npy.Writer.group = parquet.Writer.group = group
     faulty = FaultyOs(number, kind, counter, only)
-    for module in (files, manifest, suspects, npy):
+    for module in (files, manifest, suspects):
         module.os = faulty
 
 
