@@ -68,7 +68,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
         if len(ready) < workers.batch_size:
             raise UsageError("There are too few images that can be read", "Give more --images, or none")
-        batches = list(pipeline.groups(ready, workers.batch_size))
+        batches = _cut(ready, workers.batch_size)
         seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
         sizes: list[int] = []
         with extraction.machine(devices, workers):
@@ -80,10 +80,12 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
                 _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
                 computed = _renamed(work.compute(batches[0]), items)
                 written = _time(seconds["write"], workers.writers, work.write, computed)
-                _time(seconds["settle"], 1, work.settle, pipeline.groups(written, writer.group))
+                _time(seconds["settle"], 1, partial(_commit, work), _cut(written, writer.group))
                 whole = _emptied(Path(scratch) / "run")
                 began = time.perf_counter()
-                outcomes = list(pipeline.run(computers, items, _writer(pyramids[0], whole), workers, reader))
+                outcomes = list(
+                    chain.from_iterable(pipeline.run(computers, items, _writer(pyramids[0], whole), workers, reader))
+                )
                 seconds["pipeline"].append(time.perf_counter() - began)
                 sizes = [outcome.bytes for outcome in outcomes if outcome.done]
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
@@ -130,6 +132,15 @@ def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], va
 def _compute(work: pipeline.Work, batch: Sequence[pipeline.Ready]) -> int:
     """Run a batch, and keep nothing of it."""
     return len(work.compute(batch))
+
+
+def _commit(work: pipeline.Work, group: Sequence[Any]) -> int:
+    """Commit a group of outputs."""
+    return sum(map(len, work.commit(group)))
+
+
+def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:

@@ -484,14 +484,14 @@ def verify(
 ) -> None:
     """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
 
-    Exit status: 0 all is well, 1 something is missing or damaged, 11 a run is working there.
+    Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run is working there.
     """
     from featx.verification import verify as check
 
     with render.checking(quiet=as_json) as listener:
         verified = check(folder, recompute=recompute, repair=repair, listener=listener)
     render.verified(verified, as_json=as_json)
-    raise typer.Exit(0 if verified.sound else 1)
+    raise typer.Exit(0 if verified.sound and verified.complete else 1)
 
 
 def main() -> None:

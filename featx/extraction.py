@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, formats, manifest, naming, sources
+from featx import files, formats, locking, manifest, sources, summaries
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.naming import MANIFEST
+from featx.planning import Plan, everything, plan_work
 from featx.records import (
     EMBEDDING,
     OUTPUT_OPTIONS,
@@ -31,7 +33,6 @@ from featx.records import (
     Outcome,
     Planned,
     Workers,
-    many_records,
 )
 from featx.stopping import InterruptedByError, Stop
 
@@ -223,7 +224,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     _require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
-    manifest.require_usable(output)
+    locking.require_usable(output)
     for text in _remarks(found, job):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
@@ -232,19 +233,14 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
     pyramids = [load(job.request, device) for device in devices]
-    formats.require(job.format, pyramids[0].fields)
-    with manifest.hold(output) as held:
-        before = _summary_before(output, job)
-        earlier = None if job.overwrite else before
+    formats.require(job.format, pyramids[0].fields, job.dtype)
+    with locking.hold(output) as held:
+        before = summaries.read_summary(output)
         told: deque[str] = deque()
-        then = (earlier or {}).get("recipe", {})
-        computers, workers = spread(pyramids, job, len(found.items), then, told.append)
-        recipe = _recipe(pyramids[0], job, workers)
-        if not job.overwrite:
-            manifest.require_same_recipe(output, earlier, recipe)
-        plan = plan_work(output, found.items, job)
+        setting = _set_up(pyramids, job, found.items, output, before, told.append)
+        job, plan, workers = setting.job, setting.plan, setting.workers
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
-            hand_over(computers, workers)
+            hand_over(setting.computers, workers)
         pending = _suspected(held.unfinished, output, plan)
         held.begin(anew=job.overwrite)
         writer = formats.writer(job.format, output, held.unfinished, pyramids[0].fields)
@@ -252,12 +248,13 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
             name = before["recipe"]["format"]
             same = name == job.format
             _tidy(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
-        suspected = pending & suspects.marks_of(plan.to_do) if pending else frozenset()
-        facts = _facts(pyramids[0], recipe)
-        ledger = manifest.Ledger(output, held, facts, plan.kept_done, plan.kept_failed, len(plan.to_do), earlier)
+        suspected = pending.keys() & suspects.marks_of(plan.to_do) if pending else set()
+        facts = {**_facts(pyramids[0], setting.recipe), "unchosen": sorted(_unchosen(job, setting.earlier))}
+        counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
+        ledger = manifest.Ledger(output, held, facts, *counts, setting.earlier)
         ledger.save("running")
         listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
-        for text in _surprises(plan, suspected):
+        for text in (*held.notes, *_surprises(setting, suspected)):
             listener(Note(text))
         reader = isolation.Reader(
             pyramids[0].preprocessor,
@@ -268,16 +265,67 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
             hashed=job.hash_inputs,
             chatter=chatter,
         )
-        crew = _Crew(computers, writer, workers, reader, stop or Stop(), told, held.unfinished, set(pending))
+        crew = _Crew(setting.computers, writer, workers, reader, stop or Stop(), told, held.unfinished, pending)
         failures = list(plan.failures)
         with _booked(ledger, crew), machine(devices, workers):
             failures += _work_off(plan.to_do, crew, ledger, listener)
             if plan.again or len(failures) > len(plan.failures):
                 _tidy(writer, output, job.format)
-        facts["largest_pass"] = min(computer.largest for computer in computers)
+        facts["largest_pass"] = min(computer.largest for computer in setting.computers)
         ledger.save("done")
     tried = len(plan.to_do)
     return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """How a call is to go: what is to be done, by what, and which summary of an earlier call it continues."""
+
+    job: Job
+    plan: Plan
+    computers: list[Computer]
+    workers: Workers
+    recipe: dict[str, Any]
+    earlier: dict[str, Any] | None
+    done_again: int = 0
+
+
+def _set_up(
+    pyramids: list[Pyramid],
+    job: Job,
+    items: list[Item],
+    output: Path,
+    before: dict[str, Any] | None,
+    tell: Callable[[str], None],
+) -> _Setting:
+    """Choose batches and threads, make sure that the recipe is the folder's, and plan.
+
+    What nobody chose was chosen for an earlier call's images. Where those were few, and now there are many, they are
+    done again as suits the many: all features of a folder come from one recipe.
+    """
+    # Where no line was written, or all are about to go, there is nothing that another recipe could be mixed with.
+    earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
+    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
+    recipe = _recipe(pyramids[0], job, workers)
+    summaries.require_same_recipe(output, earlier, recipe)
+    plan = plan_work(output, items, job)
+    setting = _Setting(job, plan, computers, workers, recipe, earlier)
+    if not earlier or not plan.is_worth_doing_again() or _unchosen(job, earlier) != _unchosen(job, None):
+        return setting
+    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, tell)
+    if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
+        return setting
+    job = replace(job, overwrite=True)
+    done_again = plan.kept_done + plan.again
+    plan = plan_work(output, everything(output, items, plan), job)
+    return _Setting(job, plan, computers, suitable, _recipe(pyramids[0], job, suitable), None, done_again)
+
+
+def _unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:
+    """Name what changes numbers and was chosen by featx, in this call and those before it."""
+    asked = {"batch_size": job.batch_size, "threads": job.workers}
+    unchosen = {name for name, value in asked.items() if value is None}
+    return unchosen & set(earlier.get("unchosen", ())) if earlier else unchosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,14 +339,16 @@ class _Crew:
     stop: Stop
     told: deque[str]
     unfinished: Path
-    suspects: set[bytes]
+    suspects: dict[bytes, bytes]
 
-    def clear(self, item: Item) -> None:
-        """Suspect an image no more, now that it has its line."""
+    def clear(self, outcomes: Sequence[Outcome]) -> None:
+        """Suspect images no more, now that they have their lines."""
         from featx.suspects import keep_in_mind, mark_of
 
-        if self.suspects and mark_of(item) in self.suspects:
-            self.suspects.discard(mark_of(item))
+        cleared = {mark_of(outcome.item) for outcome in outcomes} & self.suspects.keys() if self.suspects else ()
+        for mark in cleared:
+            del self.suspects[mark]
+        if cleared:
             keep_in_mind(self.unfinished, self.suspects)
 
 
@@ -308,26 +358,28 @@ def _work_off(items: list[Item], crew: _Crew, ledger: manifest.Ledger, listener:
 
     left, failures = deque(items), []
 
-    def enter(outcome: Outcome) -> None:
-        ledger.enter(outcome)
-        crew.clear(outcome.item)
-        listener(outcome)
-        if not outcome.done:
-            failures.append(outcome)
+    def enter(group: Sequence[Outcome]) -> None:
+        entered = ledger.enter(group)
+        crew.clear(entered)
+        for outcome in entered:
+            left.popleft()
+            listener(outcome)
+            if not outcome.done:
+                failures.append(outcome)
 
     while left and not crew.stop.asked():
         outcomes = pipeline.run(crew.computers, list(left), crew.writer, crew.workers, crew.reader, crew.stop.asked)
         try:
             with closing(outcomes), crew.stop.gently():
-                for outcome in outcomes:
+                for group in outcomes:
                     while crew.told:
                         listener(Note(crew.told.popleft()))
-                    left.popleft()
-                    enter(outcome)
+                    enter(group)
         except StuckError as stuck:
             if stuck.item in left:
                 left.remove(stuck.item)
-                enter(Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck)))
+                left.appendleft(stuck.item)
+                enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
             listener(Note("An image hung: from here on images are read in processes of their own"))
             crew.reader.give_up()
     if left:
@@ -347,19 +399,11 @@ def _booked(ledger: manifest.Ledger, crew: _Crew) -> Iterator[None]:
             raise StoppedError(
                 f"Stopped: {ledger.progress}", "Run the same command to resume", crew.stop.signal or signal.SIGINT
             ) from error
+        if isinstance(error, OutputError):
+            raise type(error)(f"{error.message} ({ledger.progress})", error.hint) from error
         raise
     finally:
         crew.reader.close()
-
-
-def _summary_before(output: Path, job: Job) -> dict[str, Any] | None:
-    """Read what an earlier call left; one that starts anew does so over whatever is there."""
-    try:
-        return manifest.read_summary(output)
-    except OutputError:
-        if job.overwrite:
-            return None
-        raise
 
 
 def _tidy(writer: formats.Writer, output: Path, name: str) -> None:
@@ -373,15 +417,20 @@ def _tidy(writer: formats.Writer, output: Path, name: str) -> None:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}", manifest.ROOM) from error
 
 
-def _suspected(unfinished: Path, output: Path, plan: _Plan) -> frozenset[bytes]:
-    """Return the images that runs ended with, but for those that have got their line since."""
+def _suspected(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
+    """Return the images that runs ended with, but for those that have got their line since, or are gone."""
     from featx import suspects
 
     remembered = suspects.suspects(unfinished)
     if not remembered:
         return remembered
-    told = {suspects.mark_of_key(line["key"]) for _, line in manifest.lines(output)}
-    pending = remembered - (told - suspects.marks_of(plan.to_do))
+    to_do = suspects.marks_of(plan.to_do)
+    lined = {suspects.mark_of_key(line["key"]) for _, line in manifest.lines(output)}
+    pending = {
+        mark: path
+        for mark, path in remembered.items()
+        if mark in to_do or (mark not in lined and (not path or os.path.lexists(path)))
+    }
     suspects.keep_in_mind(unfinished, pending)
     return pending
 
@@ -390,79 +439,6 @@ def folder_name(model: str) -> str:
     """Name the folder of a model's features: its own name, without prefix and without slashes."""
     prefix, _, rest = model.rpartition(":")
     return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What earlier calls left to do.
-
-    `kept_done` and `kept_failed` count the manifest's lines that stand, of all images in the folder; `done` and
-    `failures` are those of this call's images among them; `gone` are images that are no longer there, and whose
-    features are kept; `again` have features that are made anew; `retried` failed before, and are tried again.
-    """
-
-    to_do: list[Item] = field(default_factory=list)
-    failures: list[Outcome] = field(default_factory=list)
-    done: int = 0
-    kept_done: int = 0
-    kept_failed: int = 0
-    gone: int = 0
-    again: int = 0
-    retried: list[Item] = field(default_factory=list)
-
-
-@many_records()
-def plan_work(folder: Path, items: list[Item], job: Job) -> _Plan:
-    """Hold the images against the manifest; linear, and small enough for a million of them."""
-    known = {} if job.overwrite else manifest.known(folder)
-    reader = formats.reader(job.format, folder)
-    own_files = not formats.vectors_only(job.format)
-    plan = _Plan()
-    fresh: list[int] = []
-    taken: set[str] = set()
-    elsewhere: dict[str, str] = {}
-    for item in items:
-        line = known.pop(item.key, None)
-        if line and line.place != hash(manifest.path_text(item.path)):
-            elsewhere[item.key] = item.path
-        if line and item.alias and line.output:
-            taken.add(naming.fold(line.output))  # which it got before others came that are called nearly the same
-        if line is None:
-            fresh.append(len(plan.to_do))
-            plan.to_do.append(item)
-            continue
-        standing = manifest.standing(reader, item.key, line, item.path, hashed=job.hash_inputs)
-        if standing == "stale" or (job.retry_failed and not line.done):
-            if not line.output:
-                fresh.append(len(plan.to_do))
-            # What was called so stays called so.
-            plan.to_do.append(replace(item, alias=line.output or item.alias) if own_files else item)
-            plan.again += line.done
-            if not line.done:
-                plan.retried.append(item)
-        elif line.done:
-            plan.done += 1
-            plan.gone += standing == "gone"
-        else:
-            plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
-    if elsewhere:
-        manifest.require_same_images(folder, elsewhere)
-    others = sum(line.done for line in known.values())
-    plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
-    if known:
-        plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
-        taken.update(naming.fold(line.output) for line in known.values())
-    if taken:
-        _tell_apart(plan.to_do, fresh, taken)
-    return plan
-
-
-def _tell_apart(items: list[Item], fresh: list[int], taken: set[str]) -> None:
-    """Give new images whose outputs could be taken for those of other images a name of their own."""
-    for place in fresh:
-        item = items[place]
-        if not item.alias and naming.fold(naming.output_of(item.key)) in taken:
-            items[place] = replace(item, alias=naming.output_of(item.key, apart=True))
 
 
 def _require_sound(job: Job) -> None:
@@ -537,7 +513,7 @@ def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
 def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
     """Everything that changes the numbers."""
     request = pyramid.request
-    return {
+    recipe = {
         "model": pyramid.name,
         "weights": pyramid.weights.sha256,
         "levels": [level.index for level in pyramid.levels],
@@ -556,6 +532,8 @@ def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
         "threads": workers.threads,
         "versions": versions(pyramid.source),
     }
+    # As it is read again: what is a tuple here is a list there.
+    return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -602,15 +580,36 @@ def versions(source: str) -> dict[str, str]:
     return {"featx": featx.__version__, **{name: metadata.version(name) for name in libraries}}
 
 
-def _surprises(plan: _Plan, suspected: Collection[bytes]) -> list[str]:
+def _surprises(setting: _Setting, suspected: Collection[bytes]) -> list[str]:
     """What a person may not expect, in words."""
+    plan, workers = setting.plan, setting.workers
     texts = []
+    if setting.done_again:
+        texts.append(
+            f"{_images(setting.done_again)} of an earlier call computed again, in batches of {workers.batch_size} "
+            "as the others"
+        )
+    elif setting.earlier and not setting.job.batch_size and workers.batch_size < LARGEST_BATCH < len(plan.to_do):
+        texts.append(
+            f"Batches of {workers.batch_size}, as in the calls before; larger ones may be faster, "
+            "and need --overwrite to start anew"
+        )
+    if plan.known_as:
+        key, earlier = next(iter(plan.known_as.items()))
+        texts.append(
+            f"{_images(len(plan.known_as))} in the run under another key already, and not computed twice: "
+            f"{key} is there as {earlier}"
+        )
     if plan.gone:
-        texts.append(f"no longer there: {plan.gone} images, whose features are kept")
+        texts.append(f"{_images(plan.gone)} no longer there; the features are kept")
     if suspected:
         names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
         texts.append(f"An earlier call ended while reading {names}: images are read in processes of their own now")
     return texts
+
+
+def _images(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count} images are"
 
 
 def _remarks(found: sources.Found, job: Job) -> list[str]:

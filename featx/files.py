@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
@@ -10,10 +11,15 @@ from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
 
+from featx.errors import OutputError
+
 Piece = bytes | memoryview
 
 # Pieces that the system writes at once (IOV_MAX of Linux and macOS).
 PIECES = 1024
+
+# What file systems answer that cannot synchronise: some network and user-space ones, for folders most often.
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
@@ -95,13 +101,18 @@ def remove(path: Path) -> None:
         os.unlink(path)  # noqa: PTH108 - through this module's `os`, as all that can fail
 
 
-def synchronise(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are safely on the disk."""
+def synchronise(path: Path) -> bool:
+    """Wait until a file, or the names in a folder, are safely on the disk; False where the file system cannot tell."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return False
+        raise
     finally:
         os.close(handle)
+    return True
 
 
 def make_folders(folder: Path) -> None:
@@ -114,6 +125,27 @@ def make_folders(folder: Path) -> None:
         with suppress(FileExistsError):
             os.mkdir(place)  # noqa: PTH102
         synchronise(place.parent)
+
+
+def inside(root: str, name: str) -> Path:
+    """Return the path of a file in a folder, out of which neither its name nor a link may lead.
+
+    Parameters
+    ----------
+    root : str
+        The folder, resolved (`os.path.realpath`).
+    name : str
+        The file, relative to it.
+
+    Raises
+    ------
+    OutputError
+        If it is elsewhere.
+    """
+    path = os.path.join(root, name)  # noqa: PTH118 - text, which is cheaper
+    if not os.path.realpath(path).startswith(f"{root.rstrip(os.sep)}{os.sep}"):
+        raise OutputError(f"{name} leads out of {root}", "Check who wrote the manifest, and the links in the folder")
+    return Path(path)
 
 
 def sha256_of(path: Path) -> str:

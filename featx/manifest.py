@@ -1,225 +1,110 @@
-# A run's books: summary.json, manifest.jsonl and the lock; what is written there, and what it takes to go on.
-"""The two files that describe a run, and the rules for touching them."""
+# A run's manifest.jsonl: what is written there, what is read of it, and the ledger of a run that is going on.
+"""A line an image, and how it is read again whoever wrote it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from featx import files
-from featx.errors import BusyError, FeatxError, OutputError, UsageError
+from featx.errors import OutputError, UsageError
 from featx.formats import Reader
-from featx.naming import KEYS, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS, is_inside, to_path, to_text
-from featx.records import OUTPUT_OPTIONS, ModelRequest, Outcome, Stat, many_records
+from featx.naming import MANIFEST, SUFFIX, is_inside, to_path, to_text
+from featx.records import Outcome, Stat, many_records
+from featx.summaries import FORMAT
 
-FORMAT = 1
-
-# What every summary has.
-FACTS: dict[str, Any] = {
-    "state": str,
-    "model": str,
-    "weights": dict,
-    "levels": list,
-    "input": dict,
-    "recipe": dict,
-    "counts": dict,
-    "seconds": int | float,
-}
-
-# The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
-KEPT = "suspects"
+if TYPE_CHECKING:
+    from featx.locking import Hold
 
 _DECODE = json.JSONDecoder().decode
 
-ANEW = "Choose another folder with --output, or start anew with --overwrite"
+# What a line must have, of an image that is done and of one that failed.
+KINDS_FAILED: tuple[tuple[str, type], ...] = (("key", str), ("path", str), ("stage", str), ("error", str))
+KINDS_DONE: tuple[tuple[str, type], ...] = (
+    *(("key", str), ("path", str), ("output", str), ("bytes", int), ("sha256", str), ("size", list), ("frame", dict)),
+)
+
+# Lines that are looked at to see whose a manifest is.
+LOOKED_AT = 100
+
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 
-class Hold:
-    """A run's folder that this process alone may change.
-
-    Attributes
-    ----------
-    unfinished : Path
-        The folder inside it for what is not complete yet.
-    """
-
-    def __init__(self, folder: Path, handle: int) -> None:
-        self.unfinished = folder / UNFINISHED
-        self._folder, self._handle = folder, handle
-        self._begun = False
-
-    def begin(self, *, anew: bool = False) -> None:
-        """Clear up what an earlier call left unfinished, or all that it left; nothing is touched before.
-
-        Raises
-        ------
-        OutputError
-            If the folder cannot be written.
-        """
-        try:
-            self._sweep()
-            if anew:
-                self._remove_outputs()
-            else:
-                _drop_torn_line(self._handle)
-            files.make_folders(self.unfinished)
-        except OSError as error:
-            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
-        self._begun = True
-
-    def append(self, line: bytes) -> None:
-        """Add a line to the manifest, whole or not at all."""
-        end = os.fstat(self._handle).st_size
-        try:
-            files.write_all(self._handle, [line])
-        except OSError:
-            os.ftruncate(self._handle, end)
-            raise
-
-    def save(self, summary: dict[str, Any]) -> None:
-        """Replace the summary, after the manifest is safe."""
-        text = json.dumps(summary, indent=2) + "\n"
-        files.synchronise(self._folder / MANIFEST)
-        files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
-
-    def drop(self, keys: Collection[str]) -> None:
-        """Take the lines of some keys, and those that cannot be read, out of the manifest.
-
-        The file is replaced by one that is held before it has its name.
-        """
-        parsed = ((text, _parsed(text)) for text in _texts(self._folder))
-        temporary = self.unfinished / MANIFEST
-        files.write(temporary, (text for text, line in parsed if line and line["key"] not in keys))
-        handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            files.settle({temporary: self._folder / MANIFEST})
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(self._handle)
-        self._handle = handle
-
-    def end(self) -> None:
-        """Let go, and leave nothing unfinished behind but what `KEPT` names."""
-        if self._begun:
-            self._sweep()
-            with suppress(OSError):  # it is not empty: there is something to be kept
-                self.unfinished.rmdir()
-        os.close(self._handle)
-
-    def _sweep(self) -> None:
-        for path in self.unfinished.iterdir() if self.unfinished.is_dir() else ():
-            if path.name != KEPT:
-                path.unlink(missing_ok=True)
-
-    def _remove_outputs(self) -> None:
-        """Remove what the manifest names, then its lines: killed in between, it can be done again."""
-        root = self._folder.resolve()
-        inside: dict[Path, bool] = {}
-        for output in {str(line.get("output", "")) for _, line in lines(self._folder)}:
-            path = self._folder / output
-            if path.parent not in inside:
-                # Never out of the folder, whoever wrote the manifest, and whatever the folders in it are links to.
-                inside[path.parent] = path.parent.resolve().is_relative_to(root)
-            if path.suffix in SUFFIXES and inside[path.parent]:
-                path.unlink(missing_ok=True)
-            if path.name == VECTORS:
-                (self._folder / KEYS).unlink(missing_ok=True)
-        os.ftruncate(self._handle, 0)
-
-
-@contextmanager
-def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
-    """Keep every other run out of a folder, which is made if need be.
-
-    The lock is the kernel's, on the manifest, and ends with the process however it ends.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be written, or holds something that is no run.
-    BusyError
-        If another run holds it.
-    """
-    require_usable(folder)
-    try:
-        if make:
-            files.make_folders(folder)
-        handle = _locked(folder / MANIFEST, os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0), fcntl.LOCK_EX)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
-        ) from error
-    held = Hold(folder, handle)
-    try:
-        yield held
-    finally:
-        held.end()
-
-
-@contextmanager
-def look(folder: Path) -> Iterator[None]:
-    """Keep runs from changing a folder while it is read; needs no right to write there.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be read.
-    BusyError
-        If a run holds it.
-    """
-    try:
-        handle = _locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
-    except OSError as error:
-        raise OutputError(f"{folder / MANIFEST} cannot be read: {error.strerror}", "Check the folder") from error
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _locked(path: Path, flags: int, kind: int) -> int:
-    """Open and lock a file; once more if it was replaced in the meantime, which would leave a lock on nothing."""
-    while True:
-        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(path)):  # noqa: PTH116
-                return handle
-        except BlockingIOError as error:
-            os.close(handle)
-            raise BusyError(
-                f"Another run is working in {path.parent}", "Wait for it, or choose another --output"
-            ) from error
-        except OSError:
-            os.close(handle)
-            raise
-        os.close(handle)
-
-
 def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read the manifest line by line, each with its position; lines that are no JSON are as good as absent."""
+    """Read the manifest line by line, each with its position; lines that are not sound are as good as absent."""
     position = 0
-    for text in _texts(folder):
-        line = _parsed(text)
+    for text, line in texts(folder):
         if line is not None:
             yield position, line
         position += len(text)
 
 
-def unreadable_lines(folder: Path) -> int:
-    """Count the lines that `lines` passes over."""
-    return sum(1 for _ in _texts(folder)) - sum(1 for _ in lines(folder))
+def texts(folder: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Read the manifest's lines as they stand in the file, each with what it says; None where it is not sound."""
+    for text in _texts(folder):
+        try:
+            line = parsed(text)
+        except ValueError:
+            line = None
+        yield text, line
+
+
+def unreadable_lines(folder: Path) -> list[str]:
+    """Say what is wrong with the lines that `lines` passes over."""
+    faults = []
+    for number, text in enumerate(_texts(folder), 1):
+        try:
+            parsed(text)
+        except ValueError as error:
+            faults.append(f"line {number} {error}")
+    return faults
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the manifest was written by featx: one of its first lines is sound, or looks as if it had been."""
+    first = list(islice(_texts(folder), LOOKED_AT))
+    return not first or any(text.startswith(b'{"key":') for text in first)
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """Read a line of the manifest, which anybody could have written.
+
+    Raises
+    ------
+    ValueError
+        If it lacks something, or names an output outside of the folder; the message says what.
+    """
+    try:
+        line: dict[str, Any] = _DECODE(text.decode())
+        done = line["status"] == "done"
+        if not done and line["status"] != "failed":
+            raise ValueError(f"has the status {str(line['status'])[:20]!r}")
+        kinds = KINDS_DONE if done else KINDS_FAILED
+        wrong = [name for name, kind in kinds if not isinstance(line[name], kind)]
+        names = f"{line['key']}{line['path']}{line['output'] if done else ''}"
+        if wrong or "\0" in names or not (names.isascii() or names.encode()):
+            raise ValueError(f"has a senseless {(*wrong, 'name')[0]}")
+        if line["input"] is not None:
+            Stat(line["input"]["bytes"] + 0, line["input"]["mtime_ns"] + 0)
+    except UnicodeError as error:
+        raise ValueError("is no text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError("is no JSON") from error
+    except KeyError as error:
+        raise ValueError(f"has no {error.args[0]}") from error
+    except TypeError as error:
+        raise ValueError("is not laid out as a line of featx's") from error
+    if done and not is_inside(line["output"]):
+        raise ValueError(f"names an output outside of the folder, {line['output']}")
+    return line
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +116,7 @@ class Known:
     done : bool
         Whether there are features.
     place : int
-        Of the image's path, its hash.
+        Of the image's path, as `place_of` gives it.
     stat : Stat or None
         Of the image when it was read.
     output : str
@@ -266,7 +151,7 @@ def _of_done(folder: Path, fact: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for _, line in lines(folder):
         if line["status"] == "done":
-            found[line["key"]] = sys.intern(str(line.get(fact)))
+            found[line["key"]] = sys.intern(line[fact])
         else:
             found.pop(line["key"], None)
     return found
@@ -277,15 +162,12 @@ def known(folder: Path) -> dict[str, Known]:
     """Read the last line of every key in the manifest."""
     found = {}
     for _, line in lines(folder):
-        try:
-            read = line["input"]
-            stat = Stat(read["bytes"], read["mtime_ns"], read.get("sha256", "")) if read else None
-            if line["status"] == "done" and is_inside(line["output"]):
-                found[line["key"]] = Known(True, hash(line["path"]), stat, line["output"], line["bytes"], "", "")
-            else:
-                found[line["key"]] = Known(False, hash(line["path"]), stat, "", 0, line["stage"], line["error"])
-        except (KeyError, TypeError, AttributeError):  # damaged: done again
-            found.pop(line["key"], None)
+        read, place = line["input"], place_of(line["path"])
+        stat = Stat(read["bytes"], read["mtime_ns"], read.get("sha256", "")) if read else None
+        if line["status"] == "done":
+            found[line["key"]] = Known(True, place, stat, line["output"], line["bytes"], "", "")
+        else:
+            found[line["key"]] = Known(False, place, stat, "", 0, line["stage"], line["error"])
     return found
 
 
@@ -330,16 +212,43 @@ class Ledger:
         """How far the run has got, in words."""
         return f"{self._done} of {self._total} done"
 
-    def enter(self, outcome: Outcome) -> None:
-        """Add the line of one image, which must be in place by now; of one that failed nothing stays."""
-        try:
-            if not outcome.done and outcome.item.alias:
-                (self._folder / outcome.item.alias).unlink(missing_ok=True)
-            self._hold.append(json.dumps(outcome_to_json(outcome), separators=(",", ":")).encode() + b"\n")
-        except OSError as error:
-            raise OutputError(f"The manifest in {self._folder} cannot be written: {error.strerror}", ROOM) from error
-        self._done += outcome.done
-        self._failed += not outcome.done
+    def enter(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Add the lines of images whose outputs are in place; of those that failed nothing stays.
+
+        Returns
+        -------
+        list of Outcome
+            The same, but that an image whose line cannot be written for what is in it has failed.
+
+        Raises
+        ------
+        OutputError
+            If there is no room for all the lines. Then as many are added as find room, and outputs without a line are
+            removed: nobody would know them, and their room may be what the other lines need.
+        """
+        entries = [_line_of(outcome) for outcome in outcomes]
+        entered, failure = len(entries), None
+        for before, (outcome, _) in zip(outcomes, entries, strict=True):
+            if not outcome.done:
+                self._remove(before.output or outcome.item.alias)
+        while entered:
+            try:
+                self._hold.append(b"".join(line for _, line in entries[:entered]))
+                break
+            except OSError as error:
+                failure = failure or error
+                entered -= 1
+                self._remove(entries[entered][0].output)
+        self._done += sum(outcome.done for outcome, _ in entries[:entered])
+        self._failed += sum(not outcome.done for outcome, _ in entries[:entered])
+        if failure:
+            raise OutputError(f"The manifest in {self._folder} cannot be written: {failure.strerror}", ROOM)
+        return [outcome for outcome, _ in entries]
+
+    def _remove(self, output: str) -> None:
+        if output.endswith(SUFFIX):  # rows in a file that others share are cleared away by whoever writes there next
+            with suppress(OSError, OutputError):  # what leads elsewhere is none of ours
+                self._hold.remove(output)
 
     def save(self, state: str) -> None:
         """Replace the summary: ``running``, ``stopped`` or ``done``."""
@@ -354,80 +263,6 @@ class Ledger:
             self._hold.save(self.summary)
         except OSError as error:
             raise OutputError(f"The summary in {self._folder} cannot be written: {error.strerror}", ROOM) from error
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Read the summary; None where there is none.
-
-    Raises
-    ------
-    OutputError
-        If it is there but not readable, or of a later format.
-    """
-    try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
-        written_as = summary["featx_format"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{folder / SUMMARY} is no summary of featx's", ANEW) from error
-    if written_as != FORMAT:
-        raise OutputError(
-            f"{folder} was written in format {written_as}, which this featx does not know", "Update featx"
-        )
-    missing = [fact for fact, kind in FACTS.items() if not isinstance(summary.get(fact), kind)]
-    if missing:
-        raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", ANEW)
-    return _completed(summary)
-
-
-def _completed(summary: dict[str, Any]) -> dict[str, Any]:
-    """Add what runs did not say as long as there were nothing but levels in files of their own."""
-    plain = ModelRequest(summary["model"])
-    unsaid = {"strides": None, **{option: getattr(plain, option) for option in OUTPUT_OPTIONS}, "format": "npz"}
-    arrays = [
-        {
-            "key": f"level_{level['index']}",
-            "shape": [level["channels"], level["height"], level["width"]],
-            "dtype": level["dtype"],
-        }
-        for level in summary["levels"]
-    ]
-    recipe = {**unsaid, **summary["recipe"]}
-    return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
-
-
-def require_summary(folder: Path) -> dict[str, Any]:
-    """Read the summary of a folder that has to be a run's.
-
-    Raises
-    ------
-    FeatxError
-        If it has no summary, or none that can be read.
-    """
-    summary = read_summary(folder)
-    if summary is None:
-        raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
-    return summary
-
-
-def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Refuse to mix two recipes in one folder, or to go on where nobody knows any more how features were made.
-
-    Raises
-    ------
-    OutputError
-        Naming every field that differs, then and now.
-    """
-    if earlier is None:
-        if next(lines(folder), None):
-            raise OutputError(f"{folder} has no {SUMMARY} that says how its features were made", ANEW)
-        return
-    flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
-    fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
-    if fields:
-        changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(f"{folder} holds features of another recipe ({changes})", ANEW)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -474,6 +309,11 @@ def path_text(path: str) -> str:
     return to_text(path if path.startswith("/") else f"{os.getcwd()}/{path}")  # noqa: PTH109
 
 
+def place_of(path: str) -> int:
+    """Return a number that stands for a whole path, as text, however it is written; links are not followed."""
+    return hash(os.path.normpath(path))
+
+
 def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
     """Refuse images whose key in the manifest is that of other images, which are still there.
 
@@ -489,7 +329,7 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
     UsageError
         If there is one.
     """
-    last = {line["key"]: str(line.get("path")) for _, line in lines(folder) if line["key"] in paths}
+    last = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in paths}
     for key, text in last.items():
         now, then = paths[key], to_path(text)
         if os.path.exists(then) and not _same_file(then, now):  # noqa: PTH110
@@ -508,7 +348,7 @@ def _same_file(one: str, other: str) -> bool:
 
 def gone(folder: Path, keys: Collection[str]) -> int:
     """Count those of the keys whose images are no longer there."""
-    paths = {line["key"]: str(line.get("path")) for _, line in lines(folder) if line["key"] in keys}
+    paths = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in keys}
     return sum(not os.path.exists(to_path(path)) for path in paths.values())  # noqa: PTH110
 
 
@@ -529,20 +369,6 @@ def sha256_of(path: str) -> str | None:
         return None
 
 
-def require_usable(folder: Path) -> None:
-    """Refuse a folder that cannot become, or is not, a run's.
-
-    Raises
-    ------
-    OutputError
-        If it is a file, or holds other things.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file", "Choose another folder with --output")
-    if folder.is_dir() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise OutputError(f"{folder} holds other things than a run of featx", "Choose another folder with --output")
-
-
 def _texts(folder: Path) -> Iterator[bytes]:
     """The manifest's lines as they stand in the file, without a torn last one."""
     path = folder / MANIFEST
@@ -551,41 +377,14 @@ def _texts(folder: Path) -> Iterator[bytes]:
             yield from (text for text in file if text.endswith(b"\n"))
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """Read a line; None if it is none."""
+def _line_of(outcome: Outcome) -> tuple[Outcome, bytes]:
+    """Lay out an image's line; one that cannot be written is a failure of the image, not of the run."""
     try:
-        line: dict[str, Any] = _DECODE(text.decode())
-        return line if isinstance(line["key"], str) and line["status"] in ("done", "failed") else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        return outcome, json.dumps(outcome_to_json(outcome), separators=(",", ":")).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        return _line_of(Outcome(outcome.item, outcome.stat, stage="write", error=f"no line can be made: {error}"))
 
 
 def _stat_to_json(stat: Stat) -> dict[str, Any]:
     value: dict[str, Any] = {"bytes": stat.bytes, "mtime_ns": stat.mtime_ns}
     return {**value, "sha256": stat.sha256} if stat.sha256 else value
-
-
-def _drop_torn_line(handle: int) -> None:
-    """A line without its newline was being written when something stopped: its image is done again."""
-    end = position = os.lseek(handle, 0, os.SEEK_END)
-    tail = b""
-    while position and b"\n" not in tail:
-        step = min(position, 65536)
-        position -= step
-        tail = os.pread(handle, step, position)
-    keep = position + tail.rfind(b"\n") + 1
-    if keep < end:
-        os.ftruncate(handle, keep)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"

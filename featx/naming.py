@@ -19,16 +19,18 @@ SUFFIXES = (SUFFIX, ".npy", ".parquet")
 VECTORS, KEYS = "embeddings.npy", "keys.txt"
 
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
-SUMMARY, MANIFEST, UNFINISHED = "summary.json", "manifest.jsonl", ".unfinished"
+SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
+
+# The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
+KEPT = "suspects"
 
 # Bytes in one name, on nearly every file system.
 LONGEST = 255
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
-_TAKEN = re.compile(
-    rf"(.*{re.escape(SUFFIX)}|{'|'.join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED)))})~*", re.IGNORECASE | re.DOTALL
-)
+_OURS = "|".join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED, LEASE)))
+_TAKEN = re.compile(rf"(.*{re.escape(SUFFIX)}|{_OURS})~*", re.IGNORECASE | re.DOTALL)
 
 
 def to_text(path: str) -> str:

@@ -1,23 +1,24 @@
-# The work on one image after the other: read, batch, compute, write, settle; overlapped, bounded, and in order.
+# The work on one image after the other: read, batch, compute, write, commit; overlapped, bounded, and in order.
 """From items to outcomes.
 
 Every stage is a pool of threads that works a bounded number of values ahead of the next stage, and hands them on in
 order. Reading, computing and writing all leave Python's lock, so that every core has something to do as long as there
 is work at all; memory does not grow with the number of images. A bad image is a value, not an exception.
+
+What is written is committed in groups, a few seconds after the first of each at the latest, and whatever ends the run:
+a slow pass, a signal or a full disk costs nothing that was finished before.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from featx.geometry import Frame
 from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
 from featx.manifest import path_text, stat_of
 from featx.records import Item, Outcome, Stat, Workers
+from featx.stages import Stage
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4
@@ -38,9 +40,6 @@ ROOM = "Make room, and run it again to resume"
 
 # Errors of a file system that are about a name, not about the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
-
-Value = TypeVar("Value")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +77,12 @@ def run(
     workers: Workers,
     reader: Reader,
     stopped: Callable[[], bool] = lambda: False,
-) -> Generator[Outcome]:
-    """Extract features of every item, and say what became of each, in their order.
+) -> Generator[list[Outcome]]:
+    """Extract features of every item, and give what became of them in their order, group by group.
 
-    A batch always has its full size, the last one being filled up with blanks, so that neither the order nor an
-    interruption can change a bit of the result.
+    A group is given as soon as its outputs are in place; all of it can be entered into the manifest. A batch always has
+    its full size, the last one being filled up with blanks, so that neither the order nor an interruption can change a
+    bit of the result.
 
     Parameters
     ----------
@@ -97,44 +97,65 @@ def run(
     reader : Reader
         What reads the images.
     stopped : callable
-        Whether to finish what is being computed, and leave the rest.
+        Whether to commit what is finished, finish what is being computed, and leave the rest.
 
     Raises
     ------
     StuckError
         If an image hangs. Run it again without that one; here its thread is lost.
     OutputError
-        If the folder cannot be written: nothing after that image is tried.
+        If the folder cannot be written: nothing after that image is tried. What was finished before is given first.
     """
     work = Work(computers, writer, workers.batch_size, reader)
     with ExitStack() as stack:
 
-        def end(pool: Executor, kind: type[BaseException] | None) -> None:
-            """Wait for the threads, unless one of them may hang, or time is short."""
-            may_hang = isinstance(pool, ReadingThreads) and kind is not None
-            pool.shutdown(wait=not may_hang and kind is not StuckError and not stopped(), cancel_futures=True)
+        def stage(pool: Executor, function: Callable[..., Any], values: Iterable[Any], depth: int) -> Stage[Any]:
+            """Begin a stage; it ends when the run does, those behind it first."""
+            reads = isinstance(pool, ReadingThreads)
+            made = Stage(pool, function, values, depth, LOOK_EVERY, work.check if reads else None)
 
-        def ahead(
-            threads: int,
-            function: Callable[[Value], Result],
-            values: Iterable[Value],
-            depth: int,
-            wait: Callable[[Value, Future[Result]], Result] = lambda _, future: future.result(),
-            executor: Callable[[int], Executor] = ThreadPoolExecutor,
-        ) -> Iterator[Result]:
-            pool = executor(threads)
-            stack.push(lambda kind, *_: end(pool, kind))
-            return _ahead(pool, function, values, depth, wait)
+            def end(kind: type[BaseException] | None, *_: object) -> None:
+                """Wait for the threads, unless one of them may hang, or time is short."""
+                may_hang = reads and kind is not None
+                made.close()
+                pool.shutdown(wait=not may_hang and kind is not StuckError and not stopped(), cancel_futures=True)
+
+            stack.push(end)
+            return made
 
         depth = workers.readers + 2 * workers.batch_size
-        prepared = ahead(workers.readers, work.prepare, items, depth, work.wait, ReadingThreads)
+        prepared = stage(ReadingThreads(workers.readers), work.prepare, items, depth)
         batches = _batches(prepared, workers.batch_size, stopped)
-        computed = ahead(workers.forwards, work.compute, batches, workers.forwards)
-        written = ahead(workers.writers, work.write, chain.from_iterable(computed), workers.batch_size)
-        together = groups(written, max(writer.group, workers.batch_size), writer.seconds)
-        # Where a group takes its time to gather, what has become of it is not to wait for the next one.
-        settled = ahead(1, work.settle, together, 1 if writer.seconds == math.inf else 0)
-        yield from chain.from_iterable(settled)
+        computed = stage(ThreadPoolExecutor(workers.forwards), work.compute, batches, workers.forwards + 1)
+        images = chain.from_iterable(computed)
+        written = stage(ThreadPoolExecutor(workers.writers), work.write, images, workers.batch_size + 1)
+        yield from _commit_in_groups(work, written, max(writer.group, workers.batch_size), writer.seconds, stopped)
+
+
+def _commit_in_groups(
+    work: Work, written: Stage[Written | Outcome], size: int, seconds: float, stopped: Callable[[], bool]
+) -> Iterator[list[Outcome]]:
+    """Commit what is written when there are `size`, or `seconds` have passed, or nothing more will come."""
+    group: list[Written | Outcome] = []
+    began = 0.0
+    try:
+        while True:
+            if len(group) >= size or (group and (stopped() or time.monotonic() - began >= seconds)):
+                finished, group = group, []
+                yield from work.commit(finished)
+            if not written.ready(LOOK_EVERY):
+                continue
+            value = next(written, None)
+            if value is None:
+                break
+            began = began if group else time.monotonic()
+            group.append(value)
+    except Exception:
+        work.abandon(group)
+        with suppress(OutputError):  # what ended the run is what is said
+            yield from work.commit(group)
+        raise
+    yield from work.commit(group)
 
 
 class Work:
@@ -159,6 +180,18 @@ class Work:
         self._reader = reader
         self._turn = count()
 
+    def check(self) -> None:
+        """Look whether an image that is waited for hangs.
+
+        Raises
+        ------
+        StuckError
+            If so.
+        """
+        self._reader.waited(LOOK_EVERY)
+        if (stuck := self._reader.stuck()) is not None:
+            raise StuckError(stuck)
+
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; whatever is wrong with it becomes its outcome."""
         with self._reader.timed(item):
@@ -170,16 +203,6 @@ class Work:
             return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)
         hashed = replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
         return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
-
-    def wait(self, _: Item, prepared: Future[Ready | Outcome]) -> Ready | Outcome:
-        """Wait for an image, but not for ever."""
-        while not prepared.done():
-            with suppress(TimeoutError):
-                return prepared.result(LOOK_EVERY)
-            self._reader.waited(LOOK_EVERY)
-            if (stuck := self._reader.stuck()) is not None:
-                raise StuckError(stuck)
-        return prepared.result()
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
@@ -226,20 +249,28 @@ class Work:
             return "; --precision fp32 may help"
         return "; --dtype float32 may help" if computer.dtype == torch.float16 else ""
 
-    def settle(self, group: list[Written | Outcome]) -> list[Outcome]:
-        """Have arrays put in their place, safe on the disk."""
+    def commit(self, group: Sequence[Written | Outcome]) -> Iterator[list[Outcome]]:
+        """Have outputs put in their place, safe on the disk; where one fails, those before it are kept."""
         written = [value for value in group if isinstance(value, Written)]
         try:
             outputs = iter(self._writer.settle([value.stored for value in written]))
         except OSError as error:
-            if error.errno in OF_THE_NAME and len(group) > 1:  # of one of them: one by one then
-                return [outcome for value in group for outcome in self.settle([value])]
-            if error.errno in OF_THE_NAME and written:
-                return [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
-            raise OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM) from error
-        return [
-            replace(value.outcome, output=next(outputs)) if isinstance(value, Written) else value for value in group
-        ]
+            if len(group) > 1:
+                for value in group:
+                    yield from self.commit([value])
+                return
+            if error.errno not in OF_THE_NAME:
+                raise OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM) from error
+            yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
+            return
+        if group:
+            yield [
+                replace(value.outcome, output=next(outputs)) if isinstance(value, Written) else value for value in group
+            ]
+
+    def abandon(self, kept: Sequence[Written | Outcome]) -> None:
+        """Remove what was begun and is not among these: what is finished may need its room."""
+        self._writer.abandon([value.stored for value in kept if isinstance(value, Written)])
 
 
 def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
@@ -252,23 +283,6 @@ def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
 
 def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
     return Outcome(item, stat, stage="write", error=f"no name for this disk: {error.strerror}")
-
-
-def _ahead(
-    pool: Executor,
-    function: Callable[[Value], Result],
-    values: Iterable[Value],
-    depth: int,
-    wait: Callable[[Value, Future[Result]], Result],
-) -> Iterator[Result]:
-    """Map in order, `depth` values ahead of the one that is taken."""
-    waiting: deque[tuple[Value, Future[Result]]] = deque()
-    for value in values:
-        waiting.append((value, pool.submit(function, value)))
-        if len(waiting) > depth:
-            yield wait(*waiting.popleft())
-    while waiting:
-        yield wait(*waiting.popleft())
 
 
 def _batches(
@@ -287,17 +301,3 @@ def _batches(
             batch, images = [], 0
     if batch:
         yield batch
-
-
-def groups(values: Iterable[Value], size: int, seconds: float = math.inf) -> Iterator[list[Value]]:
-    """Cut into lists of `size`, the last one shorter; and those that were begun so many seconds ago."""
-    group: list[Value] = []
-    for value in values:
-        if not group:
-            began = time.monotonic()
-        group.append(value)
-        if len(group) == size or time.monotonic() - began >= seconds:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx import formats, manifest
+from featx import formats, manifest, summaries
 from featx.errors import FeatxError
 from featx.formats import Array
 from featx.geometry import Frame
@@ -20,6 +19,8 @@ from featx.records import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 if TYPE_CHECKING:
     from featx.dataset import FeatureDataset
+
+REPAIR = "Run `featx verify --repair` on the folder, and the same extract again"
 
 
 class Run(Mapping[str, Mapping[str, Array]]):
@@ -40,13 +41,15 @@ class Run(Mapping[str, Mapping[str, Array]]):
         The map that embeddings are made of, if the run has it.
     fields : tuple of Field
         All arrays of every image.
+    failed : set of str
+        Keys of the images that have no features because something was wrong with them.
     reader : featx.formats.Reader
         What reads them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary = manifest.require_summary(folder)
+        self.summary = summaries.require_summary(folder)
         self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
         final = self.summary.get("final")
         self.final = Level.from_json(final) if final else None
@@ -54,11 +57,14 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self.reader = formats.reader(require_format(self.summary), folder, lambda key: str(self.line(key)["sha256"]))
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
+        self.failed: set[str] = set()
         for position, line in manifest.lines(folder):
             if line["status"] == "done":
                 self._positions[line["key"]] = position
-                self._outputs[line["key"]] = sys.intern(str(line.get("output")))
+                self._outputs[line["key"]] = sys.intern(line["output"])
+                self.failed.discard(line["key"])
             else:
+                self.failed.add(line["key"])
                 self._positions.pop(line["key"], None)
                 self._outputs.pop(line["key"], None)
 
@@ -77,8 +83,17 @@ class Run(Mapping[str, Mapping[str, Array]]):
         return self._outputs[key]
 
     def frame(self, key: str) -> Frame:
-        """Where the original image lies in the model's input."""
-        return Frame.from_json(self.line(key)["frame"])
+        """Where the original image lies in the model's input.
+
+        Raises
+        ------
+        FeatxError
+            As `line` does, and if the line has no sound frame.
+        """
+        try:
+            return Frame.from_json(self.line(key)["frame"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise FeatxError(f"The frame of {key} in {self.folder / MANIFEST} is damaged", REPAIR) from error
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
@@ -98,7 +113,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatxError(
                 f"An embedding in {self.folder} is missing or damaged: {error}",
-                "Run `featx verify --repair` on the folder, and the same extract again",
+                REPAIR,
             ) from error
 
     def dataset(self, levels: Sequence[int | str] | None = None) -> FeatureDataset:
@@ -119,11 +134,25 @@ class Run(Mapping[str, Mapping[str, Array]]):
         return FeatureDataset(self, levels)
 
     def line(self, key: str) -> dict[str, Any]:
-        """Return the manifest's line of an image."""
+        """Return the manifest's line of an image.
+
+        Raises
+        ------
+        KeyError
+            If the image has no features.
+        FeatxError
+            If another process has written the manifest anew since the run was opened.
+        """
         # Read where it stands: kept in memory, those of a million images would take gigabytes.
-        with (self.folder / MANIFEST).open("rb") as file:
-            file.seek(self._positions[key])
-            line: dict[str, Any] = json.loads(file.readline())
+        position = self._positions[key]
+        try:
+            with (self.folder / MANIFEST).open("rb") as file:
+                file.seek(position)
+                line = manifest.parsed(file.readline())
+        except (OSError, ValueError):
+            line = {}
+        if line.get("key") != key or line["status"] != "done":
+            raise FeatxError(f"The run {self.folder} was changed since it was opened", "Open it again")
         return line
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from featx.errors import FeatxError
-from featx.naming import printable
+from featx.naming import MANIFEST, printable
 from featx.records import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
 def verified(value: Verified, *, as_json: bool) -> None:
     """Show what a check came to."""
     if as_json:
-        _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound})
+        _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound, "complete": value.complete})
         return
     out = _data()
 
@@ -209,14 +209,20 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(f"missing: {printable(key)}")
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
+    for fault in value.unreadable:
+        say(f"damaged: {MANIFEST} {printable(fault)}")
+    for name in value.uncommitted:
+        say(f"not in the manifest: {printable(name)}; the next extract makes it again")
     for name in value.foreign:
-        say(f"foreign: {printable(name)}")
-    if value.unreadable:
-        say(f"damaged: {value.unreadable} lines of the manifest")
+        say(f"unexpected file: {printable(name)}")
     if value.unfinished:
         say(f"unfinished: {value.unfinished} temporary files, which the next extract removes")
     faults = len(value.missing) + len(value.damaged)
-    say(f"{value.checked - faults} of {value.checked} outputs are what was written")
+    say(f"{value.checked - faults} of {value.checked + value.to_do} outputs are what was written")
+    if value.to_do:
+        say(f"{_images(value.to_do)} not computed yet; run the same extract again to go on")
+    if value.failed:
+        say(f"{_images(value.failed)} failed; their lines in the manifest say why")
     if value.recomputed:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):

@@ -7,13 +7,14 @@ import os
 import struct
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from featx import files
 from featx.errors import OutputError
-from featx.manifest import KEPT
+from featx.manifest import path_text
+from featx.naming import KEPT
 from featx.records import Item
 
 MARKS, SLOTS, SLOT = "reading", 128, 4096
@@ -44,8 +45,8 @@ class Marks:
             slot = self._free.popleft()
         except IndexError:  # as many images hang
             return None
-        mark = mark_of(item)
-        self._put(slot, struct.pack("<H", len(mark)) + mark)
+        content = _content(mark_of(item), path_text(item.path).encode())
+        self._put(slot, struct.pack("<H", len(content)) + content)
         return slot
 
     def leave(self, slot: int | None) -> None:
@@ -59,28 +60,32 @@ class Marks:
             os.pwrite(self._handle, data, slot * SLOT)
 
 
-def remember_suspects(folder: Path) -> frozenset[bytes]:
-    """Read what runs that ended without warning were reading, and keep it in mind until it is dealt with.
+def remember_suspects(folder: Path) -> None:
+    """Write down what runs that ended without warning were reading, before the marks are cleared away.
 
     Raises
     ------
     OutputError
         If the folder cannot be written.
     """
-    found = suspects(folder)
-    if found:
+    if found := suspects(folder):
         keep_in_mind(folder, found)
-    return found
 
 
-def suspects(folder: Path) -> frozenset[bytes]:
-    """Read what was being read when a run ended, and what was suspected then and not dealt with."""
-    data, known = _read(folder / MARKS), _read(folder / KEPT)
+def suspects(folder: Path) -> dict[bytes, bytes]:
+    """Read what was being read when a run ended, and what was suspected then and not dealt with.
+
+    Returns
+    -------
+    dict of bytes to bytes
+        The images' marks, and their paths; a path that found no room is empty.
+    """
+    data, kept = _read(folder / MARKS), _read(folder / KEPT)
     slots = (data[start : start + SLOT] for start in range(0, len(data) - 1, SLOT))
-    marks = {slot[2 : 2 + struct.unpack_from("<H", slot)[0]] for slot in slots} - {b""}
+    contents = {slot[2 : 2 + struct.unpack_from("<H", slot)[0]] for slot in slots} - {b""}
     with suppress(ValueError):
-        marks.update(bytes.fromhex(mark) for mark in known.decode(errors="replace").split())
-    return frozenset(marks)
+        contents.update(bytes.fromhex(content) for content in kept.decode(errors="replace").split())
+    return {mark: path for mark, _, path in (content.partition(b"\0") for content in contents)}
 
 
 def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
@@ -88,7 +93,7 @@ def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
     return frozenset(map(mark_of, items))
 
 
-def keep_in_mind(folder: Path, found: Collection[bytes]) -> None:
+def keep_in_mind(folder: Path, found: Mapping[bytes, bytes]) -> None:
     """Write down who is suspected, for whatever run comes next.
 
     Raises
@@ -98,12 +103,18 @@ def keep_in_mind(folder: Path, found: Collection[bytes]) -> None:
     """
     try:
         if found:
-            text = "".join(f"{mark.hex()}\n" for mark in sorted(found))
+            text = "".join(f"{_content(mark, path).hex()}\n" for mark, path in sorted(found.items()))
             files.write_atomically(folder / KEPT, [text.encode()])
         else:
             (folder / KEPT).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}", "Choose another --output") from error
+
+
+def _content(mark: bytes, path: bytes) -> bytes:
+    """Put an image's mark and path together, without the path where there is no room for all of it."""
+    whole = mark + b"\0" + path
+    return whole if len(whole) <= SLOT - 2 else mark
 
 
 def _read(path: Path) -> bytes:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx import formats, manifest
-from featx.errors import OutputError, StuckError
+from featx import formats, locking, manifest, summaries
+from featx.errors import FeatxError, OutputError, StuckError
 from featx.formats import Array
-from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
+from featx.naming import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
 from featx.reading import Run, open_run
 from featx.records import Checked, Field, Item, Job, Limits
 from featx.suspects import remember_suspects
@@ -86,10 +86,17 @@ class Verified:
         Keys without their output.
     damaged : dict of str to str
         Keys whose output is not what was written, and why.
+    to_do : int
+        Images of the last call whose turn did not come.
+    failed : int
+        Images that have no features because something was wrong with them.
+    uncommitted : list of str
+        Outputs, and rows of tables, that a run made and was killed before it could enter them into the manifest; the
+        next one makes them again.
     foreign : list of str
-        Files that the manifest does not know: outputs of a run that was killed, or somebody else's.
-    unreadable : int
-        Lines of the manifest that are damaged.
+        Files that are none of the run's.
+    unreadable : list of str
+        Lines of the manifest that are damaged, and what is wrong with them.
     unfinished : int
         Temporary files of a run that was killed; the next one removes them.
     repaired : bool
@@ -102,8 +109,11 @@ class Verified:
     checked: int = 0
     missing: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+    to_do: int = 0
+    failed: int = 0
+    uncommitted: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    unreadable: int = 0
+    unreadable: list[str] = field(default_factory=list)
     unfinished: int = 0
     repaired: bool = False
     recomputed: Recomputed | None = None
@@ -113,6 +123,11 @@ class Verified:
         """Whether every output is what was written, and comes out again."""
         same = self.recomputed is None or self.recomputed.same
         return same and not (self.missing or self.damaged or self.unreadable)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the last call has had its turn."""
+        return not self.to_do
 
 
 def verify(
@@ -141,11 +156,12 @@ def verify(
         If the folder is no run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
-    manifest.require_summary(folder)  # before its lock is looked for
-    holding: AbstractContextManager[Any] = manifest.hold(folder, make=False) if repair else manifest.look(folder)
+    summaries.require_summary(folder)  # before its lock is looked for
+    holding: AbstractContextManager[Any] = locking.hold(folder, make=False) if repair else locking.look(folder)
     with holding as held:
         run = open_run(folder)
-        verified = Verified(folder, unreadable=manifest.unreadable_lines(folder))
+        verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
+        verified.to_do = max(0, run.summary["counts"]["total"] - len(run) - len(run.failed))
         for key, fault in _faults(run, listener):
             verified.checked += 1
             if fault == "missing":
@@ -175,11 +191,11 @@ def _fault(run: Run, key: str) -> str:
     """Say what is wrong with an output."""
     try:
         line = run.line(key)
-        if not is_inside(line["output"]):
-            return f"{line['output']} is outside of the folder"
         return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line["output"]), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
+    except FeatxError as error:  # a link leads out of the folder
+        return error.message
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         return f"is no output or has no sound line: {type(error).__name__} {error}"
 
@@ -198,17 +214,31 @@ def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> st
 
 
 def _look_around(run: Run, verified: Verified) -> None:
-    """Find files that are not the run's."""
-    ours = run.reader.files({run.output(key) for key in run}) | {SUMMARY, MANIFEST}
+    """Find files that are not in the manifest, and rows of files that are."""
+    done = {key: run.output(key) for key in run}
+    strays = run.reader.strays(done)
+    verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
+    ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if where.parts[:1] == (UNFINISHED,):
-            verified.unfinished += len(names) - (manifest.KEPT in names)
+            verified.unfinished += len(names) - (KEPT in names)
         else:
-            verified.foreign += sorted(path for name in names if (path := (where / name).as_posix()) not in ours)
+            for path in sorted(path for name in names if (path := (where / name).as_posix()) not in ours):
+                (verified.uncommitted if _is_output(run, path) else verified.foreign).append(path)
 
 
-def _repair(run: Run, held: manifest.Hold, verified: Verified) -> None:
+def _is_output(run: Run, path: str) -> bool:
+    """Whether a file could be an output of the run that is not in the manifest."""
+    if not path.endswith(SUFFIX) or run.summary["recipe"]["format"] != "npz":
+        return False
+    try:
+        return not _fault_of_arrays(run.reader.read("", path), run.fields)
+    except (OSError, ValueError, KeyError, FeatxError, zipfile.BadZipFile):
+        return False
+
+
+def _repair(run: Run, held: locking.Hold, verified: Verified) -> None:
     """Forget what is missing or damaged, and say in the summary that the run is not complete."""
     forgotten = {*verified.missing, *verified.damaged}
     remember_suspects(held.unfinished)
@@ -251,7 +281,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, pyramid.fields)
         made = formats.reader("npz", scratch)
         try:
-            for outcome in pipeline.run(computers, items, writer, workers, reader):
+            for outcome in chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)):
                 key = outcome.item.key
                 if not outcome.done:
                     result.failed.append(key)
@@ -271,7 +301,7 @@ def _unchanged(run: Run, key: str) -> Item | None:
     line = run.line(key)
     path, then = to_path(line["path"]), line["input"]
     now = manifest.stat_of(path)
-    same = now and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
+    same = now and then and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
     return Item(key, path) if same else None
 
 

@@ -12,10 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
-    {"errors", "records", "files", "naming", "stopping", "streams"},
-    {"geometry", "sources", "formats", "tracing", "catalogue"},
-    {"manifest", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
-    {"suspects"},
+    {"errors"},
+    {"records", "files", "naming", "stopping", "streams", "stages"},
+    {"geometry", "sources", "formats", "tracing", "catalogue", "lease"},
+    {"summaries", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
+    {"manifest"},
+    {"suspects", "locking", "planning"},
     {"weights", "preprocess", "dataset", "reading"},
     {"backbones.levels"},
     {"backbones.timm", "backbones.yolo"},

@@ -1,9 +1,11 @@
 # The pipeline: in order, bounded, overlapped, and clean when it is cut short.
 from __future__ import annotations
 
+import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 import featx
 from featx import formats, pipeline
 from featx.computing import Computer
-from featx.errors import ModelError
+from featx.errors import ModelError, OutputError
+from featx.formats import npz
 from featx.isolation import Reader
 from featx.naming import UNFINISHED
 from featx.records import Item, Limits, Workers
@@ -42,10 +45,17 @@ def work(computer, tmp_path):
     (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
     reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
     writer = formats.writer("npz", tmp_path / "out", tmp_path / "out" / UNFINISHED, computer.pyramid.fields)
-    yield lambda items, **options: pipeline.run(
-        [computer], items, writer, WORKERS, options.pop("reader", reader), **options
+    yield lambda items, **options: one_by_one(
+        pipeline.run([computer], items, writer, WORKERS, options.pop("reader", reader), **options)
     )
     reader.close()
+
+
+def one_by_one(groups):
+    with closing(groups):
+        for group in groups:
+            assert group
+            yield from group
 
 
 def outputs(folder):
@@ -154,22 +164,6 @@ def test_leaving_early_ends_the_threads(computer, items, work, tmp_path):
     assert all(path.suffix == ".npz" for path in outputs(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("depth", [0, 1, 5, 100])
-def test_ahead_is_a_map_in_order(depth):
-    def wait(value, future):
-        return future.result()
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pipeline._ahead(pool, lambda value: value * value, range(20), depth, wait)) == [
-            n * n for n in range(20)
-        ]
-
-
-def test_groups_are_full_but_for_the_last():
-    assert list(pipeline.groups(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(pipeline.groups([], 3)) == []
-
-
 def test_what_is_written_is_what_was_computed(computer, items, work, tmp_path):
     (outcome,) = work(items(1))
     pixels, _ = computer.pyramid.preprocess(items(1)[0].path)
@@ -179,21 +173,87 @@ def test_what_is_written_is_what_was_computed(computer, items, work, tmp_path):
             np.testing.assert_allclose(arrays[f"level_{index}"], level[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_what_has_become_of_a_group_does_not_wait_for_the_next_one(computer, items, tmp_path):
-    (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
-    writer = formats.writer("npz", tmp_path / "out", tmp_path / "out" / UNFINISHED, computer.pyramid.fields)
+def writer_of(computer, folder):
+    (folder / UNFINISHED).mkdir(parents=True)
+    return formats.writer("npz", folder, folder / UNFINISHED, computer.pyramid.fields)
+
+
+def test_a_group_is_committed_after_its_time_though_no_further_image_comes(computer, items, tmp_path):
+    """The next images come when the first ones are told of; it would wait for ever if they were held back."""
+    writer = writer_of(computer, tmp_path / "out")
     writer.group, writer.seconds = 1000, 0.2
-    taken = []
+    seen = threading.Event()
 
     def slowly():
-        for item in items(60):
-            taken.append(item)
-            time.sleep(0.05)
-            yield item
+        yield from items(8)
+        assert seen.wait(60)
+        yield from items(12)[8:]
 
     reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
-    outcomes = pipeline.run([computer], slowly(), writer, WORKERS, reader)
-    assert next(outcomes).done
-    assert len(taken) < 40
-    outcomes.close()
+    outcomes = one_by_one(pipeline.run([computer], slowly(), writer, WORKERS, reader))
+    assert all(next(outcomes).done for _ in range(8))
+    assert len(outputs(tmp_path / "out")) == 8
+    seen.set()
+    assert len(list(outcomes)) == 4
     reader.close()
+
+
+def test_stopping_commits_what_is_finished_before_the_passes_that_run(computer, items, tmp_path, monkeypatch):
+    """Two passes are through, the third hangs until what the others made is committed."""
+    writer = writer_of(computer, tmp_path / "out")
+    writer.group, writer.seconds = 1000, 1e9
+    committed, hangs = threading.Event(), threading.Event()
+    passes = count(1)
+    honest = Computer.__call__
+
+    def call(self, pixels):
+        if next(passes) > 2:
+            hangs.set()
+            assert committed.wait(60)
+        return honest(self, pixels)
+
+    monkeypatch.setattr(Computer, "__call__", call)
+    reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
+    outcomes = one_by_one(pipeline.run([computer], items(40), writer, WORKERS, reader, hangs.is_set))
+    for number in range(8):
+        assert next(outcomes).item.key == f"{number}.jpg"
+    assert len(outputs(tmp_path / "out")) == 8
+    committed.set()
+    assert 0 < len(list(outcomes)) <= 12  # the passes that ran were finished; no other was begun
+    reader.close()
+
+
+def test_what_was_finished_is_committed_when_writing_fails(computer, items, work, tmp_path, monkeypatch):
+    """The tenth image finds no room: the nine before it are kept, and nothing of those after it."""
+    honest = npz.pack_npz
+    written = count(1)
+
+    def pack(arrays):
+        if next(written) >= 10:
+            raise OSError(28, "No space left on device")
+        return honest(arrays)
+
+    monkeypatch.setattr(npz, "pack_npz", pack)
+    outcomes = []
+    with pytest.raises(OutputError, match="No space left on device"):
+        outcomes.extend(work(items(100)))
+    names = [f"{outcome.item.key}.npz" for outcome in outcomes]
+    assert len(names) in (8, 9)  # the ninth may be behind the tenth, where two threads write
+    assert sorted(path.name for path in outputs(tmp_path / "out")) == sorted(names)
+    assert not list((tmp_path / "out" / UNFINISHED).iterdir())
+
+
+def test_those_before_one_that_cannot_be_renamed_are_kept(computer, items, work, tmp_path, monkeypatch):
+    honest = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("5.jpg.npz"):
+            raise OSError(28, "No space left on device")
+        honest(source, target)
+
+    monkeypatch.setattr("featx.files.os.replace", replace)
+    outcomes = []
+    with pytest.raises(OutputError, match="No space left on device"):
+        outcomes.extend(work(items(8)))
+    assert [outcome.item.key for outcome in outcomes] == [f"{number}.jpg" for number in range(5)]
+    assert {path.name for path in outputs(tmp_path / "out")} == {f"{number}.jpg.npz" for number in range(5)}

@@ -8,6 +8,7 @@ arrays give the same numbers, to the bit.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,15 @@ class Writer(Protocol):
 
     Attributes
     ----------
+    largest : int
+        Bytes that the arrays of one image may have.
     group : int
         Outputs that are settled together, at least.
     seconds : float
         After so long they are settled, however few they are.
     """
 
+    largest: int
     group: int
     seconds: float
 
@@ -92,6 +96,10 @@ class Writer(Protocol):
 
     def settle(self, group: Sequence[Stored]) -> list[str]:
         """Put outputs in their place, safe on the disk, and return the file of each, relative to the folder."""
+        ...
+
+    def abandon(self, kept: Sequence[Stored]) -> None:
+        """Remove what was begun and neither settled nor is among these; what is begun later may be left behind."""
         ...
 
     def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
@@ -132,6 +140,16 @@ class Reader(Protocol):
         """Return all files that belong to these outputs."""
         ...
 
+    def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
+        """Find rows that a manifest does not vouch for: the keys of each file that has some.
+
+        Parameters
+        ----------
+        done : mapping
+            Of the keys in the manifest to the files that hold their arrays.
+        """
+        ...
+
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings of (key, output) pairs, block by block: keys and (n, D) values."""
         ...
@@ -152,8 +170,8 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         return np.lib.format.read_array_header_1_0(file)
 
 
-def require(name: str, fields: Sequence[Field] | None = None) -> None:
-    """Refuse a format that there is not, or one that cannot hold what a pyramid gives.
+def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "float32") -> None:
+    """Refuse a format that there is not, or one that cannot hold what a pyramid gives, maps being written as `dtype`.
 
     Raises
     ------
@@ -169,7 +187,14 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
         raise UsageError(
             f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
-    import_module(FORMATS[name][0])
+    largest = import_module(FORMATS[name][0]).Writer.largest
+    types = [np.dtype("float32" if field.is_vector else dtype) for field in fields or ()]
+    size = sum(math.prod(field.shape) * kind.itemsize for field, kind in zip(fields or (), types, strict=True))
+    if size > largest:
+        raise UsageError(
+            f"The arrays of one image take {size / 1e9:.3g} GB, and an {name} file holds {largest / 1e9:.3g} GB",
+            "Take a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
+        )
 
 
 def vectors_only(name: str) -> bool:

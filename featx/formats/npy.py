@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from featx import files
+from featx.errors import OutputError
 from featx.formats import Array, Record, Stored, read_header
 from featx.naming import KEYS, VECTORS
 from featx.records import EMBEDDING, Field
@@ -35,6 +37,7 @@ ESCAPES = {"\n": r"\x0a", "\r": r"\x0d"}
 class Writer:
     """Appends rows; what is behind the last row that the header counts is overwritten."""
 
+    largest = sys.maxsize
     group = 64
     seconds = 5.0
 
@@ -62,6 +65,9 @@ class Writer:
                 self._count(self._rows + len(group))
                 self._keys_end += len(keys)
             return [VECTORS] * len(group)
+
+    def abandon(self, kept: Sequence[Stored]) -> None:
+        """Nothing is on the disk before it is settled."""
 
     def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
         """Drop rows that were settled and not entered, and those of images that were done again since."""
@@ -120,7 +126,7 @@ class Reader:
     """Looks rows up by their keys."""
 
     def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
-        self._folder, self._digest = folder, digest
+        self._root, self._digest = os.path.realpath(folder), digest
         self._rows: Array | None = None
         self._places: dict[str, int] = {}
         self._earlier: dict[str, list[int]] = {}
@@ -149,6 +155,15 @@ class Reader:
         """Both files."""
         return {VECTORS, KEYS}
 
+    def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
+        """Look through the keys."""
+        try:
+            self._open()
+        except (OSError, ValueError, OutputError):  # every one of its rows is damaged, which is said of each
+            return {}
+        keys = [key for key in self._places if key not in done] + list(self._earlier)
+        return {VECTORS: keys} if keys else {}
+
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Map blocks of rows, in the array's order."""
         rows, keys = self._open(), [key for key, _ in places]
@@ -162,7 +177,10 @@ class Reader:
 
     def _open(self) -> Array:
         if self._rows is None:
-            rows, keys = _rows(self._folder / VECTORS), read_keys(self._folder / KEYS)
+            rows, keys = (
+                _rows(files.inside(self._root, VECTORS)),
+                read_keys(files.inside(self._root, KEYS)),
+            )
             if len(keys) < len(rows):
                 raise ValueError(f"{len(keys)} keys for {len(rows)} rows: a run was interrupted here, run it again")
             places: dict[str, int] = {}

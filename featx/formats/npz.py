@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,16 @@ LARGEST = (1 << 32) - 1
 class Writer:
     """A file an image: written under a temporary name, and renamed when it is safe on the disk."""
 
+    largest = LARGEST - (1 << 20)  # with room for the headers
     group = 16  # the disk works on them side by side
-    seconds = math.inf
+    seconds = 2.0
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         del fields
         self._folder, self._unfinished = folder, unfinished
+        self._root = os.path.realpath(folder)
         self._folders: set[Path] = set()
+        self._begun: set[Path] = set()
 
     def write(self, record: Record) -> Stored:
         """Write the file, hashing it on the way."""
@@ -64,19 +67,38 @@ class Writer:
         digest = hashlib.sha256()
         for piece in pieces:
             digest.update(piece)
-        path = self._folder / (record.item.alias or output_of(record.item.key))
+        output = record.item.alias or output_of(record.item.key)
         temporary = self._unfinished / f"{next(TEMPORARIES)}"
+        path = self._folder / output
         if path.parent not in self._folders:
             files.make_folders(path.parent)
+            if path.parent != self._folder:
+                files.inside(self._root, os.path.dirname(output))  # noqa: PTH120
             self._folders.add(path.parent)
-        files.write(temporary, pieces)
+        self._begun.add(temporary)
+        try:
+            files.write(temporary, pieces)
+        except OSError:
+            self._remove(temporary)  # half a file, whose room those that are finished may need
+            raise
         return Stored(sum(map(len, pieces)), digest.hexdigest(), (temporary, path))
 
     def settle(self, group: Sequence[Stored]) -> list[str]:
         """Rename the files; those that have been already are left alone."""
         places = [stored.content for stored in group]
         files.settle({temporary: path for temporary, path in places if temporary.exists()})
+        self._begun.difference_update(temporary for temporary, _ in places)
         return [path.relative_to(self._folder).as_posix() for _, path in places]
+
+    def abandon(self, kept: Sequence[Stored]) -> None:
+        """Remove temporary files."""
+        for temporary in self._begun.copy() - {stored.content[0] for stored in kept}:
+            self._remove(temporary)
+
+    def _remove(self, temporary: Path) -> None:
+        with suppress(OSError):  # what failed before is what is said; it is swept with all that is unfinished
+            temporary.unlink()
+        self._begun.discard(temporary)
 
     def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
         """Nothing is there to be cleared away: temporary files are swept with all that is unfinished."""
@@ -86,22 +108,22 @@ class Reader:
     """Files read one by one."""
 
     def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
-        self._folder, self._prefix = folder, f"{folder}/"
+        self._prefix, self._root = f"{folder}/", os.path.realpath(folder)
 
     def holds(self, key: str, output: str, size: int) -> bool:
         """Whether the file is there, in full."""
         try:
-            return os.stat(self._prefix + output).st_size == size  # noqa: PTH116 - a million Path objects take long
+            return os.lstat(self._prefix + output).st_size == size  # a million Path objects take long
         except OSError:
             return False
 
     def read(self, key: str, output: str) -> Mapping[str, Array]:
         """Map the arrays of a file."""
-        return read_npz(self._folder / output)
+        return read_npz(files.inside(self._root, output))
 
     def fault(self, line: Mapping[str, Any]) -> str:
         """Compare size and sha256."""
-        path = self._folder / line["output"]
+        path = files.inside(self._root, line["output"])
         if not path.is_file():
             return "missing"
         if path.stat().st_size != line["bytes"]:
@@ -112,6 +134,10 @@ class Reader:
         """The outputs themselves."""
         return set(outputs)
 
+    def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
+        """Every image has a file of its own."""
+        return {}
+
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read one vector out of each file."""
         places = iter(places)
@@ -119,7 +145,7 @@ class Reader:
             yield [key for key, _ in block], np.stack([self._vector(output) for _, output in block])
 
     def _vector(self, output: str) -> Array:
-        return np.array(read_npz(self._folder / output, [EMBEDDING])[EMBEDDING])
+        return np.array(read_npz(files.inside(self._root, output), [EMBEDDING])[EMBEDDING])
 
 
 def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
@@ -151,6 +177,8 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
         )
         padding = _padding(position + LOCAL_HEADER + len(filename))
         size = len(header) + len(data)
+        if position + size >= LARGEST:
+            raise ValueError(f"{position + size} bytes are more than a file of features can hold")
         # Version 2.0, no flags, stored, no time, checksum, size twice: the part that both headers share.
         common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, zlib.crc32(data, zlib.crc32(header)), size, size)
         lengths = struct.pack("<2H", len(filename), len(padding))
@@ -159,8 +187,6 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
         attributes = struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, position)
         directory.append(b"PK\1\2" + made_by + common + lengths + attributes + filename + padding)
         position += len(pieces[-2]) + len(data)
-    if position >= LARGEST:
-        raise ValueError(f"{position} bytes are more than a file of features can hold")
     ending = b"".join(directory)
     count = len(directory)
     return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]

@@ -8,7 +8,9 @@ knows, is ever written again.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ class Row:
 class Writer:
     """Gathers rows, and writes a shard of them."""
 
+    largest = sys.maxsize
     group = 16_384
     seconds = 30.0  # what a killed run may have to do again
 
@@ -81,6 +84,9 @@ class Writer:
         vectors = pa.FixedSizeListArray.from_arrays(values, type=self._schema.field(EMBEDDING).type)
         self._write(name, pa.Table.from_arrays([*columns, vectors], schema=self._schema))
         return [name] * len(group)
+
+    def abandon(self, kept: Sequence[Stored]) -> None:
+        """Nothing is on the disk before it is settled."""
 
     def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
         """Remove shards that were settled and not entered, and rows of images that were done again since."""
@@ -130,7 +136,7 @@ class Reader:
     """Looks rows up by their keys; a shard is read when one of its rows is."""
 
     def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
-        self._folder = folder
+        self._root = os.path.realpath(folder)
         self._places: dict[str, dict[str, int]] = {}
         self._open: dict[str, tuple[Any, Array]] = {}
 
@@ -160,6 +166,15 @@ class Reader:
         """The shards themselves."""
         return set(outputs)
 
+    def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
+        """Look through all shards."""
+        found = {}
+        for _, path in _shards(Path(self._root)):
+            keys = [key for key in self._index(path.name) if key and done.get(key) != path.name]
+            if keys:
+                found[path.name] = keys
+        return found
+
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read shard by shard."""
         wanted: dict[str, list[str]] = {}
@@ -172,7 +187,7 @@ class Reader:
     def _index(self, output: str) -> dict[str, int]:
         """Rows by key; under the empty key, which no image has, the bytes of a vector."""
         if output not in self._places:
-            path = self._folder / output
+            path = files.inside(self._root, output)
             try:
                 size = parquet.read_schema(path).field(EMBEDDING).type.list_size * FLOAT32.itemsize
                 self._places[output] = {"": size, **{key: place for place, key in enumerate(_keys(path))}}
@@ -185,7 +200,8 @@ class Reader:
         shard = self._open.get(output)
         if shard is None:
             try:
-                table = parquet.read_table(self._folder / output, page_checksum_verification=True, memory_map=True)
+                path = files.inside(self._root, output)
+                table = parquet.read_table(path, page_checksum_verification=True, memory_map=True)
             except pa.ArrowException as error:
                 raise ValueError(str(error)) from error
             column = table[EMBEDDING].combine_chunks()

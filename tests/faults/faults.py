@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,28 @@ def _naive() -> None:
     npz.Writer.write = write
 
 
-def _slow(seconds: float) -> None:
-    """Make every pass take its time."""
+def _slow(seconds: float, after: int = 0, mark: str = "") -> None:
+    """Make every pass take its time, from the one on that follows `after` others; they are through when it begins.
+
+    A file, `mark`, appears when it does.
+    """
     import time
 
     from featx.computing import Computer
 
     def call(self, pixels):
+        if next(begun) <= after:
+            arrays = honest(self, pixels)
+            if next(ended) == after:
+                through.set()
+            return arrays
+        if after:
+            through.wait()
+        if mark:
+            Path(mark).touch()
         time.sleep(seconds)
         return honest(self, pixels)
 
+    begun, ended, through = count(1), count(1), threading.Event()
     honest = Computer.__call__
     Computer.__call__ = call

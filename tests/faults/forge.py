@@ -1,8 +1,9 @@
 # A process that has loaded torch once and forks a run of the real command for every request: thousands in minutes.
 """Reads one JSON request a line, writes one JSON answer a line.
 
-A request has ``arguments`` and ``folder``, and perhaps ``kill_after`` (seconds), ``again_after``, ``signal``, ``fault``
-(see `faults`), ``limits`` (of resources) and ``isolation`` (whether images may be read in processes of their own).
+A request has ``arguments`` and ``folder``, perhaps ``kill_after`` (seconds) or ``kill_when`` (a file is there; and
+so many ``lines`` more in the manifest), ``again_after``, ``signal``, ``fault`` (see `faults`), ``limits`` (of resources)
+and ``isolation`` (whether images may be read in processes of their own).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from multiprocessing import forkserver
 from pathlib import Path
@@ -66,9 +68,16 @@ def serve(request: dict) -> dict:
     if request.get("isolation"):
         require_fork_server()
     began = time.perf_counter()
+    request["before"] = count_lines(request)
     pid = os.fork()
     if pid == 0:
         run(request)
+    if "kill_when" in request:
+        wait_for(lambda: Path(request["kill_when"]).exists(), pid)
+        if "lines" in request:  # of the manifest, that many more
+            before = request["before"]
+            wait_for(lambda: count_lines(request) >= before + request["lines"], pid)
+        request["kill_after"] = 0
     if "kill_after" in request:
         for pause in (request["kill_after"], *request.get("again_after", ())):
             time.sleep(pause)
@@ -82,6 +91,18 @@ def serve(request: dict) -> dict:
         "stdout": (folder / "stdout").read_text(errors="replace"),
         "stderr": (folder / "stderr").read_text(errors="replace"),
     }
+
+
+def count_lines(request: dict) -> int:
+    """Count the lines that the manifest has by now."""
+    manifest = Path(request["folder"]) / "out" / "manifest.jsonl"
+    return manifest.read_bytes().count(b"\n") if manifest.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], pid: int) -> None:
+    """Wait until something is so, or the process has ended."""
+    while not condition() and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.01)
 
 
 def require_fork_server() -> None:

@@ -1,0 +1,161 @@
+# A lease: a file that keeps other runs out of a folder where the file system has no locks.
+"""Holding a folder without the kernel's help.
+
+Some network file systems have no `flock`. There, a file that only one process can create takes its place. Whoever holds
+it touches it again and again, so that one that was left by a machine that died can be told from one that is held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from featx.errors import BusyError, first_line
+
+# Seconds between two touches, and after which a lease that was not touched has run out.
+RENEW_EVERY, EXPIRY = 20.0, 120.0
+
+
+class Lease:
+    """A lease that is held by this process until `end`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    BusyError
+        If another process holds it.
+    OSError
+        If the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._token = path, uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._lost = False
+        while not self._take():
+            require_free(path)
+            self._set_aside()
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def require(self) -> None:
+        """Make sure that nobody has taken the lease away.
+
+        Raises
+        ------
+        BusyError
+            If somebody has.
+        """
+        if self._lost:
+            raise BusyError(f"Another run has taken over {self._path.parent}", "Wait for it, and run this one again")
+
+    def end(self) -> None:
+        """Give the folder back."""
+        self._ended.set()
+        with suppress(OSError, ValueError):
+            if _holder(self._path).get("token") == self._token:
+                self._path.unlink()
+
+    def _take(self) -> bool:
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            os.write(handle, json.dumps(content).encode())
+        finally:
+            os.close(handle)
+        return True
+
+    def _set_aside(self) -> None:
+        """Remove a lease that has run out; only one of several processes succeeds in renaming it."""
+        aside = self._path.with_name(f"{self._path.name}-{self._token}")
+        with suppress(FileNotFoundError):
+            os.rename(self._path, aside)  # noqa: PTH104 - through this module's `os`
+            if is_held(aside):  # somebody else was faster, and this is the new one
+                with suppress(FileExistsError):
+                    os.link(aside, self._path)
+            os.unlink(aside)  # noqa: PTH108
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_EVERY):
+            try:
+                self._lost = _holder(self._path).get("token") != self._token
+                os.utime(self._path)
+            except (FileNotFoundError, ValueError):
+                self._lost = True
+            except OSError:  # the disk does not answer for the moment
+                continue
+
+
+def require_free(path: Path) -> None:
+    """Make sure that no process holds a lease.
+
+    Raises
+    ------
+    BusyError
+        If one does.
+    """
+    if not is_held(path):
+        return
+    try:
+        holder = _holder(path)
+        who = f" (process {holder['pid']} on {holder['host']})"
+    except (OSError, ValueError, KeyError) as error:
+        who = f" ({first_line(error)})"
+    raise BusyError(
+        f"Another run is working in {path.parent}{who}", f"Wait for it, or remove {path} if you know that it has ended"
+    )
+
+
+def is_held(path: Path) -> bool:
+    """Whether a lease is there and has not run out; one of a process of this machine ends with the process."""
+    try:
+        age = _now(path) - path.stat().st_mtime
+        holder = _holder(path)
+    except FileNotFoundError:
+        return False
+    except ValueError:  # half written: by somebody who is taking it, or was killed then
+        return age < EXPIRY
+    if holder.get("host") == socket.gethostname():
+        return _is_alive(holder.get("pid"))
+    return age < EXPIRY
+
+
+def _now(path: Path) -> float:
+    """Return the time by the clock of the file system, in seconds; other machines' clocks may differ."""
+    probe = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+        probe.unlink()
+
+
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _holder(path: Path) -> dict[str, object]:
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged")  # noqa: TRY004
+    return value

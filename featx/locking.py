@@ -1,0 +1,270 @@
+# The hold on a run's folder: which folders can be a run's, who may change one, and what is unfinished in it.
+"""Keeping other programs' files, and other runs, out of harm's way."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from featx import files, manifest
+from featx.errors import BusyError, OutputError
+from featx.lease import Lease, require_free
+from featx.naming import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
+from featx.summaries import ELSEWHERE, read_summary
+
+# What file systems answer that have no locks.
+LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+# What may lie in a folder before the first image is done.
+EMPTY = {MANIFEST, UNFINISHED, LEASE}
+
+
+class Hold:
+    """A run's folder that this process alone may change.
+
+    Attributes
+    ----------
+    unfinished : Path
+        The folder inside it for what is not complete yet.
+    notes : list of str
+        What the file system cannot do, and what that means.
+    """
+
+    def __init__(self, folder: Path, handle: int, lease: Lease | None) -> None:
+        self.unfinished = folder / UNFINISHED
+        self.notes: list[str] = []
+        self._folder, self._handle, self._lease = folder, handle, lease
+        self._root = os.path.realpath(folder)
+        self._begun = False
+        if lease:
+            self.notes.append(f"{folder} is on a file system without locks: the file {LEASE} keeps other runs out")
+
+    def begin(self, *, anew: bool = False) -> None:
+        """Clear up what an earlier call left unfinished, or all that it left; nothing is touched before.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written.
+        """
+        try:
+            self._sweep()
+            if anew:
+                self._remove_outputs()
+            else:
+                _drop_torn_line(self._handle)
+            files.make_folders(self.unfinished)
+            if not files.synchronise(self._folder):
+                self.notes.append(
+                    f"{self._folder} is on a file system that cannot say when names are safe on the disk: "
+                    "after a power cut, the last images may have to be computed again"
+                )
+        except OSError as error:
+            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", manifest.ROOM) from error
+        self._begun = True
+
+    def append(self, lines: bytes) -> None:
+        """Add lines to the manifest, all of them or none."""
+        if self._lease:
+            self._lease.require()
+        end = os.fstat(self._handle).st_size
+        try:
+            files.write_all(self._handle, [lines])
+        except OSError:
+            os.ftruncate(self._handle, end)
+            raise
+
+    def save(self, summary: dict[str, Any]) -> None:
+        """Replace the summary, after the manifest is safe."""
+        text = json.dumps(summary, indent=2) + "\n"
+        files.synchronise(self._folder / MANIFEST)
+        files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Take the lines of some keys, and those that cannot be read, out of the manifest.
+
+        The file is replaced by one that is held before it has its name.
+        """
+        temporary = self.unfinished / MANIFEST
+        files.write(
+            temporary, (text for text, line in manifest.texts(self._folder) if line and line["key"] not in keys)
+        )
+        handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            if not self._lease:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            files.settle({temporary: self._folder / MANIFEST})
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(self._handle)
+        self._handle = handle
+
+    def remove(self, output: str) -> None:
+        """Remove an output of one image; nothing else, and nothing outside of the folder, whoever named it."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if Path(output).suffix in SUFFIXES:
+                folder, name = os.path.split(output)
+                parent = files.inside(self._root, folder) if folder else self._root
+                os.unlink(os.path.join(parent, name))  # noqa: PTH108, PTH118
+
+    def end(self) -> None:
+        """Let go, and leave nothing unfinished behind but what `KEPT` names."""
+        with suppress(OSError):  # a disk that cannot be written any more; the next call clears up
+            if self._begun:
+                self._sweep()
+                self.unfinished.rmdir()  # unless there is something to be kept
+        os.close(self._handle)
+        if self._lease:
+            self._lease.end()
+
+    def _sweep(self) -> None:
+        """Remove temporary files; a link that somebody put there is not followed."""
+        if self.unfinished.is_dir() and not self.unfinished.is_symlink():
+            for path in self.unfinished.iterdir():
+                if path.name != KEPT and not path.is_dir():
+                    path.unlink(missing_ok=True)
+
+    def _remove_outputs(self) -> None:
+        """Remove what the manifest names, then its lines: killed in between, it can be done again."""
+        for output in {str(line["output"]) for _, line in manifest.lines(self._folder) if line["status"] == "done"}:
+            with suppress(OutputError):  # it leads elsewhere, and is none of ours
+                self.remove(output)
+            if output == VECTORS:
+                files.remove(self._folder / KEYS)
+        os.ftruncate(self._handle, 0)
+
+
+@contextmanager
+def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
+    """Keep every other run out of a folder, which is made if need be.
+
+    The lock is the kernel's, on the manifest, and ends with the process however it ends; a `Lease` where the file
+    system has no locks.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or holds something that is no run.
+    BusyError
+        If another run holds it.
+    """
+    require_usable(folder)
+    try:
+        if make:
+            files.make_folders(folder)
+        flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0)
+        handle, locked = _open_locked(folder / MANIFEST, flags, fcntl.LOCK_EX)
+        try:
+            lease = None if locked else Lease(folder / LEASE)
+        except BaseException:
+            os.close(handle)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
+        ) from error
+    held = Hold(folder, handle, lease)
+    try:
+        yield held
+    finally:
+        held.end()
+
+
+@contextmanager
+def look(folder: Path) -> Iterator[None]:
+    """Keep runs from changing a folder while it is read; needs no right to write there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be read.
+    BusyError
+        If a run holds it.
+    """
+    try:
+        handle, locked = _open_locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
+        if not locked:
+            require_free(folder / LEASE)
+    except OSError as error:
+        raise OutputError(f"{folder / MANIFEST} cannot be read: {error.strerror}", "Check the folder") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_usable(folder: Path) -> None:
+    """Refuse a folder that cannot become, or is not, a run's: its summary says so, and its lines read as featx's.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, or holds other things.
+    """
+    try:
+        if not os.path.lexists(folder):
+            return
+        if not folder.is_dir():
+            raise OutputError(f"{folder} is no folder", "Choose another folder with --output")
+        if read_summary(folder) is None:
+            if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
+                raise OutputError(f"{folder} has a {MANIFEST}, and no {SUMMARY} of featx's", ELSEWHERE)
+            if any(path.name not in EMPTY for path in folder.iterdir()):
+                raise OutputError(f"{folder} holds other things than a run of featx", ELSEWHERE)
+        elif not (folder / MANIFEST).exists():
+            raise OutputError(f"The run {folder} has lost its {MANIFEST}", ELSEWHERE)
+        elif not manifest.is_ours(folder):
+            raise OutputError(f"{folder / MANIFEST} was written by another program", ELSEWHERE)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be read: {error.strerror}", "Choose another folder with --output"
+        ) from error
+
+
+def _open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:
+    """Open and lock a file; once more if it was replaced in the meantime, which would leave a lock on nothing.
+
+    Returns
+    -------
+    handle : int
+        The open file.
+    locked : bool
+        False where the file system has no locks.
+    """
+    while True:
+        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(path)):  # noqa: PTH116
+                return handle, True
+        except BlockingIOError as error:
+            os.close(handle)
+            raise BusyError(
+                f"Another run is working in {path.parent}", "Wait for it, or choose another --output"
+            ) from error
+        except OSError as error:
+            if error.errno in LOCKLESS:
+                return handle, False
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _drop_torn_line(handle: int) -> None:
+    """A line without its newline was being written when something stopped: its image is done again."""
+    end = position = os.lseek(handle, 0, os.SEEK_END)
+    tail = b""
+    while position and b"\n" not in tail:
+        step = min(position, 65536)
+        position -= step
+        tail = os.pread(handle, step, position)
+    keep = position + tail.rfind(b"\n") + 1
+    if keep < end:
+        os.ftruncate(handle, keep)

@@ -1,0 +1,167 @@
+# Planning: the images of a call held against the manifest, and what is left to do.
+"""What earlier calls left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from featx import formats, manifest, naming
+from featx.records import Item, Job, Outcome, many_records
+
+# An earlier call's images are done again in larger batches where there are so many times as many new ones.
+WORTH_DOING_AGAIN = 16
+
+
+@dataclass(slots=True)
+class Plan:
+    """What earlier calls left to do.
+
+    Attributes
+    ----------
+    to_do : list of Item
+        The images to work on.
+    failures : list of Outcome
+        Images of this call that failed before and are unchanged.
+    done : int
+        Images of this call whose features stand.
+    kept_done, kept_failed : int
+        Lines of the manifest that stand, of all images in the folder.
+    gone : int
+        Images that are no longer there, and whose features are kept.
+    again : int
+        Images to do that have features already.
+    retried : list of Item
+        Images to do that failed before.
+    known_as : dict of str to str
+        Keys of this call to those under which the same files are in the manifest already.
+    """
+
+    to_do: list[Item] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+    done: int = 0
+    kept_done: int = 0
+    kept_failed: int = 0
+    gone: int = 0
+    again: int = 0
+    retried: list[Item] = field(default_factory=list)
+    known_as: dict[str, str] = field(default_factory=dict)
+
+    def is_worth_doing_again(self) -> bool:
+        """Whether what stands is so little that it may be done again, and all of it can be."""
+        standing = self.kept_done + self.kept_failed + self.again
+        return not self.gone and 0 < standing * WORTH_DOING_AGAIN <= len(self.to_do)
+
+
+@many_records()
+def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
+    """Hold the images against the manifest; linear, and small enough for a million of them."""
+    known = {} if job.overwrite else manifest.known(folder)
+    planner = _Planner(folder, job)
+    plan = planner.plan
+    fresh: list[int] = []
+    taken: set[str] = set()
+    elsewhere: dict[str, str] = {}
+    for item in items:
+        line = known.pop(item.key, None)
+        if line is None:
+            fresh.append(len(plan.to_do))
+            plan.to_do.append(item)
+            continue
+        if line.place != manifest.place_of(manifest.path_text(item.path)):
+            elsewhere[item.key] = item.path
+        if item.alias and line.output:
+            taken.add(naming.fold(line.output))  # which it got before others came that are called nearly the same
+        if again := planner.again(item, line):
+            if not line.output:
+                fresh.append(len(plan.to_do))
+            plan.to_do.append(again)
+    if elsewhere:
+        manifest.require_same_images(folder, elsewhere)
+    if known and fresh:
+        plan.known_as = _known_as(known, (plan.to_do[place] for place in fresh))
+        fresh = planner.rename(fresh, known)
+    others = sum(line.done for line in known.values())
+    plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
+    if known:
+        plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
+        taken.update(naming.fold(line.output) for line in known.values())
+    if taken:
+        _tell_apart(plan.to_do, fresh, taken)
+    return plan
+
+
+def everything(folder: Path, items: Iterable[Item], plan: Plan) -> list[Item]:
+    """Return the images of a call and all others that are in the manifest, to be done anew; each under its old key."""
+    renamed = [replace(item, key=plan.known_as.get(item.key, item.key)) for item in items]
+    taken = {item.key for item in renamed}
+    last = {line["key"]: line for _, line in manifest.lines(folder) if line["key"] not in taken}
+    outputs = {key: line["output"] for key, line in last.items() if line.get("output", "").endswith(naming.SUFFIX)}
+    _tell_apart(renamed, range(len(renamed)), {naming.fold(output) for output in outputs.values()})
+    others = [Item(key, naming.to_path(line["path"]), outputs.get(key, "")) for key, line in last.items()]
+    return renamed + others
+
+
+class _Planner:
+    """Decides image by image, and counts."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.plan = Plan()
+        self._reader = formats.reader(job.format, folder)
+        self._own_files = not formats.vectors_only(job.format)
+        self._job = job
+
+    def again(self, item: Item, line: manifest.Known) -> Item | None:
+        """Return the image if it is to be done again; None if its line stands."""
+        plan = self.plan
+        standing = manifest.standing(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
+        if standing == "stale" or (self._job.retry_failed and not line.done):
+            plan.again += line.done
+            if not line.done:
+                plan.retried.append(item)
+            # What was called so stays called so.
+            return replace(item, alias=line.output or item.alias) if self._own_files else item
+        if line.done:
+            plan.done += 1
+            plan.gone += standing == "gone"
+        else:
+            plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
+        return None
+
+    def rename(self, fresh: list[int], known: dict[str, manifest.Known]) -> list[int]:
+        """Give images that the manifest has under another key that key, and decide about them; returns the others."""
+        plan = self.plan
+        to_do: list[Item] = []
+        left: list[int] = []
+        new = set(fresh)
+        for place, item in enumerate(plan.to_do):
+            key = plan.known_as.get(item.key) if place in new else None
+            line = known.pop(key, None) if key is not None else None
+            again: Item | None = item
+            if key is not None and line is not None:
+                again = self.again(Item(key, item.path), line)
+            elif place in new:
+                left.append(len(to_do))
+            if again:
+                to_do.append(again)
+        plan.to_do = to_do
+        return left
+
+
+def _known_as(known: Mapping[str, manifest.Known], fresh: Iterable[Item]) -> dict[str, str]:
+    """Find images that are in the manifest under another key, by their paths."""
+    places = {line.place: key for key, line in known.items()}
+    found = {}
+    for item in fresh:
+        if key := places.get(manifest.place_of(manifest.path_text(item.path))):
+            found[item.key] = key
+    return found
+
+
+def _tell_apart(items: list[Item], fresh: Iterable[int], taken: set[str]) -> None:
+    """Give new images whose outputs could be taken for those of other images a name of their own."""
+    for place in fresh:
+        item = items[place]
+        if not item.alias and naming.fold(naming.output_of(item.key)) in taken:
+            items[place] = replace(item, alias=naming.output_of(item.key, apart=True))

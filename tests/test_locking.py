@@ -1,0 +1,249 @@
+# The hold on a folder: other programs' files are left alone, other runs kept out, whatever the file system can do.
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featx import lease as leases
+from featx import locking
+from featx.errors import BusyError, OutputError
+from featx.lease import Lease, is_held
+from featx.naming import LEASE, UNFINISHED
+from featx.records import Planned
+from featx.verification import verify
+from tests.runs import extract, lines, make_photos, notes, tree
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return make_photos(tmp_path / "photos", 3)
+
+
+@pytest.fixture
+def run(photos, tmp_path):
+    extract(photos, tmp_path / "out", out_indices=(4,))
+    return tmp_path / "out"
+
+
+DATASET = b'{"file_name": "1.jpg", "text": "a cat"}\n{"file_name": "2.jpg", "text": "no newline at the end"}'
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"manifest.jsonl": DATASET},
+        {"manifest.jsonl": DATASET, "1.jpg": b"a photo"},
+        {"manifest.jsonl": DATASET, "summary.json": b'{"rows": 2}'},
+        {"manifest.jsonl": b"", "1.jpg": b"a photo"},
+        {"manifest.jsonl": b"", "summary.json": b'{"rows": 2}'},
+        {"manifest.jsonl": b"", "summary.json": b"[]"},
+        {"manifest.jsonl": b"", "summary.json": b'{"featx_format": 1}'},
+        {"summary.json": b'{"rows": 2}'},
+    ],
+    ids="+".join,
+)
+def test_another_program_s_files_are_left_alone(photos, tmp_path, held, overwrite):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name, data in held.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(OutputError):
+        extract(photos, folder, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_manifest_that_another_program_wrote_beside_a_summary_is_left_alone(photos, run, overwrite):
+    (run / "manifest.jsonl").write_bytes(DATASET)
+    before = tree(run)
+    with pytest.raises(OutputError, match="written by another program"):
+        extract(photos, run, out_indices=(4,), overwrite=overwrite)
+    assert tree(run) == before
+
+
+def test_a_run_that_lost_one_of_its_books_is_left_alone(photos, run):
+    for name in ("manifest.jsonl", "summary.json"):
+        data = (run / name).read_bytes()
+        (run / name).unlink()
+        before = tree(run)
+        with pytest.raises(OutputError):
+            extract(photos, run, out_indices=(4,), overwrite=True)
+        assert tree(run) == before
+        (run / name).write_bytes(data)
+    assert extract(photos, run, out_indices=(4,)).tried == 0
+
+
+def test_what_a_run_leaves_that_is_killed_at_its_start_is_a_run_s(photos, tmp_path):
+    folder = tmp_path / "out"
+    (folder / UNFINISHED).mkdir(parents=True)
+    (folder / "manifest.jsonl").touch()
+    (folder / UNFINISHED / "summary.json").write_text("{")
+    assert extract(photos, folder).computed == 3
+
+
+def test_a_link_in_the_place_of_what_is_unfinished_is_not_followed(photos, run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    (run / UNFINISHED).symlink_to(tmp_path / "mine")
+    extract(photos, run, out_indices=(4,))
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+
+
+def test_killed_between_removing_the_old_and_the_first_of_the_new(photos, run):
+    """An empty manifest binds nobody to the recipe in the summary."""
+    os.truncate(run / "manifest.jsonl", 0)
+    report = extract(photos, run, out_indices=(3,))
+    assert (report.computed, [level["index"] for level in report.summary["levels"]]) == (3, [3])
+
+
+def test_the_error_that_ended_a_run_is_the_one_that_is_said(photos, run, monkeypatch):
+    """On a disk that has gone read-only, clearing up fails, too."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def fail_on_a_disk_that_is_gone(held):
+        held.begin()
+        (held.unfinished / "1").touch()
+        monkeypatch.setattr(os, "unlink", refuse)
+        monkeypatch.setattr(os, "rmdir", refuse)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), locking.hold(run) as held:
+        fail_on_a_disk_that_is_gone(held)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_synchronise_folders(photos, tmp_path, monkeypatch, number):
+    honest = os.fsync
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(number, os.strerror(number))
+        honest(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    heard = []
+    assert extract(photos, tmp_path / "out", listener=heard.append).computed == 3
+    assert [text for text in notes(heard) if "after a power cut" in text]
+    monkeypatch.undo()
+    assert extract(photos, tmp_path / "out").tried == 0
+
+
+@pytest.fixture
+def lockless(monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_without_locks_a_lease_keeps_other_runs_out(photos, tmp_path, lockless):
+    heard, refused = [], []
+
+    def listen(event):
+        heard.append(event)
+        if isinstance(event, Planned):
+            assert (tmp_path / "out" / LEASE).exists()
+            with pytest.raises(BusyError, match=rf"process {os.getpid()} on") as caught:
+                extract(photos, tmp_path / "out")
+            refused.append(caught.value)
+            with pytest.raises(BusyError):
+                verify(tmp_path / "out")
+
+    assert extract(photos, tmp_path / "out", listener=listen).computed == 3
+    assert refused[0].exit_status == 11
+    assert [text for text in notes(heard) if "without locks" in text]
+    assert not (tmp_path / "out" / LEASE).exists()
+    assert extract(photos, tmp_path / "out").tried == 0
+
+
+def test_a_lease_of_a_process_that_ended_is_taken_over(tmp_path):
+    script = (
+        f"from featx.lease import Lease; from pathlib import Path; import os; Lease(Path({str(tmp_path / LEASE)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", f"{script}; os._exit(0)"], check=True)
+    assert (tmp_path / LEASE).exists()
+    Lease(tmp_path / LEASE).end()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("age", "held"), [(0, True), (leases.EXPIRY / 2, True), (leases.EXPIRY * 2, False)])
+@pytest.mark.parametrize("content", ['{"host": "another-machine", "pid": 1, "token": "x"}', "", "[]"])
+def test_a_lease_of_another_machine_ends_when_it_is_not_renewed(tmp_path, age, held, content):
+    path = tmp_path / LEASE
+    path.write_text(content)
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+    assert is_held(path) == held
+    if held:
+        with pytest.raises(BusyError, match="Another run"):
+            Lease(path)
+        assert path.read_text() == content
+    else:
+        taken = Lease(path)
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
+        taken.end()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_is_renewed_and_its_loss_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_EVERY", 0.01)
+    path = tmp_path / LEASE
+    taken = Lease(path)
+    os.utime(path, (0, 0))
+    while path.stat().st_mtime == 0:
+        assert is_held(path)
+    taken.require()
+    path.write_text(json.dumps({"host": "another-machine", "pid": 1, "token": "x"}))
+
+    def require_until_it_is_lost():
+        while True:
+            taken.require()
+
+    with pytest.raises(BusyError, match="taken over"):
+        require_until_it_is_lost()
+    taken.end()
+    assert path.exists()  # somebody else's
+
+
+def test_what_a_manifest_says_outside_of_the_folder_is_not_removed(photos, run, tmp_path):
+    """By its name, by a link of a folder, and of a key that failed since."""
+    (tmp_path / "elsewhere").mkdir()
+    precious = tmp_path / "elsewhere" / "0.jpg.npz"
+    precious.write_bytes(b"precious")
+    shutil.rmtree(run / "photos")
+    (run / "photos").symlink_to(tmp_path / "elsewhere")
+    with locking.hold(run) as held:
+        for name in ("../elsewhere/0.jpg.npz", "photos/0.jpg.npz", str(precious)):
+            with pytest.raises(OutputError, match="leads out of"):
+                held.remove(name)
+        held.begin(anew=True)
+    assert precious.read_bytes() == b"precious"
+    assert lines(run) == []
+
+
+def test_nothing_is_written_through_a_link_that_leads_out_of_the_folder(photos, run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(run / "photos")
+    (run / "photos").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="leads out of"):
+        extract(photos, run, out_indices=(4,))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_path_that_cannot_be_asked_about_is_one_error(photos, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in (tmp_path / "loop", tmp_path / ("a" * 300), Path("/dev/null/x")):
+        with pytest.raises(OutputError):
+            extract(photos, folder)

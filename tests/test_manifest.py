@@ -1,0 +1,156 @@
+# The manifest: a line an image whatever is in it, kept where there is room, and read only where it is sound.
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+import featx
+from featx import files, formats, locking, manifest
+from featx.errors import FeatxError, OutputError
+from featx.records import Item, Outcome, Stat
+from featx.verification import verify
+from tests.runs import extract, lines, make_photos, tree, write_lines
+
+
+@pytest.fixture
+def run(tmp_path):
+    extract(make_photos(tmp_path / "photos", 4), tmp_path / "out", out_indices=(4,))
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def ledger(run):
+    """The books of a run that goes on, and outcomes of new images whose outputs are in place."""
+    summary = json.loads((run / "summary.json").read_text())
+    with locking.hold(run) as held:
+        held.begin()
+        yield manifest.Ledger(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
+
+
+def outcomes(run, *numbers, frame=None):
+    made = []
+    for number in numbers:
+        (run / f"{number}.jpg.npz").write_bytes(b"features")
+        item = Item(f"{number}.jpg", f"/photos/{number}.jpg")
+        made.append(
+            Outcome(item, Stat(1, 2), size=(3, 4), frame=frame or {}, output=f"{number}.jpg.npz", bytes=8, sha256="0")
+        )
+    return made
+
+
+def test_an_outcome_that_makes_no_line_is_a_failure_of_its_image(run, ledger):
+    good, bad = outcomes(run, 10), outcomes(run, 11, frame={"orientation": object()})
+    entered = ledger.enter([*good, *bad])
+    assert [outcome.done for outcome in entered] == [True, False]
+    assert [(line["key"], line["status"]) for line in lines(run)[4:]] == [("10.jpg", "done"), ("11.jpg", "failed")]
+    assert "no line can be made" in lines(run)[5]["error"]
+    assert (run / "10.jpg.npz").exists()
+    assert not (run / "11.jpg.npz").exists()
+
+
+def test_lines_that_find_no_room_take_that_of_the_last_outputs(run, ledger, monkeypatch):
+    """Of three images the third output is removed, and then there is room for two lines."""
+    honest = files.write_all
+
+    def full(handle, pieces):
+        if (run / "12.jpg.npz").exists():
+            os.write(handle, pieces[0][:20])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        honest(handle, pieces)
+
+    monkeypatch.setattr(files, "write_all", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        ledger.enter(outcomes(run, 10, 11, 12))
+    assert [line["key"] for line in lines(run)[4:]] == ["10.jpg", "11.jpg"]
+    assert [(run / f"{number}.jpg.npz").exists() for number in (10, 11, 12)] == [True, True, False]
+    assert ledger.progress == "6 of 7 done"
+
+
+def test_outputs_whose_lines_cannot_be_written_are_removed(run, ledger, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "write_all", broken)
+    before = (run / "manifest.jsonl").read_bytes()
+    with pytest.raises(OutputError, match="Input/output error"):
+        ledger.enter(outcomes(run, 10, 11))
+    assert (run / "manifest.jsonl").read_bytes() == before
+    assert not list(run.glob("1?.jpg.npz"))
+
+
+def test_a_failure_does_not_remove_what_a_link_leads_to(run, ledger, tmp_path):
+    """The output that an image had is named by the manifest, which anybody could have written."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.npz").write_bytes(b"precious")
+    (run / "linked").symlink_to(tmp_path / "elsewhere")
+    for alias in ("linked/a.npz", "../elsewhere/a.npz"):
+        ledger.enter([Outcome(Item("a", "/a", alias), stage="decode", error="broken")])
+    assert (tmp_path / "elsewhere" / "a.npz").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("format_", ["npz", "npy", "parquet"])
+@pytest.mark.parametrize(
+    "output", ["../secret.npz", "/etc/passwd", "a\0b.npz", "\ud800.npz", "linked/secret.npz", "link.npz"]
+)
+def test_nothing_outside_of_the_folder_is_read(tmp_path, format_, output):
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "out"
+    extract(photos, run, embedding=True, format=format_)
+    secret = {"npz": "photos/0.jpg.npz", "npy": "embeddings.npy", "parquet": "embeddings-00000.parquet"}[format_]
+    (run / secret).replace(tmp_path / "secret.npz")
+    (run / "linked").symlink_to(tmp_path)
+    (run / "link.npz").symlink_to(tmp_path / "secret.npz")
+    if format_ == "npy":
+        (run / "embeddings.npy").symlink_to(tmp_path / "secret.npz")
+    write_lines(run, [{**line, "output": output} for line in lines(run)])
+    opened = featx.open_run(run)
+    for key in ("photos/0.jpg", "photos/1.jpg"):
+        with pytest.raises((KeyError, FeatxError)):
+            opened[key]
+    if list(opened):
+        with pytest.raises(FeatxError):
+            list(opened.embeddings())
+    assert not verify(run).sound
+
+
+def test_a_run_that_was_written_anew_is_not_read_with_old_positions(run, tmp_path):
+    opened = featx.open_run(run)
+    frames = {key: opened.frame(key) for key in opened}
+    entries = lines(run)
+    write_lines(run, list(reversed(entries)))
+    moved = 0
+    for key, frame in frames.items():
+        try:
+            assert opened.frame(key) == frame
+        except FeatxError:
+            moved += 1
+    assert moved >= 3
+    os.truncate(run / "manifest.jsonl", 0)
+    with pytest.raises(FeatxError, match="Open it again"):
+        opened.line("photos/1.jpg")
+
+
+def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", 1)
+    monkeypatch.setattr("featx.formats.npz.Writer.largest", 100_000)
+    with pytest.raises(featx.errors.UsageError, match=r"The arrays of one image take .* GB.*--image-size"):
+        extract(photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert extract(photos, tmp_path / "out", out_indices=(4,)).computed == 1
+
+
+def test_the_size_of_arrays_is_counted_in_the_type_that_is_written(tmp_path):
+    from featx.records import Field
+
+    fields = (Field("level_0", (1024, 1024, 1024)), Field("embedding", (1000,)))
+    with pytest.raises(featx.errors.UsageError, match=r"4\.29 GB"):
+        formats.require("npz", fields)
+    formats.require("npz", fields, "float16")
+
+
+def test_another_process_s_lines_do_not_change(run):
+    before = tree(run)
+    featx.open_run(run).line("photos/1.jpg")
+    assert tree(run) == before

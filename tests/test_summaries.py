@@ -1,0 +1,98 @@
+# summary.json, whoever damaged it: one error that names the file and what it lacks, never one of Python's.
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+import featx
+from featx.errors import FeatxError
+from featx.reading import request_of
+from featx.verification import verify
+from tests.runs import extract, lines, make_photos, write_lines
+
+SENSELESS = (..., None, "x", -1, [], {}, [None], float("inf"), "\ud800", "a\0b", "../../x")
+
+
+@pytest.fixture
+def run(tmp_path):
+    extract(make_photos(tmp_path / "photos", 2), tmp_path / "out", embedding=True, final=True, out_indices=(1, 4))
+    return tmp_path / "out"
+
+
+def places(value, place=()):
+    """Every place in a JSON document; of lists, the first entry."""
+    yield place
+    for key in value if isinstance(value, dict) else range(min(len(value), 1)) if isinstance(value, list) else ():
+        yield from places(value[key], (*place, key))
+
+
+def changed(document, place, value):
+    made = copy.deepcopy(document)
+    inner = made
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    return made
+
+
+def use(folder):
+    """Do with a run whatever reads its books."""
+    run = featx.open_run(folder)
+    for key in run:
+        run.frame(key)
+        dict(run[key])
+    run.dataset()
+    request_of(run.summary)
+    verify(folder)
+
+
+def test_any_damage_of_the_summary_is_one_error(run):
+    summary = json.loads((run / "summary.json").read_text())
+    refused = 0
+    for place in list(places(summary))[1:]:
+        for value in SENSELESS:
+            (run / "summary.json").write_text(json.dumps(changed(summary, place, value)))
+            try:
+                use(run)
+            except FeatxError:
+                refused += 1
+    assert refused > 100
+
+
+def test_any_damage_of_a_line_is_one_error(run):
+    entries = lines(run)
+    for place in list(places(entries[0]))[1:]:
+        for value in SENSELESS:
+            write_lines(run, [changed(entries[0], place, value), entries[1]])
+            try:
+                use(run)
+            except FeatxError:
+                pass
+            except FileNotFoundError:  # a name inside of the folder, and of no file
+                if place != ("output",):
+                    raise
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (("levels", 0, "dtype"), "levels lacks 'dtype'"),
+        (("levels", 0, "stride"), "levels lacks 'stride'"),
+        (("arrays", 0, "shape"), "arrays lacks 'shape'"),
+        (("weights", "sha256"), "weights lacks 'sha256'"),
+        (("recipe", "precision"), "recipe lacks 'precision'"),
+        (("counts", "total"), "counts lacks 'total'"),
+        (("input", "height"), "input lacks 'height'"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_named(run, place, words):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(changed(summary, place, ...)))
+    with pytest.raises(FeatxError, match=words):
+        featx.open_run(run)
