@@ -307,7 +307,7 @@ def _set_up(
     earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
     recipe = _recipe(pyramids[0], job, workers)
-    summaries.require_same_recipe(output, earlier, recipe)
+    summaries.require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     plan = plan_work(output, items, job)
     setting = _Setting(job, plan, computers, workers, recipe, earlier)
     if not earlier or not plan.is_worth_doing_again() or _unchosen(job, earlier) != _unchosen(job, None):
@@ -530,7 +530,7 @@ def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
         "memory_format": "channels_last",
         "device": pyramid.device.type,
         "threads": workers.threads,
-        "versions": versions(pyramid.source),
+        "versions": versions(pyramid.source, pyramid.backend),
     }
     # As it is read again: what is a tuple here is a list there.
     return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
@@ -574,10 +574,18 @@ def _facts(pyramid: Pyramid, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def versions(source: str) -> dict[str, str]:
+def versions(source: str, backend: str) -> dict[str, str]:
     """Return the versions that numbers depend on."""
-    libraries = dict.fromkeys(("torch", "torchvision", "timm", "pillow", source))
-    return {"featx": featx.__version__, **{name: metadata.version(name) for name in libraries}}
+    more = {"ultralytics": ("ultralytics", "opencv-python"), "openvino": ("openvino",)}
+    libraries = ("torch", "torchvision", "timm", "pillow", *more.get(source, ()), *more.get(backend, ()))
+    return {"featx": featx.__version__, **{name: _version(name) for name in libraries}}
+
+
+def _version(name: str) -> str:
+    """Return the version of a library, which may be installed without what draws windows."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return metadata.version(f"{name}-headless")
 
 
 def _surprises(setting: _Setting, suspected: Collection[bytes]) -> list[str]:

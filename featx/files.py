@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
@@ -82,16 +82,25 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{path.name}.tmp")
 
 
-def settle(written: Mapping[Path, Path]) -> None:
+def settle(written: dict[Path, Path]) -> None:
     """Give temporary files their names when they, and then the names, are safely on the disk.
 
-    All files are synchronised before the first is renamed, and each folder once: the disk works on them together.
+    All files are synchronised before the first is renamed, and each folder once: the disk works on them together. Those
+    that have got their names are taken out of `written`, of which some may be left if that fails.
     """
+    folders = {path.parent for path in written.values()}
     for temporary in written:
-        synchronise(temporary)
-    for temporary, path in written.items():
-        os.replace(temporary, path)  # noqa: PTH105 - through this module's `os`, as all that can fail
-    for folder in {path.parent for path in written.values()}:
+        try:
+            synchronise(temporary)
+        except OSError:
+            # Asked once more, the kernel would say that all is well: what could not be written is lost.
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            raise
+    for temporary in list(written):
+        os.replace(temporary, written[temporary])  # noqa: PTH105 - through this module's `os`, as all that can fail
+        del written[temporary]
+    for folder in folders:
         synchronise(folder)
 
 

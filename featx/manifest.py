@@ -296,7 +296,7 @@ def standing(reader: Reader, key: str, line: Known, path: str, *, hashed: bool =
     now = stat_of(path)
     if now is None and line.done:
         return "gone"
-    if hashed and now and line.stat and (line.done or line.stat.sha256):
+    if hashed and now and line.stat and line.stat.sha256:
         return "stands" if line.stat.sha256 and sha256_of(path) == line.stat.sha256 else "stale"
     same = (now is None) == (line.stat is None) and (
         now is None or line.stat is None or (now.bytes, now.mtime_ns) == (line.stat.bytes, line.stat.mtime_ns)
@@ -372,9 +372,13 @@ def sha256_of(path: str) -> str | None:
 def _texts(folder: Path) -> Iterator[bytes]:
     """The manifest's lines as they stand in the file, without a torn last one."""
     path = folder / MANIFEST
-    if path.is_file():
+    try:
         with path.open("rb") as file:
             yield from (text for text in file if text.endswith(b"\n"))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}", "Check the disk") from error
 
 
 def _line_of(outcome: Outcome) -> tuple[Outcome, bytes]:

@@ -255,13 +255,17 @@ class Work:
         try:
             outputs = iter(self._writer.settle([value.stored for value in written]))
         except OSError as error:
-            if len(group) > 1:
-                for value in group:
-                    yield from self.commit([value])
+            if len(group) == 1 and error.errno in OF_THE_NAME:
+                yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
                 return
-            if error.errno not in OF_THE_NAME:
-                raise OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM) from error
-            yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
+            refused = OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM)
+            if len(group) == 1:
+                raise refused from error
+            for value in group:
+                try:
+                    yield from self.commit([value])
+                except OutputError:
+                    raise refused from error
             return
         if group:
             yield [

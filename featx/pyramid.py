@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
@@ -181,11 +182,11 @@ class Pyramid:
             forwards=forwards,
             threads=threads,
             recipe={
-                "model": self.name,
+                "request": asdict(self.request),
+                "architecture": self.architecture,
                 "weights": self.weights.sha256,
                 "fields": [field.to_json() for field in self.fields],
-                "asked": [self.request.part, self.request.norm, self.request.pool],
-                "versions": {name: metadata.version(name) for name in (self.source, "torch")},
+                "versions": {name: metadata.version(name) for name in ("featx", self.source, "torch")},
             },
         )
         self._network = networks.make(self.backend, self.module, plan)

@@ -517,7 +517,8 @@ def _levels(levels: Sequence[dict[str, Any]]) -> Table:
     table = _table(">level", "module", ">channels", ">stride", ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
-        size = 4 * level["channels"] * level["height"] * level["width"] if known else None
+        each = 2 if level.get("dtype") == "float16" else 4
+        size = each * level["channels"] * level["height"] * level["width"] if known else None
         part = level.get("part", "")
         table.add_row(
             part if level["index"] < 0 else f"{part} {level['index']}".strip(),

@@ -29,7 +29,7 @@ FACTS: dict[str, Any] = {
 }
 
 ANEW = "Choose another folder with --output, or start anew with --overwrite"
-ELSEWHERE = "Choose another folder with --output; featx removes nothing that may not be its own"
+ELSEWHERE = "Check the folder, or choose another one; featx changes nothing that may not be its own"
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -159,8 +159,8 @@ def require_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Refuse to mix two recipes in one folder.
+def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any], architecture: str) -> None:
+    """Refuse to mix two recipes, the new one of a network of that architecture, in one folder.
 
     Raises
     ------
@@ -171,6 +171,10 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
         return
     flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
+    # One network has several names, and an earlier featx did not write down the versions of all libraries.
+    same_network = earlier.get("architecture") == architecture and flat_then["weights"] == flat_now["weights"]
+    unsaid = {name for name in fields if name.startswith("versions.") and name not in flat_then}
+    fields = [name for name in fields if name not in unsaid and not (name == "model" and same_network)]
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
         raise OutputError(f"{folder} holds features of another recipe ({changes})", ANEW)

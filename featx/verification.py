@@ -316,5 +316,5 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
 def _other_versions(summary: dict[str, Any]) -> list[str]:
     from featx.extraction import versions
 
-    then, now = summary["recipe"]["versions"], versions(summary["source"])
+    then, now = summary["recipe"]["versions"], versions(summary["source"], summary["recipe"]["backend"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]

@@ -435,7 +435,34 @@ def test_hashes_tell_what_times_do_not(photos, tmp_path):
     natural_image(78, 80, 70).save(photos / "1.bmp")
     os.utime(photos / "1.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert extract(photos, tmp_path / "out").computed == 1  # 0.jpg, by its time
-    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 2  # it has no hash any more; 1.bmp
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 1  # 1.bmp
+
+
+def test_asking_for_hashes_later_computes_nothing_anew(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 0
+    (photos / "0.jpg").touch()
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 1
+    (photos / "0.jpg").touch()
+    assert extract(photos, tmp_path / "out", hash_inputs=True).computed == 0
+
+
+def test_one_network_under_two_names_is_one_recipe(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    assert extract(photos, tmp_path / "out", model="test_resnet.r160_in1k").tried == 0
+
+
+def test_a_version_that_an_earlier_featx_did_not_write_down_is_no_difference(photos, tmp_path):
+    extract(photos, tmp_path / "out")
+    path = tmp_path / "out" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["recipe"]["versions"]["pillow"]
+    path.write_text(json.dumps(summary))
+    assert extract(photos, tmp_path / "out").tried == 0
+    summary["recipe"]["versions"]["pillow"] = "1.0"
+    path.write_text(json.dumps(summary))
+    with pytest.raises(OutputError, match=r"versions.pillow 1.0 -> "):
+        extract(photos, tmp_path / "out")
 
 
 def test_an_output_of_an_image_that_broke_is_removed(photos, tmp_path):

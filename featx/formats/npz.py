@@ -86,8 +86,11 @@ class Writer:
     def settle(self, group: Sequence[Stored]) -> list[str]:
         """Rename the files; those that have been already are left alone."""
         places = [stored.content for stored in group]
-        files.settle({temporary: path for temporary, path in places if temporary.exists()})
-        self._begun.difference_update(temporary for temporary, _ in places)
+        waiting = {temporary: path for temporary, path in places if temporary in self._begun}
+        try:
+            files.settle(waiting)
+        finally:
+            self._begun -= {temporary for temporary, _ in places} - waiting.keys()
         return [path.relative_to(self._folder).as_posix() for _, path in places]
 
     def abandon(self, kept: Sequence[Stored]) -> None:

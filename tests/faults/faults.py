@@ -1,7 +1,10 @@
 # Faults on demand: the n-th call that can fail for want of a disk fails, or is the last thing that the process does.
 from __future__ import annotations
 
+import builtins
 import errno
+import fcntl
+import io
 import os
 import signal
 import threading
@@ -10,38 +13,93 @@ from pathlib import Path
 
 import numpy as np
 
-from featx import files, manifest, suspects
 from featx.formats import npy, npz, parquet
 
-CALLS = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate", "unlink")
+# What writes, and all that touches the disk, below pathlib and the standard library, which call these by their names.
+WRITES = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate", "unlink")
+CALLS = (
+    *WRITES,
+    *("write", "pwrite", "pread", "lseek", "rename", "link", "rmdir", "truncate", "utime"),
+    *("stat", "lstat", "fstat", "scandir", "listdir", "readlink"),
+)
+
+HONEST = {name: getattr(os, name) for name in CALLS}
 
 
-class FaultyOs:
-    """`os`, of which the `number`-th call that touches the disk does not come to its end; counts them all."""
+class Faults:
+    """Counts the calls that touch files below some folders, and strikes the `number`-th of them.
 
-    def __init__(self, number: int, kind: str, counter: str, only: str) -> None:
+    Attributes
+    ----------
+    calls : list of str
+        What was called.
+    """
+
+    def __init__(self, number, kind, counter, only, below, names) -> None:
         self._number, self._kind, self._counter, self._only = number, kind, counter, only
-        self.calls: list[str] = []
+        self._below = tuple(below)
         self._lock = threading.Lock()
+        self.calls: list[str] = []
+        for name in names:
+            setattr(os, name, self._faulty(name, HONEST[name]))
+        if names == CALLS:
+            opened = self._faulty("file", io.open)
+            io.open = builtins.open = lambda *arguments, **options: self._file(opened, *arguments, **options)
+            fcntl.flock = self._faulty("flock", fcntl.flock)
 
-    def __getattr__(self, name: str):
-        honest = getattr(os, name)
-        if name not in CALLS or (self._only and name != self._only):
-            return honest
+    def _file(self, opened, path, mode="r", *arguments, **options):
+        """Open a file whose readings can fail, too."""
+        file = opened(path, mode, *arguments, **options)
+        if mode == "rb" and isinstance(file, io.BufferedReader) and self._concerns(path):
+            file.close()
+            return io.BufferedReader(self._raw(path))
+        return file
 
+    def _raw(self, path):
+        faults = self
+
+        class Raw(io.FileIO):
+            def readinto(self, buffer):
+                return faults._faulty("readinto", super().readinto, path)(buffer)
+
+            def readall(self):
+                return faults._faulty("readall", super().readall, path)()
+
+        return Raw(path)
+
+    def _faulty(self, name, honest, about=None):
         def call(*arguments, **options):
-            with self._lock:
-                self.calls.append(name)
-                number = len(self.calls)
-                if self._counter:
-                    with Path(self._counter).open("a") as file:  # in one write, which no kill tears
-                        file.write(f"{name} ")
-            # A negative number is for every call about an output.
-            if number == self._number or (self._number < 0 and str(arguments[-1]).endswith(".npz")):
-                self._strike(name, honest, arguments)
+            if self._concerns(arguments[0] if about is None and arguments else about):
+                self._count(name, honest, arguments)
             return honest(*arguments, **options)
 
         return call
+
+    def _count(self, name, honest, arguments) -> None:
+        if self._only and name != self._only:
+            return
+        with self._lock:
+            self.calls.append(name)
+            number = len(self.calls)
+            if self._counter:
+                handle = HONEST["open"](self._counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                HONEST["write"](handle, f"{name} ".encode())  # in one write, which no kill tears
+                os.close(handle)
+        # A negative number is for every call about an output.
+        if number == self._number or (self._number < 0 and str(arguments[-1]).endswith(".npz")):
+            self._strike(name, honest, arguments)
+
+    def _concerns(self, about: object) -> bool:
+        """Whether a path, or what a descriptor stands for, lies below one of the folders."""
+        if isinstance(about, int):
+            try:
+                about = HONEST["readlink"](f"/proc/self/fd/{about}")
+            except OSError:
+                return False
+        if not isinstance(about, str | bytes | os.PathLike):
+            return False
+        path = os.path.abspath(os.fsdecode(about))
+        return path.startswith(self._below) and path != self._counter
 
     def _strike(self, name, honest, arguments) -> None:
         if name == "writev":  # half of it gets there
@@ -57,12 +115,20 @@ def inject(name: str, **options) -> None:
     {"call": _call, "naive": _naive, "slow": _slow}[name](**options)
 
 
-def _call(number: int, kind: str, counter: str = "", only: str = "", group: int = 0) -> None:
-    if group:  # so that few images make several settlements
+def _call(
+    number: int,
+    kind: str,
+    counter: str = "",
+    only: str = "",
+    group: int = 0,
+    below: tuple[str, ...] = (),
+    every: bool = False,
+) -> None:
+    """Strike a call about the run's folder, or those given; of those that write, or of `every` kind."""
+    if group:  # so that few images make several groups
         npy.Writer.group = parquet.Writer.group = group
-    faulty = FaultyOs(number, kind, counter, only)
-    for module in (files, manifest, suspects):
-        module.os = faulty
+    below = below or (os.path.abspath("out"), os.path.abspath("whole"))
+    Faults(number, kind, counter, only, below, CALLS if every else WRITES)
 
 
 def _naive() -> None:

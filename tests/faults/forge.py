@@ -1,9 +1,9 @@
 # A process that has loaded torch once and forks a run of the real command for every request: thousands in minutes.
 """Reads one JSON request a line, writes one JSON answer a line.
 
-A request has ``arguments`` and ``folder``, perhaps ``kill_after`` (seconds) or ``kill_when`` (a file is there; and
-so many ``lines`` more in the manifest), ``again_after``, ``signal``, ``fault`` (see `faults`), ``limits`` (of resources)
-and ``isolation`` (whether images may be read in processes of their own).
+A request has ``arguments`` and ``folder``; perhaps ``kill_after`` (seconds), or ``kill_when`` (a file is there) and
+``lines`` (so many more of the manifest), ``again_after`` and ``signal``; ``fault`` (see `faults`), ``limits`` (of
+resources) and ``isolation`` (whether images may be read in processes of their own).
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ def test_foreign_files_are_named_and_left_alone(run):
     (run / ".unfinished" / "3").write_bytes(b"")
     verified = verify(run, repair=True)
     assert (verified.foreign, verified.unfinished, verified.sound) == (["notes.txt", "other.jpg.npz"], 1, True)
+    assert verified.uncommitted == []
     assert (run / "notes.txt").exists()
 
 
@@ -238,3 +239,65 @@ def test_verify_changes_nothing(forge, run, tmp_path):
     assert forge(tmp_path, "verify", "out", "--recompute", "2")["status"] == 0
     assert everything(run) == before
     assert len(featx.open_run(run)) == 5
+
+
+def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
+    """As it is after Ctrl-C: two of five are done, one failed, one is in its place and not in the manifest."""
+    entries = lines(run)
+    failed = {**{name: entries[2][name] for name in ("key", "path", "input")}, "stage": "decode", "error": "broken"}
+    kept = [*entries[:2], {**failed, "status": "failed"}]
+    (run / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    for line in entries[2:4]:
+        (run / line["output"]).unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"state": "stopped", "counts": {"done": 2, "failed": 1, "total": 5}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    verified = verify(run)
+    assert (verified.checked, verified.to_do, verified.failed) == (2, 2, 1)
+    assert (verified.uncommitted, verified.foreign) == (["0004.jpg.npz"], [])
+    assert (verified.sound, verified.complete) == (True, False)
+    said = forge(tmp_path, "verify", "out")
+    assert said["status"] == 1
+    assert said["stdout"].splitlines() == [
+        "not in the manifest: 0004.jpg.npz; the next extract makes it again",
+        "2 of 4 outputs are what was written",
+        "2 images not computed yet; run the same extract again to go on",
+        "1 image failed; their lines in the manifest say why",
+    ]
+
+
+@pytest.mark.parametrize("format_", ["npy", "parquet"])
+def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_):
+    few = [photos / f"{number:04}.jpg" for number in range(3)]
+    made = forge.extract(tmp_path, few[0], "out", *few[1:], "--embedding", "--format", format_)
+    assert made["status"] == 0
+    entries, out = lines(tmp_path / "out"), tmp_path / "out"
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries[:2]))
+    name = {"npy": "embeddings.npy", "parquet": "embeddings-00000.parquet"}[format_]
+    verified = verify(out)
+    assert (verified.uncommitted, verified.foreign, verified.to_do) == ([f"0002.jpg in {name}"], [], 1)
+    (out / "manifest.jsonl").write_text("")
+    assert verify(out).uncommitted == [f"000{number}.jpg in {name}" for number in range(3)]
+    assert forge.extract(tmp_path, few[0], "out", *few[1:], "--embedding", "--format", format_)["status"] == 0
+    assert verify(out).uncommitted == []
+
+
+def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
+    from featx.naming import UNFINISHED
+    from featx.records import Item
+    from featx.suspects import Marks, suspects
+
+    (tmp_path / "gone.jpg").write_bytes(b"")
+    (tmp_path / "there.jpg").write_bytes(b"")
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out")["status"] == 0
+    unfinished = tmp_path / "out" / UNFINISHED
+    unfinished.mkdir()
+    marks = Marks(unfinished)
+    for name in ("gone.jpg", "there.jpg"):
+        marks.enter(Item(name, str(tmp_path / name)))
+    (tmp_path / "gone.jpg").unlink()
+    assert forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)["status"] == 0
+    assert suspects(unfinished) == {b"there.jpg": str(tmp_path / "there.jpg").encode()}
+    (tmp_path / "there.jpg").unlink()
+    assert forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)["status"] == 0
+    assert not unfinished.exists()

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import lines, make_photos, outputs, require_complete, require_only_complete_files
+from tests.faults.conftest import MODEL, lines, make_photos, outputs, require_complete, require_only_complete_files
+
+SMALL = (*MODEL, "--embedding", "--output", "out")
+ONE = ("--batch-size", "1")
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +83,56 @@ def test_a_folder_that_cannot_be_made(forge, three, tmp_path):
     failed = forge.extract(tmp_path, three, "file/out")
     assert failed["status"] == 1
     assert failed["stderr"].splitlines()[-1].startswith("featx: file/out cannot be written: Not a directory.")
+
+
+# Every command that reads or writes a run: what comes before it, and the statuses that are good.
+COMMANDS = {
+    "extract": ((), ("extract", "photos", *SMALL), (0,)),
+    "resume": ((("extract", "photos/0000.jpg", *SMALL, *ONE),), ("extract", "photos", *SMALL, *ONE), (0,)),
+    "overwrite": ((("extract", "photos", *SMALL),), ("extract", "photos", *SMALL, "--seed", "1", "--overwrite"), (0,)),
+    "npy": ((), ("extract", "photos", *SMALL, "--format", "npy"), (0,)),
+    "parquet": ((), ("extract", "photos", *SMALL, "--format", "parquet"), (0,)),
+    "verify": ((("extract", "photos", *SMALL),), ("verify", "out"), (0,)),
+    "repair": ((("extract", "photos", *SMALL), "damage"), ("verify", "out", "--repair"), (1,)),
+    "similar": ((("extract", "photos", *SMALL),), ("similar", "out", "photos/0000.jpg", "-o", "out.png"), (0,)),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_call_of_every_command(forge, tmp_path, command, request):
+    """Below pathlib, about photos and outputs alike: one line that is expected, and the next call makes it good."""
+    steps, arguments, good = COMMANDS[command]
+    make_photos(tmp_path / "photos", 2)
+    for step in steps:
+        if step == "damage":
+            next((tmp_path / "out").rglob("*.npz")).write_bytes(b"damaged")
+        else:
+            assert forge(tmp_path, *step)["status"] == 0
+    before, counter = tmp_path / "before", tmp_path / "calls"
+    if steps:
+        (tmp_path / "out").rename(before)
+        shutil.copytree(before, tmp_path / "out")
+    below = [str(tmp_path / name) for name in ("out", "photos")]
+    fault = {"name": "call", "number": 0, "kind": "EIO", "counter": str(counter), "below": below, "every": True}
+    assert forge(tmp_path, *arguments, fault=fault, isolation=True)["status"] in good
+    calls = len(counter.read_text().split())
+    assert calls > 40
+    # Another part of the calls for every command; all of them where there is time.
+    stride, start = (1, 1) if request.config.getoption("large") else (9, 1 + list(COMMANDS).index(command))
+    for number in range(start, calls + 1, stride):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        if steps:
+            shutil.copytree(before, tmp_path / "out")
+        counter.unlink()
+        failed = forge(tmp_path, *arguments, fault={**fault, "number": number}, isolation=True)
+        made = counter.read_text().split()
+        assert "Unexpected" not in failed["stderr"], (made, failed)
+        assert "Traceback" not in failed["stderr"], (made, failed)
+        assert failed["status"] in {*good, 0, 1, 2, 3}, (made, failed)
+        errors = [line for line in failed["stderr"].splitlines() if line.startswith("featx:")]
+        assert len(errors) == (failed["status"] in (1, 2) and not failed["stdout"]), (made, failed)
+        retry = ("--retry-failed",) if arguments[0] == "extract" else ()
+        again = forge(tmp_path, *arguments, *retry, isolation=True)
+        assert again["status"] in good, (made, failed, again)
+        if arguments[0] == "extract":
+            assert forge(tmp_path, "verify", "out")["status"] == 0, (made, failed)
