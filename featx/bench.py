@@ -56,6 +56,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     FeatxError
         If the model cannot be run, or no image can be read.
     """
+    extraction.require_sound(job)
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
     with tempfile.TemporaryDirectory(prefix="featx-bench-") as scratch:

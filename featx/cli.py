@@ -35,6 +35,12 @@ LIMITS_PANEL = "What one image may take"
 
 STOP = Stop()
 
+# In one forward pass; more is a slip of the hand.
+MOST_IMAGES = 65_536
+
+# What torch takes as a seed.
+SEEDS = {"min": -(1 << 63), "max": (1 << 64) - 1}
+
 Model = Annotated[
     str,
     typer.Option(
@@ -290,7 +296,7 @@ def extract(
             help="Where the parameters come from; pretrained is never replaced by anything else.",
         ),
     ] = "pretrained",
-    seed: Annotated[int, typer.Option(rich_help_panel=WEIGHTS_PANEL, help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, rich_help_panel=WEIGHTS_PANEL, help="Of random weights.")] = 0,
     out_indices: OutIndices = None,
     strides: Strides = None,
     output_stride: OutputStride = None,
@@ -431,8 +437,12 @@ def bench(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", rich_help_panel=IMAGE_PANEL, help="Photos to use (default: made up).")
     ] = None,
-    count: Annotated[int, typer.Option(min=8, rich_help_panel=IMAGE_PANEL, help="How many in a round.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, rich_help_panel=IMAGE_PANEL, help="Medians are taken over them.")] = 3,
+    count: Annotated[
+        int, typer.Option(min=8, max=100_000, rich_help_panel=IMAGE_PANEL, help="How many in a round.")
+    ] = 64,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=1000, rich_help_panel=IMAGE_PANEL, help="Medians are taken over them.")
+    ] = 3,
     image_size: ImageSize = None,
     out_indices: OutIndices = None,
     strides: Strides = None,
@@ -511,15 +521,26 @@ def _status() -> int:
         return end.code if isinstance(end.code, int) else 0
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=STOP.signal))
-    except FeatxError as error:
-        return _fail(error)
     except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
-        unexpected = FeatxError(
-            f"Unexpected {type(error).__name__}: {error}", "Run it again with --debug, and report it"
-        )
-        unexpected.__cause__ = error
-        return _fail(unexpected)
+        return _fail(_in_one_line(error))
     return 0
+
+
+def _in_one_line(error: Exception) -> FeatxError:
+    """Say what an error is about that no other place has said."""
+    if isinstance(error, FeatxError):
+        return error
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        way_out = "Use a smaller --image-size or --batch-size, or fewer --workers"
+        said = FeatxError("There is not enough memory", way_out)
+    elif isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        said = FeatxError(f"{where}{reason}", "Check the path and the disk")
+    else:
+        said = FeatxError(f"Unexpected {type(error).__name__}: {error}", "Run it again with --debug, and report it")
+    said.__cause__ = error
+    return said
 
 
 def _fail(error: FeatxError) -> int:
@@ -561,7 +582,10 @@ def _request(
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    return int(_numbers(text, int, "--batch-size", "8 or auto")[0])
+    numbers = _numbers(text, int, "--batch-size", "8 or auto")
+    if len(numbers) > 1 or not 1 <= numbers[0] <= MOST_IMAGES:
+        raise UsageError(f"--batch-size must be from 1 to {MOST_IMAGES}, or auto", "Write one number, such as 8")
+    return int(numbers[0])
 
 
 def _limits(pixels: str, size: str, seconds: float, memory: str) -> Limits:
@@ -585,18 +609,17 @@ def _numbers(text: str, kind: Any, option: str, example: str) -> list[Any]:
 
 def _amount(text: str, option: str) -> int:
     """Read a number: 30M, 1.5G, 250k or plain."""
-    number = re.fullmatch(r"([0-9.]+)([kmgb]?)", text.lower())
-    try:
-        return (
-            int(float(number[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[number[2]]) if number else int(text)
-        )
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no number", "Write it like 30M, 1.5G or 250k") from error
+    number = re.fullmatch(r"([0-9]*\.?[0-9]+)([kmgb]?)", text.lower())
+    scale = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+    amount = float(number[1]) * scale[number[2]] if number else 0.0
+    if not 1 <= amount < 1e18:
+        raise UsageError(f"{option} must be a number of at least 1", "Write it like 30M, 1.5G or 250k")
+    return int(amount)
 
 
 def _size(text: str) -> tuple[int, int]:
     pieces = text.lower().split("x")
-    if len(pieces) > 2 or not all(piece.isdecimal() and int(piece) > 0 for piece in pieces):
+    if len(pieces) > 2 or not all(len(piece) < 10 and piece.isdecimal() and int(piece) > 0 for piece in pieces):
         raise UsageError(
             f"--image-size {text!r} is no size", "Write one side (384) or height x width (256x320), in pixels"
         )

@@ -221,7 +221,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     """
     maps = not formats.vectors_only(job.format) if job.maps is None else job.maps
     job = replace(job, request=replace(job.request, maps=maps))
-    _require_sound(job)
+    require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
     locking.require_usable(output)
@@ -441,7 +441,7 @@ def folder_name(model: str) -> str:
     return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
 
 
-def _require_sound(job: Job) -> None:
+def require_sound(job: Job) -> None:
     """Refuse what needs no torch to be refused."""
     if job.batch_size is not None and job.batch_size < 1:
         raise UsageError(f"A batch of {job.batch_size} images is no batch", "Use a --batch-size of 1 or more")

@@ -222,7 +222,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     if value.to_do:
         say(f"{_images(value.to_do)} not computed yet; run the same extract again to go on")
     if value.failed:
-        say(f"{_images(value.failed)} failed; their lines in the manifest say why")
+        say(f"{_images(value.failed)} failed; the manifest says why")
     if value.recomputed:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):

@@ -262,7 +262,7 @@ def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
         "not in the manifest: 0004.jpg.npz; the next extract makes it again",
         "2 of 4 outputs are what was written",
         "2 images not computed yet; run the same extract again to go on",
-        "1 image failed; their lines in the manifest say why",
+        "1 image failed; the manifest says why",
     ]
 
 
