@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+import msgspec
 
 from featx import files
 from featx.errors import OutputError, UsageError
@@ -24,13 +26,35 @@ from featx.summaries import FORMAT
 if TYPE_CHECKING:
     from featx.locking import Hold
 
-_DECODE = json.JSONDecoder().decode
 
-# What a line must have, of an image that is done and of one that failed.
-KINDS_FAILED: tuple[tuple[str, type], ...] = (("key", str), ("path", str), ("stage", str), ("error", str))
-KINDS_DONE: tuple[tuple[str, type], ...] = (
-    *(("key", str), ("path", str), ("output", str), ("bytes", int), ("sha256", str), ("size", list), ("frame", dict)),
-)
+class Read(TypedDict):
+    """What an image file was when it was read."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: NotRequired[str]
+
+
+class Line(TypedDict):
+    """A line of the manifest; of what is not required, an image that is done has one part, one that failed another."""
+
+    key: str
+    path: str
+    status: Literal["done", "failed"]
+    input: Read | None
+    size: NotRequired[list[int]]
+    frame: NotRequired[dict[str, Any]]
+    output: NotRequired[str]
+    bytes: NotRequired[int]
+    sha256: NotRequired[str]
+    stage: NotRequired[str]
+    error: NotRequired[str]
+    messages: NotRequired[str]
+
+
+OF_DONE, OF_FAILED = ("size", "frame", "output", "bytes", "sha256"), ("stage", "error")
+
+_DECODE = msgspec.json.Decoder(Line).decode
 
 # Lines that are looked at to see whose a manifest is.
 LOOKED_AT = 100
@@ -38,7 +62,7 @@ LOOKED_AT = 100
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 
-def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines(folder: Path) -> Iterator[tuple[int, Line]]:
     """Read the manifest line by line, each with its position; lines that are not sound are as good as absent."""
     position = 0
     for text, line in texts(folder):
@@ -47,7 +71,7 @@ def lines(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         position += len(text)
 
 
-def texts(folder: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+def texts(folder: Path) -> Iterator[tuple[bytes, Line | None]]:
     """Read the manifest's lines as they stand in the file, each with what it says; None where it is not sound."""
     for text in _texts(folder):
         try:
@@ -64,7 +88,7 @@ def unreadable_lines(folder: Path) -> list[str]:
         try:
             parsed(text)
         except ValueError as error:
-            faults.append(f"line {number} {error}")
+            faults.append(f"line {number}: {error}")
     return faults
 
 
@@ -74,7 +98,7 @@ def is_ours(folder: Path) -> bool:
     return not first or any(text.startswith(b'{"key":') for text in first)
 
 
-def parsed(text: bytes) -> dict[str, Any]:
+def parsed(text: bytes) -> Line:
     """Read a line of the manifest, which anybody could have written.
 
     Raises
@@ -82,28 +106,16 @@ def parsed(text: bytes) -> dict[str, Any]:
     ValueError
         If it lacks something, or names an output outside of the folder; the message says what.
     """
-    try:
-        line: dict[str, Any] = _DECODE(text.decode())
-        done = line["status"] == "done"
-        if not done and line["status"] != "failed":
-            raise ValueError(f"has the status {str(line['status'])[:20]!r}")
-        kinds = KINDS_DONE if done else KINDS_FAILED
-        wrong = [name for name, kind in kinds if not isinstance(line[name], kind)]
-        names = f"{line['key']}{line['path']}{line['output'] if done else ''}"
-        if wrong or "\0" in names or not (names.isascii() or names.encode()):
-            raise ValueError(f"has a senseless {(*wrong, 'name')[0]}")
-        if line["input"] is not None:
-            Stat(line["input"]["bytes"] + 0, line["input"]["mtime_ns"] + 0)
-    except UnicodeError as error:
-        raise ValueError("is no text") from error
-    except json.JSONDecodeError as error:
-        raise ValueError("is no JSON") from error
-    except KeyError as error:
-        raise ValueError(f"has no {error.args[0]}") from error
-    except TypeError as error:
-        raise ValueError("is not laid out as a line of featx's") from error
+    line: Line = _DECODE(text)
+    done = line["status"] == "done"
+    missing = [name for name in (OF_DONE if done else OF_FAILED) if name not in line]
+    if missing:
+        raise ValueError(f"there is no {missing[0]}")
+    names = line["key"] + line["path"] + (line["output"] if done else "")
+    if "\0" in names:
+        raise ValueError("there is a NUL in a name")
     if done and not is_inside(line["output"]):
-        raise ValueError(f"names an output outside of the folder, {line['output']}")
+        raise ValueError(f"the output is outside of the folder: {line['output']}")
     return line
 
 
@@ -138,20 +150,20 @@ class Known:
 
 def outputs(folder: Path) -> dict[str, str]:
     """Read where the features are of every key that has some."""
-    return _of_done(folder, "output")
+    return _of_done(folder, lambda line: line["output"])
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Read the sha256 of the features of every key that has some."""
-    return _of_done(folder, "sha256")
+    return _of_done(folder, lambda line: line["sha256"])
 
 
 @many_records()
-def _of_done(folder: Path, fact: str) -> dict[str, str]:
+def _of_done(folder: Path, fact: Callable[[Line], str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for _, line in lines(folder):
         if line["status"] == "done":
-            found[line["key"]] = sys.intern(line[fact])
+            found[line["key"]] = sys.intern(fact(line))
         else:
             found.pop(line["key"], None)
     return found

@@ -133,7 +133,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
         return FeatureDataset(self, levels)
 
-    def line(self, key: str) -> dict[str, Any]:
+    def line(self, key: str) -> manifest.Line:
         """Return the manifest's line of an image.
 
         Raises
@@ -148,10 +148,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
         try:
             with (self.folder / MANIFEST).open("rb") as file:
                 file.seek(position)
-                line = manifest.parsed(file.readline())
+                line: manifest.Line | None = manifest.parsed(file.readline())
         except (OSError, ValueError):
-            line = {}
-        if line.get("key") != key or line["status"] != "done":
+            line = None
+        if line is None or line["key"] != key or line["status"] != "done":
             raise FeatxError(f"The run {self.folder} was changed since it was opened", "Open it again")
         return line
 

@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import extraction, manifest, naming, reading, sources
+from featx import manifest, naming, reading, sources, summaries
+from featx.planning import plan_work
 from featx.records import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
@@ -49,8 +50,15 @@ def make(root: Path, count: int) -> None:
     run = root / "run"
     (root / "sources").mkdir()
     run.mkdir()
-    facts = {fact: kind() for fact, kind in manifest.FACTS.items() if fact != "seconds"}
-    summary = {"featx_format": manifest.FORMAT, **facts, "seconds": 0}
+    summary = {
+        **{fact: kind() for fact, kind in summaries.FACTS.items() if fact != "seconds"},
+        "featx_format": summaries.FORMAT,
+        "weights": {"kind": "random", "source": "seed 0", "sha256": "0"},
+        "input": {"height": 224, "width": 224, "configuration": "own"},
+        "recipe": {**dict.fromkeys(summaries.RECIPE), "levels": [], "format": "npz"},
+        "counts": {"done": count, "failed": 0, "total": count},
+        "seconds": 0,
+    }
     (run / naming.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     with (
         (run / naming.MANIFEST).open("w", encoding="utf-8") as lines,
@@ -94,7 +102,7 @@ def measure(step: str, folder: Path) -> None:
 
 def walk_and_plan(folder: Path) -> str:
     """Find the images in their folders, and skip those that are done."""
-    plan = extraction.plan_work(folder / "run", sources.find([str(folder / "photos")]).items, JOB)
+    plan = plan_work(folder / "run", sources.find([str(folder / "photos")]).items, JOB)
     return f"{plan.done} done, {len(plan.to_do)} to do"
 
 
@@ -102,7 +110,7 @@ def list_and_plan(folder: Path) -> str:
     """Find the images of a list, and skip those that are done."""
     os.chdir(folder)
     listed = sources.read_list((folder / "list.txt").read_bytes())
-    plan = extraction.plan_work(folder / "run", sources.find((), listed).items, JOB)
+    plan = plan_work(folder / "run", sources.find((), listed).items, JOB)
     return f"{plan.done} done, {len(plan.to_do)} to do"
 
 
