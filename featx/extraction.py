@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, formats, manifest, naming, sources
+from featx import files, formats, manifest, naming, resources, sources
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.naming import MANIFEST
 from featx.records import (
@@ -512,7 +511,7 @@ def spread(
 
     from featx.computing import Computer
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = resources.cores()
     batch_size = job.batch_size or earlier.get("batch_size")
     computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from featx import formats, manifest
+from featx import formats, manifest, resources
 from featx.errors import OutputError, StuckError
 from featx.formats import Array
 from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
@@ -163,7 +163,7 @@ def verify(
 def _faults(run: Run, listener: Callable[[Checked], None]) -> Iterator[tuple[str, str]]:
     """Check all outputs, side by side; empty where there is nothing wrong."""
     keys, done = iter(sorted(run, key=run.output)), 0  # those that share a file one after the other
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(resources.cores()) as pool:
         while group := list(islice(keys, GROUP)):
             for key, fault in zip(group, pool.map(lambda key: _fault(run, key), group), strict=True):
                 done += 1

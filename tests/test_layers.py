@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
-    {"errors", "records", "files", "naming", "stopping", "streams"},
+    {"errors", "records", "resources", "stopping"},
+    {"files", "naming"},
+    {"streams"},
     {"geometry", "sources", "formats", "tracing", "catalogue"},
     {"manifest", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
     {"suspects"},
