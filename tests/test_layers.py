@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
     {"errors", "records", "resources", "stopping"},
-    {"files", "naming"},
+    {"files", "naming", "lists", "walking"},
     {"streams"},
     {"geometry", "sources", "formats", "tracing", "catalogue"},
     {"manifest", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
