@@ -435,7 +435,7 @@ def similar(
 def bench(
     model: Model,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", rich_help_panel=IMAGE_PANEL, help="Photos to use (default: made up).")
+        str | None, typer.Option(metavar="DIR", rich_help_panel=IMAGE_PANEL, help="Photos to use (default: made up).")
     ] = None,
     count: Annotated[
         int, typer.Option(min=8, max=100_000, rich_help_panel=IMAGE_PANEL, help="How many in a round.")
@@ -457,7 +457,7 @@ def bench(
 ) -> None:
     """Show where the time goes on this machine: every stage alone, then all together; weights are random."""
     request = _request(model, "random", 0, out_indices, strides, None, image_size, False, precision, backend)
-    inputs = (str(images),) if images else ()
+    inputs = () if images is None else (images,)
     job = Job(inputs, request, (), None, device, _batch_size(batch_size), workers, dtype)
     from featx import bench as benchmark
 
@@ -628,11 +628,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def _listed(inputs: list[str], from_file: Path | None) -> tuple[str, ...]:
     """Read the lists of paths: standard input where an input is ``-``, and the file."""
-    from featx.sources import read_list
+    from featx import lists
 
-    data = sys.stdin.buffer.read() if "-" in inputs else b""
-    try:
-        more = from_file.read_bytes() if from_file else b""
-    except OSError as error:
-        raise UsageError(f"The list {from_file} cannot be read: {error.strerror}", "Check the path") from error
-    return read_list(data) + read_list(more)
+    listed: tuple[str, ...] = ()
+    if "-" in inputs and sys.stdin:  # which is None where it was closed
+        listed = lists.read_stream(sys.stdin.buffer, "The list on standard input")
+    return listed + (lists.read_file(from_file) if from_file is not None else ())

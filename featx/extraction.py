@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, formats, locking, manifest, sources, summaries
+from featx import files, formats, lists, locking, manifest, resources, sources, summaries
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.naming import MANIFEST
 from featx.planning import Plan, everything, plan_work
@@ -187,7 +187,7 @@ def extract(
         Job(
             inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
             request=request,
-            listed=sources.read_list(Path(from_file).read_bytes()) if from_file else (),
+            listed=lists.read_file(from_file) if from_file is not None else (),
             output=Path(output) if output is not None else None,
             device=device,
             batch_size=batch_size,
@@ -488,7 +488,7 @@ def spread(
 
     from featx.computing import Computer
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = resources.cores()
     batch_size = job.batch_size or earlier.get("batch_size")
     computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
@@ -622,13 +622,14 @@ def _images(count: int) -> str:
 
 def _remarks(found: sources.Found, job: Job) -> list[str]:
     """What was left out, in words."""
+    once = ", such as {} as {}".format(*found.example) if found.example else ""
     remarks = (
-        (found.others, "not called like images: {} left out"),
-        (found.unfollowed, "linked folders: {} not followed"),
-        (found.closed, "folders that may not be read: {}, their images are left out"),
-        (found.repeated, "named more than once: {}, each taken once"),
+        (found.others, "not called like images: ", " left out"),
+        (found.unfollowed, "linked folders: ", " not followed"),
+        (found.closed, "folders that cannot be read: ", ", their images are left out"),
+        (found.repeated, "named more than once: ", f", each taken once{once}"),
     )
-    left_out = [text.format(count) for count, text in remarks if count]
+    left_out = [f"{what}{count}{then}" for count, what, then in remarks if count]
     if formats.vectors_only(job.format) and job.maps is None:
         left_out.append(f"{job.format} keeps vectors: no maps are written")
     return left_out

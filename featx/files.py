@@ -1,4 +1,4 @@
-# Files that appear under their name complete or not at all, and folders that survive a power cut.
+# Files that appear under their name complete or not at all, folders that survive a power cut, and temporary ones.
 """Writing files."""
 
 from __future__ import annotations
@@ -6,12 +6,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import BinaryIO
 
-from featx.errors import OutputError
+from featx.errors import FeatxError, OutputError
 
 Piece = bytes | memoryview
 
@@ -155,6 +157,42 @@ def inside(root: str, name: str) -> Path:
     if not os.path.realpath(path).startswith(f"{root.rstrip(os.sep)}{os.sep}"):
         raise OutputError(f"{name} leads out of {root}", "Check who wrote the manifest, and the links in the folder")
     return Path(path)
+
+
+def takes_temporaries() -> bool:
+    """Whether there is a folder for temporary files."""
+    try:
+        return bool(tempfile.gettempdir())
+    except OSError:
+        return False
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that is gone afterwards.
+
+    Raises
+    ------
+    FeatxError
+        If that cannot be.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="featx-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise FeatxError(
+            f"No folder takes temporary files: {error.strerror or error}", "Set TMPDIR to one that can be written"
+        ) from error
+    with folder as place:
+        yield Path(place)
+
+
+def nameless() -> BinaryIO | None:
+    """Open a file that has no name, in memory if no folder takes it; None where there is no such memory either."""
+    with suppress(OSError):
+        return tempfile.TemporaryFile()
+    with suppress(OSError, AttributeError):  # only Linux has it
+        return os.fdopen(os.memfd_create("featx"), "w+b")
+    return None
 
 
 def sha256_of(path: Path) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from featx import files
 from featx.errors import OutputError, UsageError
 from featx.formats import Reader
-from featx.naming import MANIFEST, SUFFIX, is_inside, to_path, to_text
+from featx.naming import MANIFEST, SUFFIX, here, is_inside, to_path, to_text
 from featx.records import Outcome, Stat, many_records
 from featx.summaries import FORMAT
 
@@ -318,7 +318,7 @@ def standing(reader: Reader, key: str, line: Known, path: str, *, hashed: bool =
 
 def path_text(path: str) -> str:
     """Write an image's path as the manifest has it: whole, as text."""
-    return to_text(path if path.startswith("/") else f"{os.getcwd()}/{path}")  # noqa: PTH109
+    return to_text(path if path.startswith("/") else f"{here()}/{path}")
 
 
 def place_of(path: str) -> int:

@@ -12,6 +12,8 @@ import os
 import re
 import unicodedata
 
+from featx.errors import FeatxError
+
 SUFFIX = ".npz"
 
 # Of all that outputs are kept in, and what formats for vectors call their files.
@@ -43,6 +45,37 @@ def to_text(path: str) -> str:
 def to_path(text: str) -> str:
     """Undo `to_text`."""
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode()))
+
+
+def here() -> str:
+    """Return the current folder.
+
+    Raises
+    ------
+    FeatxError
+        If it was removed.
+    """
+    try:
+        return os.getcwd()  # noqa: PTH109 - text, as all paths of a million images
+    except OSError as error:
+        raise FeatxError("The current folder is not there any more", "Go to one that is, and run it again") from error
+
+
+def absolute(path: str) -> str:
+    """Write a path whole and tidy; links stay links.
+
+    Raises
+    ------
+    FeatxError
+        If that takes the current folder, and it was removed.
+    """
+    whole = os.path.normpath(path if path.startswith("/") else f"{here()}/{path}")
+    return whole[1:] if whole.startswith("//") else whole
+
+
+def expanded(path: str) -> str:
+    """Put a home folder in the place of ``~`` and ``~name``, unless there is something that is called so."""
+    return path if os.path.lexists(path) else os.path.expanduser(path)  # noqa: PTH111 - a Path raises
 
 
 def printable(text: str) -> str:

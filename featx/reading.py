@@ -54,7 +54,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         final = self.summary.get("final")
         self.final = Level.from_json(final) if final else None
         self.fields = tuple(Field.from_json(value) for value in self.summary["arrays"])
-        self.reader = formats.reader(require_format(self.summary), folder, lambda key: str(self.line(key)["sha256"]))
+        self.reader = self._reader()
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
         self.failed: set[str] = set()
@@ -67,6 +67,17 @@ class Run(Mapping[str, Mapping[str, Array]]):
                 self.failed.add(line["key"])
                 self._positions.pop(line["key"], None)
                 self._outputs.pop(line["key"], None)
+
+    def _reader(self) -> formats.Reader:
+        return formats.reader(require_format(self.summary), self.folder, lambda key: str(self.line(key)["sha256"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is open: a data loader's worker opens it again, and has the images that were there before."""
+        return {name: value for name, value in vars(self).items() if name != "reader"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.reader = self._reader()
 
     def __getitem__(self, key: str) -> Mapping[str, Array]:
         """Return the arrays of one image: ``level_N`` -> (C, H, W), ``embedding`` -> (D,) and so on."""

@@ -5,24 +5,17 @@ from __future__ import annotations
 
 import glob
 import os
-import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from featx import naming
 from featx.errors import UsageError
-from featx.naming import fold, output_of, to_text
+from featx.naming import absolute, fold, output_of, to_text
 from featx.records import Item, many_records
-
-# What an image in a folder is called; a file that is named by itself may be called anything.
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c"),
-    )
-)
+from featx.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
 
 
 @dataclass(slots=True)
@@ -38,16 +31,41 @@ class Found:
     unfollowed : int
         Linked folders inside folders, which are not walked.
     repeated : int
-        Mentions of a file that was there already.
+        Mentions of a file that was there already, be it under another key.
+    example : tuple of str
+        Path and key of one of them that would have got another key; empty if there is none.
     closed : int
-        Folders that may not be read.
+        Folders inside folders that cannot be read.
     """
 
     items: list[Item] = field(default_factory=list)
     others: int = 0
     unfollowed: int = 0
     repeated: int = 0
+    example: tuple[str, ...] = ()
     closed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What was named, before it is walked.
+
+    Attributes
+    ----------
+    text : str
+        As it was written.
+    path : str
+        The file, or the folder in which to begin.
+    name : str
+        The file's key, or what comes first in those of a folder's images.
+    pattern : Pattern or None
+        What is wanted of the folder; None for a file.
+    """
+
+    text: str
+    path: str
+    name: str
+    pattern: Pattern | None = None
 
 
 @many_records()
@@ -56,8 +74,8 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
 
     A file's key is its name; a folder's images keep the folder's name in front (``cats/1.jpg``), and so do those of a
     pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash. Keys
-    are text (`featx.naming.to_text`). Where some differ only in what a file system may not tell apart, their outputs
-    get names that are told apart everywhere.
+    are text (`featx.naming.to_text`). A file that is named in several ways gets its first key. Where some differ only
+    in what a file system may not tell apart, their outputs get names that are told apart everywhere.
 
     Parameters
     ----------
@@ -70,22 +88,30 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     ------
     UsageError
         If an input does not exist or holds no image, or if two images would get the same key.
+    FeatxError
+        If a path is not whole, and the current folder is gone.
     """
+    named, listed = [_named(text) for text in inputs], tuple(listed)
+    here = naming.here() if listed else ""
     found = Found()
     places: dict[str, int] = {}
     crowds: dict[str, list[int]] = {}
-    pairs = (pair for text in inputs for pair in _expand(text, found))
-    here = os.getcwd()  # noqa: PTH109 - text, as everything here
+    taken: dict[str, int] | None = {} if _may_overlap(named, listed) else None
+    pairs = (pair for one in named for pair in _images(one, found))
     for name, path in chain(pairs, ((_listed_key(line, here), line) for line in listed)):
-        key = to_text(_listed_key(path, here) if ".." in name and ".." in name.split("/") else name)
-        place = places.setdefault(fold(key), len(found.items))
-        if place == len(found.items):
+        new = len(found.items)
+        if taken is not None and (place := taken.setdefault(absolute(path), new)) < new:
+            _repeat(found, path, found.items[place].key, name)
+            continue
+        key = to_text(name)
+        place = places.setdefault(fold(key), new)
+        if place == new:
             found.items.append(Item(key, path))
         elif earlier := _same_key(found.items, crowds.get(fold(key), [place]), key):
             _require_same_file(earlier, path)
-            found.repeated += 1
+            _repeat(found, path, key, key)
         else:
-            crowds.setdefault(fold(key), [place]).append(len(found.items))
+            crowds.setdefault(fold(key), [place]).append(new)
             found.items.append(Item(key, path))
     for place in chain.from_iterable(crowds.values()):
         item = found.items[place]
@@ -96,102 +122,118 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     return found
 
 
+def _may_overlap(named: Sequence[_Input], listed: Sequence[str]) -> bool:
+    """Whether a file could be found in two ways that give it two keys."""
+    if listed or len(named) < 2:
+        return bool(named and listed)
+    names: dict[str, str] = {}
+    if any(names.setdefault(absolute(one.path), one.name) != one.name for one in named):
+        return True
+    return any(str(above) in names for path in names for above in Path(path).parents)
+
+
+def _repeat(found: Found, path: str, key: str, name: str) -> None:
+    found.repeated += 1
+    if not found.example and to_text(name) != key:
+        found.example = (path, key)
+
+
 def _same_key(items: Sequence[Item], places: Iterable[int], key: str) -> Item | None:
     return next((items[place] for place in places if items[place].key == key), None)
 
 
 def _require_same_file(earlier: Item, path: str) -> None:
-    if os.path.abspath(earlier.path) != os.path.abspath(path):  # noqa: PTH100 - links are to stay links
+    if absolute(earlier.path) != absolute(path):
         raise UsageError(
             f"{earlier.path} and {path} would both be stored as {earlier.key}",
             "Give the folder that holds both, or a list with --from-file, which keeps the folders",
         )
 
 
-def read_list(data: bytes) -> tuple[str, ...]:
-    """Split a list of paths: one a line, or separated by NUL as ``find -print0`` does it."""
-    text = os.fsdecode(data)
-    lines = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
-    return tuple(line for line in lines if line.strip())
+def _named(text: str) -> _Input:
+    """Look at an input: what is there is taken as it is called, though it may look like a pattern or a home folder.
 
-
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """Sort key under which 2 comes before 10."""
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", text) if piece]
-
-
-def _expand(text: str, found: Found) -> Iterator[tuple[str, str]]:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        yield from _require(text, _walk(path, _own_name(path), found))
-    elif path.exists():
-        yield path.name, str(path)
-    elif glob.has_magic(text):
-        yield from _require(text, _matches(os.path.expanduser(text), found))  # noqa: PTH111 - a Path would tidy it
-    else:
-        raise UsageError(f"There is no {text}", "Check the path; quote patterns, so that featx expands them")
-
-
-def _require(text: str, pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    count = 0
-    for count, pair in enumerate(pairs, 1):  # noqa: B007 - the last count is what matters
-        yield pair
-    if not count:
-        raise UsageError(f"There are no images in {text}", f"Images are files called {' '.join(sorted(SUFFIXES))}")
-
-
-def _walk(folder: Path, prefix: PurePosixPath, found: Found) -> Iterator[tuple[str, str]]:
-    """Files first, then folders, each in natural order; hidden ones and linked folders are left out."""
+    Raises
+    ------
+    UsageError
+        If it is neither there nor a pattern.
+    """
+    if not text:
+        raise UsageError("An input is empty", "Leave it out, or give . for the current folder")
+    path = Path(naming.expanded(text))
+    absolute(str(path))  # which says so where there is no current folder any more
     try:
-        with os.scandir(folder) as entries:
-            visible = sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: natural(entry.name)
-            )
-    except PermissionError:
-        found.closed += 1
-        return
-    folders = []
-    before = "" if prefix == PurePosixPath() else f"{prefix}/"
-    for entry in visible:
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry)
-        elif entry.is_dir():
-            found.unfollowed += 1
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - a million Path objects take long
-            yield f"{before}{entry.name}", entry.path
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - as all that is asked for a reason
+    except (OSError, ValueError) as error:
+        if glob.has_magic(text):
+            return _patterned(text, path)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            hint = "Check the path; quote patterns, so that featx expands them"
+            raise UsageError(f"There is no {text}", hint) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{text} cannot be read: {reason}", "Check the path") from error
+    return _Input(text, str(path), _own_name(path), Pattern()) if is_folder else _Input(text, str(path), path.name)
+
+
+def _patterned(text: str, path: Path) -> _Input:
+    """Take a pattern apart: its first folders, up to the first wildcard, are where its keys begin."""
+    fixed, parts = Path(), list(path.parts)
+    while parts and (not glob.has_magic(parts[0]) or os.path.lexists(fixed / parts[0])):
+        fixed /= parts.pop(0)
+    wanted: list[str] = []
+    for part in parts:
+        if part != os.pardir or wanted[-1:] == [ANY_FOLDERS]:
+            wanted.append(part)
+        elif wanted:
+            wanted.pop()  # back out of a folder that is not linked
         else:
-            found.others += 1
-    for entry in folders:
-        yield from _walk(Path(entry.path), prefix / entry.name, found)
+            fixed /= part
+    return _Input(text, str(fixed), _own_name(fixed), Pattern(wanted, folders_only=text.endswith("/")))
 
 
-def _matches(pattern: str, found: Found) -> Iterator[tuple[str, str]]:
-    """Expand a pattern; its first folders, up to the first wildcard, are where its keys begin."""
-    pieces = Path(pattern).parts
-    fixed = Path(*pieces[: next(number for number, piece in enumerate(pieces) if glob.has_magic(piece))])
-    prefix = _own_name(fixed)
-    for match in sorted(glob.iglob(pattern, recursive=True), key=natural):  # noqa: PTH207 - Path.glob hides no dot files
-        path = Path(match)
-        name = prefix / path.relative_to(fixed).as_posix()
-        if path.is_dir():
-            if "**" not in pieces:  # where it is, the files inside match by themselves
-                yield from _walk(path, name, found)
-        elif path.suffix.lower() in SUFFIXES:
-            yield str(name), str(path)
-        elif path.is_file():
-            found.others += 1
+def _own_name(folder: Path) -> str:
+    """Return what a folder puts in front of its images' keys: its name, or nothing for ``.``, ``..`` and ``/``."""
+    return f"{folder.name}/" if folder.name not in ("", os.pardir) else ""
 
 
-def _own_name(folder: Path) -> PurePosixPath:
-    """Return what a folder adds to its images' keys: its name, or nothing for ``.``, ``..`` and ``/``."""
-    return PurePosixPath("" if folder.name == ".." else folder.name)
+def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
+    """Yield name and path of an input's images.
+
+    Raises
+    ------
+    UsageError
+        If it has none.
+    """
+    if one.pattern is None:
+        yield one.name, one.path
+        return
+    walk, count = Walk(), 0
+    for count, pair in enumerate(walk.images(one.path, one.name, one.pattern), 1):  # noqa: B007 - the last one matters
+        yield pair
+    found.others += walk.others
+    found.unfollowed += walk.linked
+    found.closed += walk.closed
+    if not count:
+        raise _nothing(one.text, walk)
+
+
+def _nothing(text: str, walk: Walk) -> UsageError:
+    """Say that an input has no images, and what is the most likely reason."""
+    if walk.reason:
+        hint = "Check the path, and who may read it"
+    elif "[" in text and not os.path.lexists(text):
+        hint = f"In patterns [ ] stand for one of the characters in them; for a bracket write {glob.escape('[')}"
+        hint += f", as in {text.replace('[', glob.escape('['))}"
+    elif walk.linked:
+        hint = "Linked folders are not followed; give them as inputs"
+    else:
+        hint = f"Images are files called {' '.join(sorted(SUFFIXES))}"
+    return UsageError(f"There are no images in {text}{walk.reason and ': '}{walk.reason}", hint)
 
 
 def _listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
     tidy = os.path.normpath(line)
-    if tidy.startswith(os.sep):
-        tidy = tidy.removeprefix(here.rstrip(os.sep) + os.sep)
-    elif tidy == os.pardir or tidy.startswith(os.pardir + os.sep):
-        tidy = os.path.abspath(line)  # noqa: PTH100 - links are to stay links
+    if tidy.startswith((os.sep, os.pardir)):
+        tidy = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")
     return tidy.lstrip(os.sep)

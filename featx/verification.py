@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from featx import formats, locking, manifest, summaries
+from featx import files, formats, locking, manifest, resources, summaries
 from featx.errors import FeatxError, OutputError, StuckError
 from featx.formats import Array
 from featx.naming import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
@@ -179,7 +178,7 @@ def verify(
 def _faults(run: Run, listener: Callable[[Checked], None]) -> Iterator[tuple[str, str]]:
     """Check all outputs, side by side; empty where there is nothing wrong."""
     keys, done = iter(sorted(run, key=run.output)), 0  # those that share a file one after the other
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(resources.cores()) as pool:
         while group := list(islice(keys, GROUP)):
             for key, fault in zip(group, pool.map(lambda key: _fault(run, key), group), strict=True):
                 done += 1
@@ -274,8 +273,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     job = Job((), pyramid.request, dtype=recipe["dtype"])
     computers, workers = extraction.spread([pyramid], job, len(items), recipe)
     extraction.hand_over(computers, workers)
-    with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):
-        scratch = Path(place)
+    with files.temporary_folder() as scratch, extraction.machine(devices, workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, pyramid.fields)

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from dataclasses import replace
 
 import torch
 
-from featx import catalogue
+from featx import catalogue, resources
 from featx.backbones import timm_survey as survey
 from featx.catalogue import Entry
 
@@ -31,7 +30,7 @@ def main() -> None:
     names = [name for name in book.names if name not in book.entries]
     failures = []
     try:
-        with multiprocessing.get_context("fork").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
+        with multiprocessing.get_context("fork").Pool(resources.cores(), torch.set_num_threads, (1,)) as pool:
             for done, (name, entry) in enumerate(pool.imap_unordered(measure, names), 1):
                 if isinstance(entry, str):
                     failures.append(f"{name}: {entry}")

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import manifest, naming, reading, sources, summaries
+from featx import lists, manifest, naming, reading, sources, summaries
 from featx.planning import plan_work
 from featx.records import Job, ModelRequest
 
@@ -109,7 +109,7 @@ def walk_and_plan(folder: Path) -> str:
 def list_and_plan(folder: Path) -> str:
     """Find the images of a list, and skip those that are done."""
     os.chdir(folder)
-    listed = sources.read_list((folder / "list.txt").read_bytes())
+    listed = lists.read_file(folder / "list.txt")
     plan = plan_work(folder / "run", sources.find((), listed).items, JOB)
     return f"{plan.done} done, {len(plan.to_do)} to do"
 

@@ -30,7 +30,7 @@ import torch
 from timm.layers import weight_init
 from torch.overrides import TorchFunctionMode
 
-from featx import catalogue, load_pyramid
+from featx import catalogue, load_pyramid, resources
 from featx.backbones import timm as backbones
 from featx.records import Description, ModelRequest
 
@@ -140,7 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("patterns", nargs="*", default=["*"], metavar="PATTERN", help="glob patterns of names")
     parser.add_argument("--output", type=Path, default=Path("proof.jsonl"), help="results, a JSON object a line")
     parser.add_argument("--memory", type=float, default=8, help="gigabytes that one model may take")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="models at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=resources.cores(), help="models at a time, one thread each")
     parser.add_argument("--seconds", type=float, default=1200, help="after which a model is given up")
     return parser.parse_args()
 

@@ -185,7 +185,7 @@ def test_several_devices_take_turns(tmp_path, monkeypatch):
 
 def test_cores_are_shared_out_on_purpose(pyramid, monkeypatch):
     def spread(images, cores, **asked):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr("featx.resources.cores", lambda: cores)
         job = Job((), ModelRequest(MODEL), **asked)
         workers = extraction.spread([pyramid], job, images, {})[1]
         return workers.batch_size, workers.forwards, workers.threads

@@ -225,7 +225,7 @@ def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypat
 
 
 def test_one_photo_gets_all_cores_and_its_run_keeps_them(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr("featx.resources.cores", lambda: 4)
     before = torch.get_num_threads()
     assert extract(photos / "0.jpg", tmp_path / "one").summary["recipe"]["threads"] == 4
     assert extract(photos, tmp_path / "many", batch_size=2).summary["recipe"]["threads"] == 1

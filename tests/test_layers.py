@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
     {"errors"},
-    {"records", "files", "naming", "stopping", "streams", "stages"},
+    {"records", "resources", "stopping", "stages"},
+    {"files", "naming", "lists", "walking"},
+    {"streams"},
     {"geometry", "sources", "formats", "tracing", "catalogue", "lease"},
     {"summaries", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
     {"manifest"},

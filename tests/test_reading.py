@@ -1,6 +1,10 @@
 # open_run: what was written is what is read, lazily, and as a torch Dataset.
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +66,69 @@ def test_as_a_torch_dataset(folder, workers):
     expected = np.stack([run[key]["level_2"] for key in run])
     np.testing.assert_array_equal(together.numpy(), expected)
     assert set(batches[0]) == {"key", "level_2"}
+
+
+@pytest.fixture(scope="module", params=["npz", "npy", "parquet"])
+def vectors(request, folder, tmp_path_factory):
+    """A run of vectors in every format."""
+    output = tmp_path_factory.mktemp("vectors") / "run"
+    photos = tmp_path_factory.mktemp("photos") / "cats"
+    photos.mkdir()
+    for number in range(5):
+        natural_image(number).save(photos / f"{number}.jpg")
+    options = {"weights": "random", "embedding": True, "maps": False, "format": request.param, "device": "cpu"}
+    featx.extract(photos, "test_resnet", output, **options)
+    return output
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_no_forks_read_the_same(vectors, method):
+    run = featx.open_run(vectors)
+    dataset = run.dataset()
+    expected = [dataset[number] for number in range(len(dataset))]  # by which everything has been opened here
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["featx.dataset", "featx.reading"])
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=context))
+    assert [key for batch in batches for key in batch["key"]] == [item["key"] for item in expected] == list(run)
+    together = torch.cat([batch["embedding"] for batch in batches])
+    torch.testing.assert_close(together, torch.stack([item["embedding"] for item in expected]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("again", [lambda run: pickle.loads(pickle.dumps(run)), copy.copy, copy.deepcopy])
+def test_a_run_that_was_packed_is_the_run(vectors, again):
+    run = featx.open_run(vectors)
+    expected = {key: np.array(arrays["embedding"]) for key, arrays in run.items()}
+    copied = again(run)
+    assert list(copied) == list(run)
+    assert (copied.levels, copied.fields, copied.summary) == (run.levels, run.fields, run.summary)
+    assert all(copied.line(key) == run.line(key) for key in run)
+    for key, values in expected.items():
+        np.testing.assert_array_equal(copied[key]["embedding"], values)
+    assert copied.reader is not run.reader
+
+
+def test_no_numbers_are_packed_with_a_run(vectors):
+    run = featx.open_run(vectors)
+    before = len(pickle.dumps(run))
+    values = [np.array(arrays["embedding"]) for arrays in run.values()]
+    assert len(pickle.dumps(run)) == len(pickle.dumps(featx.open_run(vectors)))
+    assert before == len(pickle.dumps(run))
+    assert not any(value.tobytes() in pickle.dumps(run.dataset()) for value in values)
+
+
+def test_a_run_that_was_packed_tells_rows_of_one_key_apart(tmp_path):
+    """A killed run may leave two rows of an image, of which the manifest vouches for one."""
+    photo = tmp_path / "1.jpg"
+    natural_image(1).save(photo)
+    options = {"weights": "random", "embedding": True, "format": "npy", "device": "cpu"}
+    featx.extract(photo, "test_resnet", tmp_path / "run", **options)
+    rows = np.load(tmp_path / "run" / "embeddings.npy")
+    np.save(tmp_path / "run" / "embeddings.npy", np.concatenate([rows, rows + 1]))
+    (tmp_path / "run" / "keys.txt").write_text("1.jpg\n1.jpg\n")
+    run = featx.open_run(tmp_path / "run")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(run))["1.jpg"]["embedding"], rows[0])
+    np.testing.assert_array_equal(run["1.jpg"]["embedding"], rows[0])
 
 
 def test_tensors_of_a_dataset_can_be_changed_without_harm(folder):

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import unicodedata
 
 import pytest
 
 from featx import naming
-from tests.faults.conftest import lines, outputs
+from tests.faults.conftest import MODEL, ROOT, lines, outputs
 
 NASTY = [
     b"plain.jpg",
@@ -140,3 +142,132 @@ def test_a_pattern_with_dots_in_it_stays_inside(forge, tmp_path, photos):
     assert forge.extract(tmp_path, "a/*/../1.jpg", "out")["status"] == 0
     (line,) = lines(tmp_path / "out")
     assert line["key"] == "a/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (["loop"], "loop cannot be read: Too many levels of symbolic links"),
+        (["0.jpg/x"], "There is no 0.jpg/x"),
+        (["through"], "There is no through"),
+        (["long"], "long cannot be read: File name too long"),
+        (["x" * 300], "x cannot be read: File name too long"),
+        (["~nobody.jpg"], "There is no ~nobody.jpg"),
+        ([""], "An input is empty"),
+        (["0.jpg", ""], "An input is empty"),
+        (["[2020] trips/*.jpg"], "[[]2020] trips/*.jpg"),
+        (["--from-file", "nothing"], "The list nothing cannot be read: No such file or directory"),
+        (["--from-file", "loop"], "The list loop cannot be read: Too many levels of symbolic links"),
+        (["--from-file", "."], "The list . cannot be read: Is a directory"),
+        (["--from-file", "0.jpg"], "The list 0.jpg is an image, not a list of paths"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_wrong_usage(forge, tmp_path, photos, inputs, said):
+    (tmp_path / "0.jpg").write_bytes((photos / "0000.jpg").read_bytes())
+    for target, name in (("loop", "loop"), ("0.jpg/x", "through"), ("x" * 300, "long")):
+        (tmp_path / name).symlink_to(target)
+    done = forge(tmp_path, "extract", *inputs, *MODEL, "--output", "out")
+    assert done["status"] == 2, done["stderr"]
+    assert said in done["stderr"]
+    assert "Unexpected" not in done["stderr"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_and_names_that_lead_nowhere_are_failures_of_their_own(forge, tmp_path, photos):
+    (tmp_path / "in").mkdir()
+    picture = (photos / "0000.jpg").read_bytes()
+    (tmp_path / "in" / "~old.jpg").write_bytes(picture)
+    (tmp_path / "~old.jpg").write_bytes(picture)
+    for target, name in (("loop.jpg", "loop.jpg"), ("~old.jpg/x", "through.jpg"), ("x" * 300, "long.jpg")):
+        (tmp_path / "in" / name).symlink_to(target)
+    for target, name in (("loop", "loop"), ("~old.jpg/x", "through"), ("x" * 300, "long"), (".", "here")):
+        (tmp_path / "in" / name).symlink_to(target)
+    for inputs in ("in", "in/*", "in/**/*.jpg"):
+        done = forge(tmp_path, "extract", inputs, "~old.jpg", *MODEL, "--output", "out", "--overwrite")
+        assert done["status"] == 3, done["stderr"]
+        assert "linked folders: 1 not followed" in done["stderr"]
+        told = {line["key"]: line.get("error") for line in lines(tmp_path / "out")}
+        assert told == {
+            "in/~old.jpg": None,
+            "~old.jpg": None,
+            "in/loop.jpg": "Too many levels of symbolic links",
+            "in/through.jpg": "Not a directory",
+            "in/long.jpg": "File name too long",
+        }
+
+
+def test_a_photo_that_is_named_twice_is_computed_once(forge, tmp_path, photos):
+    (tmp_path / "nest" / "sub").mkdir(parents=True)
+    for number, name in enumerate(("1.jpg", "sub/2.jpg")):
+        (tmp_path / "nest" / name).write_bytes((photos / f"000{number}.jpg").read_bytes())
+    done = forge(tmp_path, "extract", "nest", "nest/1.jpg", "nest/sub", *MODEL, "--output", "out")
+    assert done["status"] == 0, done["stderr"]
+    assert [line["key"] for line in lines(tmp_path / "out")] == ["nest/1.jpg", "nest/sub/2.jpg"]
+    assert "named more than once: 2, each taken once, such as nest/1.jpg as nest/1.jpg" in done["stderr"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_list_out_of_an_editor_is_read(forge, tmp_path, photos, encoding):
+    (tmp_path / "é.jpg").write_bytes((photos / "0000.jpg").read_bytes())
+    (tmp_path / "list").write_bytes("é.jpg\r\n".encode(encoding))
+    done = forge.extract(tmp_path, "--from-file=list", "out")
+    assert done["status"] == 0, done["stderr"]
+    assert [naming.to_path(line["key"]) for line in lines(tmp_path / "out")] == ["é.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        ("< photo.jpg", "The list on standard input is an image, not a list of paths"),
+        ("0> closed", "The list on standard input cannot be read"),
+        ("<&-", "There are no images to work on"),
+        ("< /dev/null", "There are no images to work on"),
+    ],
+)
+def test_standard_input_that_is_no_list_is_wrong_usage(tmp_path, photos, redirection, said):
+    (tmp_path / "photo.jpg").write_bytes((photos / "0000.jpg").read_bytes())
+    done = shell(f'exec "$0" -m featx extract - --model test_resnet {redirection}', tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["photo.jpg", ".", "'*'", "--from-file ../list"])
+def test_a_current_folder_that_is_gone_is_said(tmp_path, arguments):
+    (tmp_path / "list").write_text("photo.jpg\n")
+    gone = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -c "from featx.cli import main; main()" extract'
+    done = shell(f"{gone} {arguments} --model test_resnet --output /dev/null/out", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "featx: The current folder is not there any more." in done.stderr
+
+
+def shell(script, folder):
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    command = ["sh", "-c", script, sys.executable]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--weights", "x" * 300), "There is no checkpoint x"),
+        (("--weights", "~nobody/x.pt"), "There is no checkpoint "),
+        (("--weights", "loop"), "There is no checkpoint loop"),
+        (("--model", "local-dir:~nobody/x"), "holds no timm configuration"),
+        (("--model", "yolov8n", "--weights", "x" * 300), "There is no checkpoint x"),
+        (("--model", "yolov8n", "--weights", "~nobody/x.pt"), "There is no checkpoint "),
+    ],
+)
+def test_models_and_weights_that_lead_nowhere_are_plain_errors(forge, tmp_path, photos, options, said):
+    (tmp_path / "loop").symlink_to("loop")
+    done = forge(tmp_path, "extract", photos / "0000.jpg", *MODEL, *options, "--output", "out")
+    assert done["status"] == 1, done["stderr"]
+    assert said in done["stderr"]
+
+
+def test_queries_that_lead_nowhere_are_plain_errors(forge, tmp_path, photos):
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--embedding", "--no-maps")["status"] == 0
+    for query in ("x" * 300, "0.jpg/x"):
+        done = forge(tmp_path, "similar", "out", query)
+        assert (done["status"], "There is no image" in done["stderr"]) == (2, True), done["stderr"]

@@ -1,0 +1,190 @@
+# Looking through folders for images: all of them, or those that a pattern matches, in natural order.
+"""Walking folders.
+
+One broken entry costs nothing but itself: what cannot be read is counted, and the rest is found.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+
+# What an image in a folder is called; a file that is named by itself may be called anything.
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c"),
+    )
+)
+
+# A pattern's part that stands for any number of folders.
+ANY_FOLDERS = "**"
+
+_DIGITS = re.compile(r"\d+")
+
+
+class _Kind(Enum):
+    FILE = auto()
+    FOLDER = auto()
+    LINKED_FOLDER = auto()
+    UNREADABLE = auto()
+
+
+class Pattern:
+    """What is wanted of a folder and those below it.
+
+    A place is a part that the next name has to match; at several places at once, since ``**`` may end anywhere. The
+    place behind the last part is that of a folder which matches, and of everything in it.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        Names with wildcards, from the folder on; none for everything in it.
+    folders_only : bool
+        Whether only folders match, as with a slash at the end.
+    """
+
+    def __init__(self, parts: Sequence[str] = (), *, folders_only: bool = False) -> None:
+        self._parts = parts
+        self._matchers = [re.compile(fnmatch.translate(part)).match for part in parts]
+        self._end = len(parts)
+        self._last = -1 if folders_only else self._end - 1
+        self.start = self._reached({0})
+
+    def takes(self, places: frozenset[int], name: str) -> bool:
+        """Whether a file is wanted."""
+        if self._end in places:
+            return not name.startswith(".")
+        return self._last in places and self._matches(self._last, name)
+
+    def enters(self, places: frozenset[int], name: str) -> frozenset[int]:
+        """Return the places in a folder; none if nothing in it is wanted."""
+        if self._end in places:
+            return frozenset() if name.startswith(".") else places
+        next_ones = {place + 1 for place in places if self._matches(place, name)}
+        if not name.startswith("."):
+            next_ones |= {place for place in places if self._parts[place] == ANY_FOLDERS}
+        return self._reached(next_ones)
+
+    def _matches(self, place: int, name: str) -> bool:
+        part = self._parts[place]
+        if part == ANY_FOLDERS or (name.startswith(".") and not part.startswith(".")):
+            return False
+        return name == part or self._matchers[place](name) is not None
+
+    def _reached(self, places: set[int]) -> frozenset[int]:
+        """Add the places behind ``**``, which may stand for no folder at all; where everything is wanted, only that."""
+        for place in range(self._end):
+            if place in places and self._parts[place] == ANY_FOLDERS:
+                places.add(place + 1)
+        return frozenset({self._end} if self._end in places else places)
+
+
+class Walk:
+    """A walk through a folder.
+
+    Attributes
+    ----------
+    others : int
+        Files that are wanted, and not called like images.
+    linked : int
+        Linked folders, which are not followed.
+    closed : int
+        Folders that cannot be read, and entries of which nobody can say what they are.
+    reason : str
+        What is wrong with the first of them; empty if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.others = self.linked = self.closed = 0
+        self.reason = ""
+
+    def images(self, folder: str, name: str, pattern: Pattern) -> Iterator[tuple[str, str]]:
+        """Find the images that a pattern wants: of each folder first the files, then the folders.
+
+        Parameters
+        ----------
+        folder : str
+            Where to begin.
+        name : str
+            What it is called in names: nothing, or something with a slash at the end.
+        pattern : Pattern
+            What is wanted of it.
+
+        Yields
+        ------
+        (str, str)
+            Name and path of an image.
+        """
+        waiting = [(folder, name, pattern.start)]
+        while waiting:
+            folder, name, places = waiting.pop()
+            before = "" if folder == "." else f"{folder.rstrip('/')}/"
+            images: list[str] = []
+            inner: dict[str, frozenset[int]] = {}
+            for entry, kind in self._entries(folder):
+                if kind is _Kind.FILE:
+                    if pattern.takes(places, entry):
+                        self._sort_in(entry, images)
+                elif deeper := pattern.enters(places, entry):
+                    if kind is _Kind.FOLDER:
+                        inner[entry] = deeper
+                    else:
+                        self.linked += kind is _Kind.LINKED_FOLDER
+            images.sort(key=natural)
+            for image in images:
+                yield f"{name}{image}", f"{before}{image}"
+            last_first = sorted(inner, key=natural, reverse=True)  # who waits last is the next
+            waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
+
+    def _sort_in(self, name: str, images: list[str]) -> None:
+        if is_called_like_an_image(name):
+            images.append(name)
+        else:
+            self.others += 1
+
+    def _entries(self, folder: str) -> Iterator[tuple[str, _Kind]]:
+        """List a folder, as far as it can be read."""
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield entry.name, self._kind_of(entry)
+        except OSError as error:
+            self._leave_out(folder, error)
+
+    def _kind_of(self, entry: os.DirEntry[str]) -> _Kind:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                return _Kind.FOLDER
+            if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - text; a link to nowhere is no folder
+                return _Kind.LINKED_FOLDER
+        except OSError as error:
+            if not is_called_like_an_image(entry.name):  # an image fails by itself when it is read
+                self._leave_out(entry.path, error)
+                return _Kind.UNREADABLE
+        return _Kind.FILE
+
+    def _leave_out(self, path: str, error: OSError) -> None:
+        self.closed += 1
+        self.reason = self.reason or f"{path} cannot be read: {error.strerror or error}"
+
+
+def is_called_like_an_image(name: str) -> bool:
+    """Whether a file's suffix is one of `SUFFIXES`."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Path objects take long
+
+
+def natural(text: str) -> tuple[str, str]:
+    """Sort key under which 2 comes before 10, and a number before any other character."""
+    return _DIGITS.sub(_ranked, text), text
+
+
+def _ranked(found: re.Match[str]) -> str:
+    """Write a number so that texts compare like numbers: how many digits it has, and these."""
+    digits = found[0] if found[0].isascii() else "".join(str(int(digit)) for digit in found[0])
+    digits = digits.lstrip("0")
+    return f"\0{chr(len(digits))}{digits}"  # not `int`, which takes no more than 4,300 of them
