@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "featx"
 # A module may import those of earlier rows only, unless the arrow is named below.
 ROWS = [
     {"errors", "records", "files", "naming", "stopping", "streams"},
-    {"geometry", "sources", "formats", "tracing", "catalogue"},
+    {"geometry", "sources", "formats", "tracing", "catalogue", "tiff", "jpeg2000", "pieces"},
+    {"containers", "colours"},
     {"manifest", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
     {"suspects"},
     {"weights", "preprocess", "dataset", "reading"},
