@@ -54,7 +54,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert what `loaded` returned; transparency is laid on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    return _by_bands(image, "RGB", _on_white if image.has_transparency_data else lambda band: band.convert("RGB"))
+    return _by_bands(image, "RGB", _on_white) if image.has_transparency_data else image.convert("RGB")
 
 
 def _by_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

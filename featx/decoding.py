@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -24,7 +25,8 @@ from featx.records import Limits
 # What goes wrong inside a decoder that runs out of a file's bytes, or into senseless ones; the words mean nothing.
 INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)
 VAGUE = re.compile(
-    "decoder error|not identified by this driver|cannot load this image|Unable to seek to frame|Expected to read"
+    "decoder error|not identified by this driver|cannot load this image|could not create decoder|Unable to seek"
+    "|Expected to read|Invalid argument|invalid literal|b['\"]"
 )
 
 
@@ -96,7 +98,8 @@ def place(
     except UnreadableError:
         raise
     except Exception as error:
-        stage = "read" if isinstance(error, OSError) and error.errno else "decode"
+        # A place in the file that a damaged one names, and that there is not, is no fault of the disk.
+        stage = "read" if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else "decode"
         raise UnreadableError(stage, reason_of(error, path), sha256) from error
 
 

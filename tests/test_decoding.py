@@ -13,9 +13,10 @@ import pytest
 from PIL import Image, WebPImagePlugin
 from timm.data import resolve_data_config
 
-from featx import preprocess
+from featx import isolation, preprocess
 from featx.containers import canvas_of
 from featx.decoding import UnreadableError, place, reason_of
+from featx.geometry import Frame
 from featx.preprocess import DecodeError, decode, make
 from featx.records import Limits
 from tests.conftest import natural_image
@@ -374,8 +375,58 @@ def test_reasons_are_plain_words():
     assert words(struct.error("unpack requires a buffer of 4 bytes")) == "the file is damaged"
     assert words(KeyError(270)) == "the file is damaged"
     assert words(OSError("decoder error -2")) == "the file is damaged"
+    assert words(OSError(22, "Invalid argument")) == "the file is damaged"
+    assert words(ValueError(b"Token too long in file header: 8")) == "the file is damaged"
     assert words(MemoryError()) == "not enough memory"
     assert words(ValueError("unknown raw mode")) == "unknown raw mode"
     caused = SyntaxError("index out of range")
     caused.__cause__ = IndexError("index out of range")
     assert words(caused) == "the file is damaged"
+
+
+def test_a_run_with_orientations_of_every_type(featx_command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, (type_, data) in enumerate([*SIX, *SENSELESS]):
+        count = len(data) if type_ in (1, 2, 7) else 1
+        (tmp_path / "photos" / f"{number:02}.jpg").write_bytes(saved("JPEG", exif=exif_of(type_, data, count)))
+    (tmp_path / "photos" / "broken.jpg").write_bytes(saved("JPEG", exif=b"Exif\0\0garbage", dpi=(72, 72)))
+    model = ("--model", "test_resnet", "--weights", "random", "--image-size", 64)
+    for options, output in ((), "here"), (("--isolate",), "apart"):
+        done = featx_command("extract", "photos", *model, "--output", output, *options)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (tmp_path / output / "manifest.jsonl").read_text().splitlines()]
+        found = {line["key"]: line for line in lines}
+        numbers = [found[f"photos/{number:02}.jpg"]["frame"]["orientation"] for number in range(len(SIX + SENSELESS))]
+        assert numbers == [6] * len(SIX) + [1] * len(SENSELESS)
+        assert found["photos/broken.jpg"]["messages"] == "its EXIF is damaged and was ignored"
+
+
+class Odd(preprocess.Preprocessor):
+    """Places images in a way that no answer can be written of."""
+
+    def __init__(self, orientation):
+        self.orientation = orientation
+
+    def place(self, image, orientation=1, max_pixels=0):
+        if isinstance(self.orientation, Exception):
+            raise self.orientation
+        return image, Frame.of(image.size, self.orientation)
+
+    def largest(self, size):
+        return 1
+
+
+@pytest.mark.parametrize("odd", [1j, {1}, RecursionError("too deep"), KeyError("x"), MemoryError()], ids=repr)
+def test_no_answer_ends_the_process_that_reads(tmp_path, odd):
+    (tmp_path / "a.png").write_bytes(saved("PNG"))
+    sent = []
+
+    class Pipe:
+        recv_bytes = staticmethod(lambda: str(tmp_path / "a.png").encode())
+        send_bytes = staticmethod(sent.append)
+
+    isolation._answer(Pipe(), Odd(odd), Limits(), False, io.BytesIO())
+    answer = json.loads(sent[0])
+    assert answer["stage"] == "decode"
+    assert answer["reason"]
+    assert len(sent) == 1
