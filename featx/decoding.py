@@ -6,7 +6,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
+import struct
+import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,6 +21,13 @@ import numpy as np
 from featx import preprocess
 from featx.geometry import Frame
 from featx.records import Limits
+
+# What goes wrong inside a decoder that runs out of a file's bytes, or into senseless ones; the words mean nothing.
+INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)
+VAGUE = re.compile(
+    "decoder error|not identified by this driver|cannot load this image|could not create decoder|Unable to seek"
+    "|Expected to read|Invalid argument|invalid literal|b['\"]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,7 @@ class Placed:
     sha256 : str
         Of the file; empty where nobody asked for it.
     messages : str
-        What libraries had to say while it was decoded; only where that can be told.
+        What of its metadata was ignored, and what libraries had to say while it was decoded, where that can be told.
     """
 
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
@@ -82,18 +92,26 @@ def place(
         if hashed:
             data = Path(path).read_bytes()
             sha256, file = hashlib.sha256(data).hexdigest(), BytesIO(data)
-        image, frame = preprocessor.place(*preprocess.decode(file, limits.pixels, alone))
-        return Placed(np.array(image), frame, sha256)
+        with preprocess.opened(file, limits.pixels, alone, preprocessor.largest) as source:
+            image, frame = preprocessor.place(source.rgb(), source.orientation, limits.pixels)
+        return Placed(np.array(image), frame, sha256, str(source.notes))
     except UnreadableError:
         raise
-    except preprocess.DecodeError as error:
-        raise UnreadableError("decode", str(error), sha256) from error
-    except OSError as error:
-        stage = "read" if error.errno else "decode"
-        reason = "no such file" if error.errno == errno.ENOENT else one_line(error, path)
-        raise UnreadableError(stage, reason, sha256) from error
     except Exception as error:
-        raise UnreadableError("decode", f"{type(error).__name__}: {one_line(error, path)}", sha256) from error
+        # A place in the file that a damaged one names, and that there is not, is no fault of the disk.
+        stage = "read" if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else "decode"
+        raise UnreadableError(stage, reason_of(error, path), sha256) from error
+
+
+def reason_of(error: Exception, path: str) -> str:
+    """Say why an image could not be read, in one line that means something to who has the file."""
+    inner = error.__cause__ if isinstance(error, SyntaxError) else error
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    said = one_line(error, path)
+    return "the file is damaged" if isinstance(inner, INNER) or VAGUE.match(said) else said
 
 
 def one_line(error: BaseException, path: str) -> str:

@@ -54,6 +54,10 @@ class BusyError(OutputError):
     exit_status = 11
 
 
+class DecodeError(Exception):
+    """An image that featx will not make features of; the message is the reason."""
+
+
 class StuckError(Exception):
     """An image hangs in its decoder, which cannot be stopped from outside; its thread is lost.
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from featx import files, preprocess
-from featx.decoding import Placed, UnreadableError, place
+from featx.decoding import Placed, UnreadableError, place, reason_of
 from featx.errors import FeatxError
 from featx.geometry import Frame
 from featx.records import Item, Limits
@@ -308,23 +308,23 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
 
 def _answer(pipe: Any, preprocessor: preprocess.Preprocessor, limits: Limits, hashed: bool, chatter: Any) -> None:
     path = os.fsdecode(pipe.recv_bytes())
+    answer: dict[str, Any]
     try:
         placed = place(preprocessor, path, limits, hashed=hashed)
-    except UnreadableError as error:
-        reason = error.reason
-        if isinstance(error.__cause__, MemoryError):
+        pixels = placed.pixels.tobytes()
+        answer = {"shape": placed.pixels.shape, "frame": placed.frame.to_json(), "sha256": placed.sha256}
+        answer["messages"] = "; ".join(filter(None, (placed.messages, _take(chatter))))[:MESSAGES]
+        head = json.dumps(answer)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one image, the next one is read
+        failure = error if isinstance(error, UnreadableError) else UnreadableError("decode", reason_of(error, path))
+        reason = failure.reason
+        if isinstance(failure.__cause__ or error, MemoryError):
             reason = f"takes more than {limits.memory / 1e9:.3g} GB of memory (--memory-limit)"
-        failure = {"stage": error.stage, "reason": reason, "sha256": error.sha256, "messages": _take(chatter)}
-        pipe.send_bytes(json.dumps(failure).encode())
+        answer = {"stage": failure.stage, "reason": reason, "sha256": failure.sha256, "messages": _take(chatter)}
+        pipe.send_bytes(json.dumps(answer).encode())
         return
-    answer: dict[str, Any] = {
-        "shape": placed.pixels.shape,
-        "frame": placed.frame.to_json(),
-        "sha256": placed.sha256,
-        "messages": _take(chatter),
-    }
-    pipe.send_bytes(json.dumps(answer).encode())
-    pipe.send_bytes(placed.pixels.tobytes())
+    pipe.send_bytes(head.encode())
+    pipe.send_bytes(pixels)
 
 
 def _take(chatter: Any) -> str:

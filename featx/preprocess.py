@@ -7,60 +7,37 @@ account of where the original went.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib import import_module
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 from timm.data import create_transform
 from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
-from featx.errors import ModelError
+from featx.colours import loaded, to_rgb
+from featx.containers import UPRIGHT, canvas_of, open_image, orientation_of
+from featx.errors import DecodeError, ModelError
 from featx.geometry import Frame
+from featx.pieces import Notes
 from featx.records import Limits
 
-# Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
-# MPO, the stereo format of some cameras, is opened as the JPEG that it starts with. Importing these four plugins
-# spares Pillow from loading all the others when it first meets one of them.
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "GIF",
-    "PPM",
-    WebPImagePlugin.WebPImageFile.format,
-    TiffImagePlugin.TiffImageFile.format,
-    Jpeg2KImagePlugin.Jpeg2KImageFile.format,
-    AvifImagePlugin.AvifImageFile.format,
-)
+__all__ = ["DecodeError", "Evaluation", "Letterbox", "Preprocessor", "decode", "make", "orientation_of", "upright_rgb"]
 
-# Tags of EXIF and TIFF.
-ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258
+Size = tuple[int, int]
 
-# What makes a stored image upright, by its EXIF orientation (CIPA DC-008, "Orientation").
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-# Pixels from which on images are decoded one at a time, so that memory does not grow with the number of readers.
+# Pixels from which on images are decoded and resized one at a time, so that memory does not grow with the number of
+# readers.
 LARGE = 50_000_000
 
 Alone = Callable[[], AbstractContextManager[None]]
-
-WHITE = (255, 255, 255, 255)
 
 # What ultralytics fills borders with.
 GREY = (114, 114, 114)
@@ -70,14 +47,34 @@ RESIZES = (Resize, ResizeKeepRatio)
 CROPS = (CenterCrop, CenterCropOrPad)
 
 
-class DecodeError(Exception):
-    """An image that featx will not make features of; the message is the reason."""
+class Source:
+    """An image file whose header has been read.
+
+    Attributes
+    ----------
+    orientation : int
+        The EXIF orientation, 1 to 8, that `rgb` applies.
+    notes : Notes
+        What is to be said of it.
+    """
+
+    def __init__(self, image: Image.Image, notes: Notes) -> None:
+        self._image, self.notes = [image], notes
+        self.orientation = orientation_of(image, notes)  # before loading, which ends Pillow's reading of tags
+
+    def rgb(self) -> Image.Image:
+        """Decode it, once, as upright 8-bit RGB."""
+        return upright_rgb(self._image.pop())  # which can then let go of it
 
 
-def decode(
-    file: Path | BinaryIO, max_pixels: int = Limits().pixels, alone: Alone = nullcontext
-) -> tuple[Image.Image, int]:
-    """Read an image file as upright 8-bit RGB.
+@contextmanager
+def opened(
+    file: Path | BinaryIO,
+    max_pixels: int = Limits().pixels,
+    alone: Alone = nullcontext,
+    largest: Callable[[Size], int] = lambda size: size[0] * size[1],
+) -> Iterator[Source]:
+    """Open an image file to be decoded, and placed, within this context.
 
     Parameters
     ----------
@@ -86,14 +83,9 @@ def decode(
     max_pixels : int
         Width times height that it may have.
     alone : callable
-        Returns the context in which an image of more than `LARGE` pixels is decoded.
-
-    Returns
-    -------
-    image : PIL.Image.Image
-        Mode RGB.
-    orientation : int
-        The EXIF orientation, 1 to 8, that was applied.
+        Returns the context in which an image of more than `LARGE` pixels is decoded and placed.
+    largest : callable
+        Pixels of the largest that is made of an image of a size, as `Preprocessor.largest` tells it.
 
     Raises
     ------
@@ -102,19 +94,50 @@ def decode(
     Exception
         Whatever Pillow raises for a broken file: far more than OSError.
     """
-    with Image.open(file, formats=FORMATS) as image:
-        _require_size(image, max_pixels)
-        orientation = orientation_of(image)  # before loading, since Pillow turns TIFF files while it loads them
-        with alone() if image.width * image.height > LARGE else nullcontext():
-            image.load()  # the whole first frame, so that a truncated file fails here and not half-way
-            return upright_rgb(image), orientation
+    with ExitStack() as stack:
+        stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        stream.seek(0)
+        canvas = canvas_of(stream.read(30))
+        if canvas:
+            _enter(stack, canvas, canvas[0] * canvas[1], max_pixels, alone, largest)
+        notes = Notes()
+        image = open_image(stream, notes)
+        if not canvas:
+            area = getattr(image, "area", image.width * image.height)
+            _enter(stack, image.size, area, max_pixels, alone, largest)
+        source = Source(image, notes)
+        del image
+        yield source
+
+
+def decode(
+    file: Path | BinaryIO, max_pixels: int = Limits().pixels, alone: Alone = nullcontext
+) -> tuple[Image.Image, int]:
+    """Read an image file as upright 8-bit RGB; parameters and errors are those of `opened`.
+
+    Returns
+    -------
+    image : PIL.Image.Image
+        Mode RGB.
+    orientation : int
+        The EXIF orientation, 1 to 8, that was applied.
+    """
+    with opened(file, max_pixels, alone) as source:
+        return source.rgb(), source.orientation
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Bring any image that Pillow has decoded to upright 8-bit RGB; see `decode`."""
+    """Bring any image of Pillow's to upright 8-bit RGB; see `decode`.
+
+    A TIFF, or a PNG with transparency, that has not been loaded yet is read from its file again, as `decode` reads it,
+    since Pillow decodes some of them wrongly; those that have been loaded are taken as they are.
+    """
+    image = _reopened(image)
     turn = UPRIGHT.get(orientation_of(image))
-    rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    image = loaded(image)
+    if turn is not None:
+        image = image.transpose(turn)
+    return to_rgb(image)
 
 
 class Preprocessor:
@@ -143,7 +166,9 @@ class Preprocessor:
         placed, frame = self.place(image, orientation)
         return self.normalise(torch.from_numpy(np.array(placed))[None])[0].contiguous(), frame
 
-    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+    def place(
+        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().pixels
+    ) -> tuple[Image.Image, Frame]:
         """Resize and crop an RGB image.
 
         Returns
@@ -152,7 +177,16 @@ class Preprocessor:
             Mode RGB, of the model's input size.
         frame : Frame
             Where the original lies in it.
+
+        Raises
+        ------
+        DecodeError
+            If the image is so thin that, resized, it would have more than `max_pixels` pixels, or none.
         """
+        raise NotImplementedError
+
+    def largest(self, size: Size) -> int:
+        """Return the pixels of the largest image that `place` makes of one of that size (width, height)."""
         raise NotImplementedError
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -191,13 +225,28 @@ class Evaluation(Preprocessor):
         super().__init__(config, normalise.mean, normalise.std)
         self._places: list[Any] = places
 
-    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+    def place(
+        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().pixels
+    ) -> tuple[Image.Image, Frame]:
         """Resize and crop, step by step."""
         frame = Frame.of(image.size, orientation)
+        pixels = self.largest(image.size)
+        if pixels > max_pixels:
+            raise DecodeError(
+                f"it is {image.width} x {image.height} pixels; resized, before it is cropped, it would have "
+                f"{pixels / 1e6:.4g} megapixels, more than the {max_pixels / 1e6:.4g} allowed (--max-pixels)"
+            )
+        if not pixels:
+            raise DecodeError(f"it is {image.width} x {image.height} pixels; resized, nothing would be left of it")
         for step in self._places:
             image = step(image)
             frame = frame.resized(image.size) if isinstance(step, RESIZES) else frame.centred(image.size)
         return image, frame
+
+    def largest(self, size: Size) -> int:
+        """Return the pixels of the one step that resizes; 0 if it leaves none."""
+        sizes: list[Size] = [_resized(step, size) for step in self._places if isinstance(step, RESIZES)] or [size]
+        return max(width * height for width, height in sizes)
 
 
 class Letterbox(Preprocessor):
@@ -211,9 +260,16 @@ class Letterbox(Preprocessor):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        self._height: int
+        self._width: int
         _, self._height, self._width = config["input_size"]
 
-    def place(self, image: Image.Image, orientation: int = 1) -> tuple[Image.Image, Frame]:
+    def place(
+        self,
+        image: Image.Image,
+        orientation: int = 1,
+        max_pixels: int = Limits().pixels,  # noqa: ARG002 - never more than the input
+    ) -> tuple[Image.Image, Frame]:
         """Resize as OpenCV does, and put it in the middle of grey."""
         cv2 = import_module("cv2")  # comes with ultralytics
         scale = min(self._height / image.height, self._width / image.width)
@@ -226,6 +282,10 @@ class Letterbox(Preprocessor):
         placed = Image.new("RGB", (self._width, self._height), GREY)
         placed.paste(Image.fromarray(pixels), ((self._width - size[0]) // 2, (self._height - size[1]) // 2))
         return placed, frame
+
+    def largest(self, size: Size) -> int:  # noqa: ARG002 - it never grows beyond it
+        """Return the pixels of the input."""
+        return self._height * self._width
 
 
 def make(config: dict[str, Any]) -> Preprocessor:
@@ -240,53 +300,38 @@ def lift_pillow_limit() -> int | None:
     return before
 
 
-def _require_size(image: Image.Image, most: int) -> None:
-    pixels = image.width * image.height
-    if pixels > most:
-        raise DecodeError(f"{pixels / 1e6:.4g} megapixels are more than the {most / 1e6:.4g} allowed (--max-pixels)")
+def _enter(stack: ExitStack, size: Size, area: int, most: int, alone: Alone, largest: Callable[[Size], int]) -> None:
+    """Refuse a size that is too large, and wait for the others if it is large."""
+    if area > most:
+        raise DecodeError(f"{area / 1e6:.4g} megapixels are more than the {most / 1e6:.4g} allowed (--max-pixels)")
+    if max(area, largest(size), largest(size[::-1])) > LARGE:  # it may be turned yet
+        stack.enter_context(alone())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = _to_8_bit(image, _bits_per_sample(image))
-    elif image.mode == "I":
-        image = _from_32_bit(image)
-    elif image.mode == "F":
-        raise DecodeError("floating-point pixels have no agreed range; convert it to 8 or 16 bit")
-    if image.has_transparency_data:
-        return _on_white(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _reopened(image: Any) -> Image.Image:
+    """Read a file that somebody opened with Pillow, and has not loaded, by the plugins that featx uses."""
+    kind, page = type(image), getattr(image, "tell", int)()
+    is_png = kind is PngImagePlugin.PngImageFile and "transparency" in image.info and not page
+    if not (is_png or kind is TiffImagePlugin.TiffImageFile) or not image.tile:
+        return image  # type: ignore[no-any-return]
+    try:
+        again = open_image(image.fp, Notes())
+    except (AttributeError, UnsupportedOperation):  # closed, or cannot be read twice
+        return image  # type: ignore[no-any-return]
+    if page:
+        again.seek(page)
+    return again
 
 
-def _from_32_bit(image: Image.Image) -> Image.Image:
-    """Pillow's mode for what fits nowhere else; only PPM and PNG say that white is 65535."""
-    if image.format in ("PPM", "PNG"):
-        return _to_8_bit(image, 16)
-    raise DecodeError("32-bit or signed pixels have no agreed range; convert it to 8 or 16 bit")
-
-
-def _to_8_bit(image: Image.Image, bits: int) -> Image.Image:
-    """Scale by the bit depth: full scale becomes 255. `convert` would cut off everything above 255."""
-    full = (1 << bits) - 1
-    values = np.asarray(image).astype(np.uint32)
-    scaled = (np.minimum(values, full) * 255 + full // 2) // full
-    return Image.fromarray(scaled.astype(np.uint8), mode="L")
-
-
-def _bits_per_sample(image: Image.Image) -> int:
-    """16, or what a TIFF file says (12-bit cameras and scanners); Pillow leaves such samples unscaled."""
-    tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(BITS_PER_SAMPLE, (16,))
-    return int(bits[0] if isinstance(bits, tuple) else bits)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image if image.mode == "RGBA" else image.convert("RGBA")
-    paper = Image.new("RGBA", layer.size, WHITE)
-    return Image.alpha_composite(paper, layer).convert("RGB")
-
-
-def orientation_of(image: Image.Image) -> int:
-    """Return an image's EXIF orientation, 1 to 8; 1 where it has none or a senseless one."""
-    value = image.getexif().get(ORIENTATION, 1)
-    return value if value in UPRIGHT else 1
+def _resized(step: Any, size: Size) -> Size:
+    """Return the size that a step of timm's transform resizes an image to, as torchvision and timm work it out."""
+    width, height = size
+    if isinstance(step, ResizeKeepRatio):
+        ratios = (height / step.size[0], width / step.size[1])
+        ratio = max(ratios) * step.longest + min(ratios) * (1.0 - step.longest)
+        return round(width / ratio), round(height / ratio)
+    if not isinstance(step.size, int) and len(step.size) == 2:
+        return step.size[1], step.size[0]
+    short: int = step.size if isinstance(step.size, int) else step.size[0]
+    long = int(short * max(size) / min(size))
+    return (short, long) if width <= height else (long, short)

@@ -1,0 +1,157 @@
+# Containers: what an image file holds beside its pixels is kept from the decoder, so that no photo is lost for it.
+"""Image files, opened by their content; of metadata only the orientation is used, and it fails nothing."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from io import BytesIO
+from numbers import Number
+from typing import Any, BinaryIO
+
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+
+from featx.errors import DecodeError
+from featx.jpeg2000 import Jpeg2000
+from featx.pieces import Notes, jpeg_picture, png_picture
+from featx.tiff import Tiff, require_little_endian
+
+# The tag of EXIF and TIFF, and what makes a stored image upright (CIPA DC-008, "Orientation").
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(file: BinaryIO, notes: Notes) -> ImageFile:
+    """Open an image by its content; nothing is decoded yet.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable. It is never opened by its name: Pillow maps such files into memory, and then turned ones wrongly.
+    notes : Notes
+        Is told what of the metadata is damaged.
+
+    Raises
+    ------
+    DecodeError
+        If it is of a kind that is not supported.
+    Exception
+        Whatever Pillow raises for a broken file.
+    """
+    file.seek(0)
+    prefix = file.read(16)
+    for name, opener in OPENERS.items():
+        if Image.OPEN[name][1](prefix) is True:  # type: ignore[misc]
+            file.seek(0)
+            return opener(file, notes)
+    raise UnidentifiedImageError("cannot identify image file")
+
+
+def orientation_of(image: Image.Image, notes: Notes | None = None) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 where it has none, or a senseless or unreadable one."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info:
+        image.load()  # as Pillow does, but here what is wrong with the pixels is no fault of the EXIF
+    try:
+        exif = image.getexif()
+        value = exif.get(ORIENTATION, 1)
+        damaged = not len(exif) and bool(image.info.get("exif"))
+    except Exception:  # noqa: BLE001 - whatever a broken one trips Pillow over, the pixels are still good
+        value, damaged = 1, True
+    if damaged and notes:
+        notes.add("its EXIF is damaged and was ignored")
+    # Whatever type of number it is stored as, a plain int comes out.
+    plain: Any = value if isinstance(value, Number) else 1
+    return next((number for number in UPRIGHT if plain == number), 1)
+
+
+def canvas_of(prefix: bytes) -> tuple[int, int] | None:
+    """Return the width and height that a WebP file's first 30 bytes name; Pillow reserves its memory on opening.
+
+    See "WebP Container Specification" (VP8X), RFC 6386 (VP8), and "WebP Lossless Bitstream" (VP8L).
+    """
+    if prefix[:4] != b"RIFF" or prefix[8:12] != b"WEBP" or len(prefix) < 30:
+        return None
+    kind = prefix[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(prefix[24:27], "little") + 1, int.from_bytes(prefix[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(prefix[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", prefix[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _open_png(file: BinaryIO, notes: Notes) -> ImageFile:
+    picture, info = png_picture(file, notes)
+    image = PngImageFile(picture)
+    image.info.update(info)
+    return image
+
+
+def _open_jpeg(file: BinaryIO, notes: Notes) -> ImageFile:  # noqa: ARG001
+    picture, info = jpeg_picture(file)
+    image = JpegImageFile(picture)
+    image.info.update(info)
+    return image
+
+
+def _open_tiff(file: BinaryIO, notes: Notes) -> ImageFile:  # noqa: ARG001
+    require_little_endian(file.read(4))
+    file.seek(0)
+    return Tiff(file)
+
+
+def _plain(plugin: Callable[[Any], ImageFile]) -> Callable[[BinaryIO, Notes], ImageFile]:
+    """Open as Pillow does, for formats whose metadata nothing depends on."""
+    return lambda file, notes: plugin(file)  # noqa: ARG005
+
+
+def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Callable[[BinaryIO, Notes], ImageFile]:
+    """Open as Pillow does, and if that fails, once more with a box of metadata renamed to one that nobody knows."""
+
+    def opened(file: BinaryIO, notes: Notes) -> ImageFile:
+        try:
+            return plugin(file)
+        except DecodeError:
+            raise
+        except Exception:
+            file.seek(0)
+            data = file.read()
+            without = re.sub(box, hidden, data, count=1, flags=re.DOTALL)
+            if without == data:
+                raise
+            image = plugin(BytesIO(without))
+            notes.add("its metadata is damaged and was ignored")
+            return image
+
+    return opened
+
+
+# Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
+# An AVIF's orientation is a property of its own (irot, imir), and its EXIF says nothing that counts.
+OPENERS: dict[str, Callable[[BinaryIO, Notes], ImageFile]] = {
+    "JPEG": _open_jpeg,
+    "PNG": _open_png,
+    "BMP": _plain(BmpImageFile),
+    "GIF": _plain(GifImageFile),
+    "PPM": _plain(PpmImageFile),
+    WebPImagePlugin.WebPImageFile.format: _plain(WebPImagePlugin.WebPImageFile),
+    TiffImagePlugin.TiffImageFile.format: _open_tiff,
+    Jpeg2000.format: _hiding(Jpeg2000, rb"\A((?:(?!jp2c).)*?)res ", rb"\1free"),
+    AvifImagePlugin.AvifImageFile.format: _hiding(AvifImagePlugin.AvifImageFile, rb"(infe\x02.{7})Exif", rb"\1free"),
+}
