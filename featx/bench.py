@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, formats, isolation, pipeline, sources
+from featx import extraction, files, formats, isolation, pipeline, sources
 from featx.errors import UsageError
 from featx.naming import UNFINISHED
 from featx.pyramid import Pyramid, choose_devices, load
@@ -58,12 +57,12 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     """
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
-    with tempfile.TemporaryDirectory(prefix="featx-bench-") as scratch:
-        items = _items(job, count, Path(scratch) / "photos")
+    with files.temporary_folder() as scratch:
+        items = _items(job, count, scratch / "photos")
         computers, workers = extraction.spread(pyramids, job, len(items), {})
         extraction.hand_over(computers, workers)
-        alone = _emptied(Path(scratch) / "alone")
-        reader = isolation.Reader(pyramids[0].preprocessor, job.limits, Path(scratch))
+        alone = _emptied(scratch / "alone")
+        reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         work = pipeline.Work(computers, _writer(pyramids[0], alone), workers.batch_size, reader)
         ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
         if len(ready) < workers.batch_size:
@@ -81,7 +80,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
                 computed = _renamed(work.compute(batches[0]), items)
                 written = _time(seconds["write"], workers.writers, work.write, computed)
                 _time(seconds["settle"], 1, work.settle, pipeline.groups(written, writer.group))
-                whole = _emptied(Path(scratch) / "run")
+                whole = _emptied(scratch / "run")
                 began = time.perf_counter()
                 outcomes = list(pipeline.run(computers, items, _writer(pyramids[0], whole), workers, reader))
                 seconds["pipeline"].append(time.perf_counter() - began)

@@ -1,14 +1,18 @@
-# Files that appear under their name complete or not at all, and folders that survive a power cut.
+# Files that appear under their name complete or not at all, folders that survive a power cut, and temporary ones.
 """Writing files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import BinaryIO
+
+from featx.errors import FeatxError
 
 Piece = bytes | memoryview
 
@@ -114,6 +118,42 @@ def make_folders(folder: Path) -> None:
         with suppress(FileExistsError):
             os.mkdir(place)  # noqa: PTH102
         synchronise(place.parent)
+
+
+def takes_temporaries() -> bool:
+    """Whether there is a folder for temporary files."""
+    try:
+        return bool(tempfile.gettempdir())
+    except OSError:
+        return False
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that is gone afterwards.
+
+    Raises
+    ------
+    FeatxError
+        If that cannot be.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="featx-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise FeatxError(
+            f"No folder takes temporary files: {error.strerror or error}", "Set TMPDIR to one that can be written"
+        ) from error
+    with folder as place:
+        yield Path(place)
+
+
+def nameless() -> BinaryIO | None:
+    """Open a file that has no name, in memory if no folder takes it; None where there is no such memory either."""
+    with suppress(OSError):
+        return tempfile.TemporaryFile()
+    with suppress(OSError, AttributeError):  # only Linux has it
+        return os.fdopen(os.memfd_create("featx"), "w+b")
+    return None
 
 
 def sha256_of(path: Path) -> str:

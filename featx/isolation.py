@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from featx import preprocess
+from featx import files, preprocess
 from featx.decoding import Placed, UnreadableError, place
 from featx.errors import FeatxError
 from featx.geometry import Frame
@@ -252,7 +251,8 @@ class Child:
             self._connection.close()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")  # forks of this process could find locks taken
+        # Forks of this process could find locks taken; the server that forks has its socket in a temporary folder.
+        context: Any = multiprocessing.get_context("forkserver" if files.takes_temporaries() else "spawn")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
@@ -297,12 +297,13 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
     preprocess.lift_pillow_limit()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata, of which nothing is used
     preprocessor = preprocess.make(config)
-    with tempfile.TemporaryFile() as chatter:
+    chatter = files.nameless()
+    if chatter:
         os.dup2(chatter.fileno(), 2)
-        pipe.send_bytes(b"ready")
-        with suppress(EOFError):
-            while True:
-                _answer(pipe, preprocessor, limits, hashed, chatter)
+    pipe.send_bytes(b"ready")
+    with suppress(EOFError):
+        while True:
+            _answer(pipe, preprocessor, limits, hashed, chatter)
 
 
 def _answer(pipe: Any, preprocessor: preprocess.Preprocessor, limits: Limits, hashed: bool, chatter: Any) -> None:
@@ -328,6 +329,8 @@ def _answer(pipe: Any, preprocessor: preprocess.Preprocessor, limits: Limits, ha
 
 def _take(chatter: Any) -> str:
     """Read what was written to standard error since last time, as one line, and forget it."""
+    if not chatter:
+        return ""
     chatter.seek(0)
     text = chatter.read().decode(errors="replace")
     chatter.seek(0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -145,7 +146,7 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     """
     from featx.pyramid import choose_devices, load_again
 
-    if not image.is_file():
+    if not os.path.isfile(image):  # noqa: PTH113 - a Path raises where the name is too long
         raise UsageError(f"There is no image {image}", "Check the path")
     pyramid = load_again(run.summary, choose_devices(device)[0])
     try:

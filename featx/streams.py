@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
+
+from featx import files
 
 
 class _Steadfast:
@@ -65,17 +66,19 @@ def leave(status: int) -> None:
 
 
 class Chatter:
-    """What libraries write to standard error while they are kept apart."""
+    """What libraries write to standard error while they are kept apart; nothing where no file takes it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO | None) -> None:
         self._file = file
 
     def size(self) -> int:
         """Bytes so far."""
-        return os.fstat(self._file.fileno()).st_size
+        return os.fstat(self._file.fileno()).st_size if self._file else 0
 
     def lines(self) -> list[str]:
         """All of it, each line once."""
+        if not self._file:
+            return []
         text = os.pread(self._file.fileno(), 1 << 20, 0).decode(errors="replace")
         return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
@@ -83,9 +86,13 @@ class Chatter:
 @contextmanager
 def libraries_apart() -> Iterator[Chatter]:
     """Have what libraries write to descriptor 2 go to a file, while `sys.stderr` still goes where it went."""
+    file = files.nameless()
+    if not file:
+        yield Chatter(None)
+        return
     sys.stderr.flush()
     before, ours = sys.stderr, os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with file:
         talk = os.fdopen(ours, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
         sys.stderr = _Steadfast(talk, OSError)
         os.dup2(file.fileno(), 2)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from featx import formats, manifest, resources
+from featx import files, formats, manifest, resources
 from featx.errors import OutputError, StuckError
 from featx.formats import Array
 from featx.naming import MANIFEST, SUMMARY, UNFINISHED, is_inside, to_path
@@ -244,8 +243,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     job = Job((), pyramid.request, dtype=recipe["dtype"])
     computers, workers = extraction.spread([pyramid], job, len(items), recipe)
     extraction.hand_over(computers, workers)
-    with tempfile.TemporaryDirectory(prefix="featx-verify-") as place, extraction.machine(devices, workers):
-        scratch = Path(place)
+    with files.temporary_folder() as scratch, extraction.machine(devices, workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, pyramid.fields)

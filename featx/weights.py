@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 import threading
@@ -165,7 +166,7 @@ def read_checkpoint(path: Path, source: str) -> Checkpoint:
     WeightsError
         If the file is missing, is no checkpoint, or is a pickle that calls for anything but tensors.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
         raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
     loaded = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     part = next((name for name in CONTAINERS if isinstance(loaded.get(name), dict)), "")

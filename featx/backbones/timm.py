@@ -24,6 +24,7 @@ from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError, first_line
+from featx.naming import expanded
 from featx.records import Description, Input, Level, ModelRequest
 from featx.tracing import Tracer
 
@@ -111,7 +112,7 @@ def resolve(name: str) -> Reference:
         repository, _, revision = rest.partition("@")
         folder = weights_.hub_file(repository, ["config.json"], revision or None).parent
     elif prefix == "local-dir":
-        folder = Path(rest).expanduser()
+        folder = Path(expanded(rest))
     else:
         raise ModelError(f"{name!r} has an unknown prefix", "Use hf-hub:owner/name, local-dir:path, or a timm name")
     try:

@@ -19,6 +19,7 @@ from featx import weights as weights_
 from featx.backbones.timm import Plan, Reference, create
 from featx.backbones.timm_extras import Tapped
 from featx.errors import WeightsError
+from featx.naming import expanded
 from featx.records import Description, ModelRequest, Weights
 
 
@@ -37,7 +38,7 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
         checkpoint, kind = weights_.read_checkpoint(path, source), "pretrained"
         require_as_fetched(description.plan.reference, path, checkpoint.sha256)
     else:
-        path = Path(request.weights).expanduser()
+        path = Path(expanded(request.weights))
         checkpoint, kind = weights_.read_checkpoint(path, str(path.absolute())), "file"
     module = _build_filled(description, checkpoint)
     return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,8 @@ from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure
 from featx.catalogue import Catalogue, Entry
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line
-from featx.files import sha256_of
+from featx.files import sha256_of, temporary_folder
+from featx.naming import expanded
 from featx.records import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 from featx.tracing import Tracer
 
@@ -123,7 +123,7 @@ class Ultralytics:
             walk = self._build(request.name, places, request.seed)
             sha256 = weights_.tensors_sha256(dict(walk.state_dict()))
             return walk, Weights("random", f"seed {request.seed}", sha256, seed=request.seed)
-        walk, path = self._build(request.name, places, 0), Path(request.weights).expanduser()
+        walk, path = self._build(request.name, places, 0), Path(expanded(request.weights))
         tensors, sha256 = self._read(path, request.name)
         expected = {
             name: value for name, value in walk.state_dict().items() if not name.endswith("num_batches_tracked")
@@ -251,7 +251,7 @@ class Ultralytics:
 
     def _read(self, path: Path, name: str) -> tuple[dict[str, Tensor], str]:
         """Read a model's parameters out of a checkpoint without running any code in it."""
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
             raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
         if path.suffix != ".pt":
             checkpoint = weights_.read_checkpoint(path, str(path))
@@ -406,8 +406,8 @@ def _undisturbed() -> Iterator[None]:
     """Keep ultralytics from changing what belongs to the whole process, and from files at home."""
     numpy_options, torch_options = np.get_printoptions(), vars(torch._tensor_str.PRINT_OPTS).copy()  # noqa: SLF001
     with (
-        tempfile.TemporaryDirectory(prefix="featx-") as place,
-        mock.patch.dict(os.environ, {**QUIET, "YOLO_CONFIG_DIR": place}),
+        temporary_folder() as place,
+        mock.patch.dict(os.environ, {**QUIET, "YOLO_CONFIG_DIR": str(place)}),
         warnings.catch_warnings(),
     ):
         cv2 = import_module("cv2") if find_spec("cv2") else None

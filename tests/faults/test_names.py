@@ -246,3 +246,28 @@ def shell(script, folder):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--weights", "x" * 300), "There is no checkpoint x"),
+        (("--weights", "~nobody/x.pt"), "There is no checkpoint "),
+        (("--weights", "loop"), "There is no checkpoint loop"),
+        (("--model", "local-dir:~nobody/x"), "holds no timm configuration"),
+        (("--model", "yolov8n", "--weights", "x" * 300), "There is no checkpoint x"),
+        (("--model", "yolov8n", "--weights", "~nobody/x.pt"), "There is no checkpoint "),
+    ],
+)
+def test_models_and_weights_that_lead_nowhere_are_plain_errors(forge, tmp_path, photos, options, said):
+    (tmp_path / "loop").symlink_to("loop")
+    done = forge(tmp_path, "extract", photos / "0000.jpg", *MODEL, *options, "--output", "out")
+    assert done["status"] == 1, done["stderr"]
+    assert said in done["stderr"]
+
+
+def test_queries_that_lead_nowhere_are_plain_errors(forge, tmp_path, photos):
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--embedding", "--no-maps")["status"] == 0
+    for query in ("x" * 300, "0.jpg/x"):
+        done = forge(tmp_path, "similar", "out", query)
+        assert (done["status"], "There is no image" in done["stderr"]) == (2, True), done["stderr"]
