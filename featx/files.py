@@ -120,3 +120,14 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expanded(text: str | Path) -> Path:
+    """Return a path with ``~`` written out; one that stands for nobody's home stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - a Path would raise
+
+
+def cache_folder() -> Path | None:
+    """Return the user's folder for what can be made again; None where there is no home to have one in."""
+    place = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if place.parts[:1] == ("~",) else place / "featx"
