@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,6 +23,8 @@ from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError, first_line
+from featx.files import expanded
+from featx.process import random_state
 from featx.records import Description, Input, Level, ModelRequest
 from featx.tracing import Tracer
 
@@ -109,9 +110,9 @@ def resolve(name: str) -> Reference:
         return _resolve_registered(name)
     if prefix == "hf-hub":
         repository, _, revision = rest.partition("@")
-        folder = weights_.hub_file(repository, ["config.json"], revision or None).parent
+        folder = weights_.hub_file(repository, ["config.json"], revision or None).path.parent
     elif prefix == "local-dir":
-        folder = Path(rest).expanduser()
+        folder = expanded(rest)
     else:
         raise ModelError(f"{name!r} has an unknown prefix", "Use hf-hub:owner/name, local-dir:path, or a timm name")
     try:
@@ -452,7 +453,7 @@ def looks_at_values(error: BaseException) -> bool:
 
 def real(reference: Reference, arguments: dict[str, Any]) -> nn.Module:
     """Build with real numbers what cannot run on shapes alone; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with random_state():
         return create(reference, "cpu", arguments)
 
 
