@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featx.errors import ModelError, UsageError
-from featx.files import write_atomically
+from featx.files import cache_folder, write_atomically
 
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
@@ -88,10 +87,10 @@ def write(book: Catalogue, path: Path) -> None:
     write_atomically(path, [text.encode()])
 
 
-def kept_at(source: str, version: str) -> Path:
-    """Return where the catalogue of another version, or another source, is kept."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "featx" / f"models-{FORMAT}-{source}-{version}.json"
+def kept_at(source: str, version: str) -> Path | None:
+    """Return where the catalogue of another version, or another source, is kept; None without a home to keep it in."""
+    caches = cache_folder()
+    return caches / f"models-{FORMAT}-{source}-{version}.json" if caches else None
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

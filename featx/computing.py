@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featx.errors import ModelError
+from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
 from featx.pyramid import Pyramid
 
 # Batch sizes to try on a graphics card; a larger one is taken while it is so much faster.
@@ -56,7 +56,7 @@ class Computer:
     ) -> None:
         self.pyramid = pyramid
         self.largest = largest
-        self._tell = tell
+        self.tell = tell
         self.dtype = dtype
         self._dtypes = [torch.float32 if field.is_vector else dtype for field in pyramid.fields]
         self._on_gpu = pyramid.device.type == "cuda"
@@ -65,33 +65,38 @@ class Computer:
 
     def stack(self, images: Sequence[Tensor], size: int) -> Tensor:
         """Put (H, W, 3) uint8 images into a batch of `size`, blank where there are none; pinned for a graphics card."""
-        batch = torch.empty(size, *images[0].shape, dtype=torch.uint8, pin_memory=self._on_gpu)
+        with enough_memory(f"There is not enough memory for a batch of {size} images"):
+            batch = torch.empty(size, *images[0].shape, dtype=torch.uint8, pin_memory=self._on_gpu)
         torch.stack(list(images), out=batch[: len(images)])
         batch[len(images) :] = 0
         return batch
 
     def __call__(self, pixels: Tensor) -> Arrays:
-        """Run a (B, H, W, 3) uint8 batch; in smaller parts than it came if the device has not enough memory.
+        """Run a (B, H, W, 3) uint8 batch; in smaller parts than it came if a graphics card has not enough memory.
 
         Raises
         ------
         ModelError
-            If one image alone is too much, or the maps are not those that the model says it has.
+            If one image alone is too much, or the batch for a processor, or the maps are not those that the model says
+            it has.
         """
         while True:
             part = self.largest
             try:
                 parts = [self._run(piece) for piece in torch.split(pixels, part)]
                 return parts[0] if len(parts) == 1 else _joined(parts)
-            except torch.OutOfMemoryError as error:
-                if part == 1:
-                    raise ModelError(
-                        f"{self.pyramid.device} has not enough memory for one image", "Use a smaller --image-size"
-                    ) from error
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                # What a processor computes depends on the batch, and its memory is everybody's: nothing is halved.
+                may_halve = isinstance(error, torch.OutOfMemoryError) or self.pyramid.device.type != "cpu"
+                if part == 1 or not may_halve:
+                    what = "one image" if part == 1 else f"a batch of {part} images"
+                    raise ModelError(f"{self.pyramid.device} has not enough memory for {what}", LESS) from error
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
             if self.largest == part:
                 self.largest = -(-part // 2)
-                self._tell(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
+                self.tell(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
 
@@ -141,7 +146,7 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
     Parameters
     ----------
     seconds : callable
-        Time of one pass over so many images; may raise `torch.OutOfMemoryError`.
+        Time of one pass over so many images; may run out of memory.
 
     Raises
     ------
@@ -152,7 +157,9 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
     for size in BATCHES:
         try:
             now = size / seconds(size)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             break
         if now < rate * WORTH_IT:
             break

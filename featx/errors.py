@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from featx.records import Item
+
+
+# The way out where there is not enough memory.
+LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
 
 
 class FeatxError(Exception):
@@ -84,3 +90,31 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says first, or what it is called if it says nothing."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was too short: a graphics card's, torch's on processors, OpenVINO's, Python's.
+
+    On processors torch raises a plain RuntimeError, told by its text alone.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "bad allocation", "out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+
+
+@contextmanager
+def enough_memory(refusal: str, hint: str = LESS) -> Iterator[None]:
+    """Say in one line that there was not enough memory.
+
+    Raises
+    ------
+    ModelError
+        If there was not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(refusal, hint) from error

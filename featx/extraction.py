@@ -507,7 +507,7 @@ def spread(
 def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
     """Have each network run by the backend that was asked for, from now on."""
     for computer in computers:
-        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads)
+        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.tell)
 
 
 def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
@@ -515,7 +515,7 @@ def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
     request = pyramid.request
     recipe = {
         "model": pyramid.name,
-        "weights": pyramid.weights.sha256,
+        "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
         "strides": request.strides if request.part == "all" else None,  # elsewhere the levels say it
         **{option: getattr(request, option) for option in OUTPUT_OPTIONS},
@@ -543,7 +543,7 @@ def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]
     from PIL import Image
 
     from featx.preprocess import lift_pillow_limit
-    from featx.pyramid import full_precision
+    from featx.process import full_precision
 
     threads, pixels = torch.get_num_threads(), lift_pillow_limit()
     torch.set_num_threads(workers.threads)

@@ -10,11 +10,12 @@ from typing import Any
 
 import timm
 
-from featx import weights as weights_
 from featx.backbones import source_of, timm_loading
 from featx.backbones import timm as backbones
+from featx.checkpoints import is_safetensors
 from featx.errors import ModelError, OutputError
-from featx.files import sha256_of, write_atomically
+from featx.files import write_atomically
+from featx.records import model_name
 
 CONFIGURATION = "config.json"
 
@@ -47,15 +48,15 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     OutputError
         If the folder cannot be written, or holds something else.
     """
+    name = model_name(name)
     if source_of(name) != "timm":
         raise ModelError(f"Only timm's models can be fetched, and {name} is none", "Give its file with --weights")
     reference = backbones.resolve(name)
     _require_free(folder)
-    path, source = timm_loading.locate(reference)
+    found, source = timm_loading.locate(reference)
+    path, sha256 = found.path, found.sha256
     _require_same(folder, source)
-    sha256 = sha256_of(path)
-    timm_loading.require_as_fetched(reference, path, sha256)
-    target = folder / ("model.safetensors" if weights_.is_safetensors(path) else "pytorch_model.bin")
+    target = folder / ("model.safetensors" if is_safetensors(path) else "pytorch_model.bin")
     fetched = {"source": source, "file": target.name, "bytes": path.stat().st_size, "sha256": sha256}
     text = json.dumps({**_configuration(reference), "featx": {**fetched, "timm": timm.__version__}}, indent=2) + "\n"
     try:

@@ -199,3 +199,9 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Return the user's folder for what can be made again; None where there is no home to have one in."""
+    place = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))  # noqa: PTH111 - a Path raises
+    return None if place.parts[:1] == ("~",) else place / "featx"

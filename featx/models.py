@@ -142,10 +142,10 @@ def _current(source: str, hear: SearchListener) -> Catalogue:
         hear(
             Note(
                 f"{source} {installed} is installed, the catalogue knows {packaged.version}: "
-                f"models are measured when asked for ({path})"
+                f"models are measured when asked for{f' ({path})' if path else ''}"
             )
         )
-    kept = catalogue.read(path)
+    kept = catalogue.read(path) if path else None
     if kept and (kept.source, kept.version) == (source, installed):
         return kept
     return backbones.source(source).catalogue()
@@ -185,6 +185,9 @@ def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> N
 
 def _keep(book: Catalogue, hear: SearchListener) -> None:
     path = catalogue.kept_at(book.source, book.version)
+    if path is None:
+        hear(Note("There is no home folder to keep what was measured in: the models will be measured again next time"))
+        return
     try:
         catalogue.write(book, path)
     except OSError as error:

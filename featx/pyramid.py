@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from os import PathLike
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from featx import backbones, networks, preprocess
 from featx.backbones.levels import require_arrays, to_nchw
-from featx.errors import ModelError, UsageError
+from featx.errors import UsageError, enough_memory
 from featx.geometry import Frame
+from featx.process import full_precision
 from featx.reading import request_of
 from featx.records import Description, Field, Input, Level, ModelRequest, Weights
 
@@ -157,13 +157,9 @@ class Pyramid:
         ModelError
             As calling it does.
         """
-        try:
-            with torch.no_grad(), full_precision(self.device):
-                values = self.run(batch.to(self.device))
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{self.device} ran out of memory on a batch of {len(batch)}", "Use a smaller --batch-size"
-            ) from error
+        refusal = f"{self.device} ran out of memory on a batch of {len(batch)}"
+        with enough_memory(refusal), torch.no_grad(), full_precision(self.device):
+            values = self.run(batch.to(self.device))
         return {field.key: value for field, value in zip(self.fields, values, strict=True)}
 
     def run(self, batch: Tensor) -> list[Tensor]:
@@ -173,8 +169,13 @@ class Pyramid:
         require_arrays(self.name, self.fields, values, exact=own_size)
         return values
 
-    def hand_over(self, batch_size: int, forwards: int, threads: int) -> None:
-        """Have the backend run the network from now on, for batches of one size and so many passes at a time."""
+    def hand_over(
+        self, batch_size: int, forwards: int, threads: int, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Have the backend run the network from now on, for batches of one size and so many passes at a time.
+
+        What a person may not expect of it is told in words.
+        """
         plan = networks.Plan(
             shape=(batch_size, 3, self.input.height, self.input.width),
             device=self.device,
@@ -184,12 +185,13 @@ class Pyramid:
             recipe={
                 "request": asdict(self.request),
                 "architecture": self.architecture,
-                "weights": self.weights.sha256,
+                "weights": self.weights.identity,
                 "fields": [field.to_json() for field in self.fields],
                 "versions": {name: metadata.version(name) for name in ("featx", self.source, "torch")},
             },
         )
-        self._network = networks.make(self.backend, self.module, plan)
+        with enough_memory(f"There is not enough memory for {self.name} with --backend {self.backend}"):
+            self._network = networks.make(self.backend, self.module, plan, tell)
 
 
 def load_pyramid(
@@ -219,7 +221,8 @@ def load_pyramid(
     name : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
     weights : str or path
-        ``pretrained`` (never replaced by anything else), ``random``, or a checkpoint file.
+        ``pretrained`` (never replaced by anything else), ``random``, or a checkpoint file; ``file.pth:teacher`` takes
+        one of several networks in it.
     seed : int
         Of random weights.
     out_indices : sequence of int, "all" or None
@@ -288,8 +291,9 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
     dtype_of(request.precision)
     source = backbones.source(backbones.source_of(request.name))
     description = source.describe(request)
-    module, weights = source.build(description, request)
-    return Pyramid(description, module, weights, device, request)
+    with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
+        module, weights = source.build(description, request)
+        return Pyramid(description, module, weights, device, request)
 
 
 def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
@@ -349,13 +353,3 @@ def _device(name: str) -> torch.device:
     if not there.get(device.type, False):
         raise UsageError(f"This machine has no {name}, or torch cannot use it", "Use --device cpu or auto")
     return device
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """On NVIDIA GPUs torch lets convolutions round to TF32 (10 bits) unless told not to: fp32 here means fp32."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield

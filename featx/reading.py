@@ -187,9 +187,10 @@ def request_of(summary: dict[str, Any]) -> ModelRequest:
     """Ask for the model of a run again, as it was asked for then."""
     recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
     several = recipe["part"] == "all"
+    file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
     return ModelRequest.of(
         summary["model"],
-        weights=weights["source"] if weights["kind"] == "file" else weights["kind"],
+        weights=file if weights["kind"] == "file" else weights["kind"],
         seed=weights.get("seed", 0),
         out_indices=None if several else recipe["levels"] or None,
         strides=recipe["strides"] if several else None,

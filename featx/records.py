@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,13 @@ Spacing = float | tuple[float, float]
 
 # Names of the arrays that are no levels.
 FINAL, EMBEDDING = "final", "embedding"
+
+# What a model in a folder is called by.
+LOCAL = "local-dir:"
+
+# A model of timm's as its page on the hub has it, and any repository by its page's address.
+_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
+_OF_TIMM = re.compile(r"timm/([\w.-]+)")
 
 # What may be asked of a model besides which levels.
 OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")
@@ -200,9 +209,9 @@ class ModelRequest:
     Attributes
     ----------
     name : str
-        timm's name: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
+        timm's name: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; see `model_name`.
     weights : str
-        ``pretrained``, ``random`` or a checkpoint file.
+        ``pretrained``, ``random`` or a checkpoint file, with ``:part`` where one of its containers is meant.
     seed : int
         Of random weights.
     out_indices : tuple of int, "all" or None
@@ -254,6 +263,10 @@ class ModelRequest:
     embedding: bool = False
     pool: str | None = None
 
+    def __post_init__(self) -> None:
+        """Call a model by one name, however it was written."""
+        object.__setattr__(self, "name", model_name(self.name))
+
     @classmethod
     def of(cls, name: str, **wanted: Any) -> ModelRequest:
         """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
@@ -265,6 +278,20 @@ class ModelRequest:
             "image_size": (size, size) if isinstance(size, int) else size,
         }
         return cls(name, **{**wanted, **plain})
+
+
+def model_name(text: str) -> str:
+    """Return the name of a model that may be written as on its page on the hub.
+
+    ``timm/resnet50.a1_in1k``, and the page's address, are ``resnet50.a1_in1k``; the address of another's repository is
+    ``hf-hub:owner/name``. A folder is named in whole, so that its runs can be read from anywhere.
+    """
+    if text.startswith(LOCAL) and text != LOCAL:
+        return LOCAL + os.path.abspath(os.path.expanduser(text.removeprefix(LOCAL)))  # noqa: PTH100, PTH111
+    page = _PAGE.fullmatch(text)
+    repository = page[1] if page else text
+    of_timm = _OF_TIMM.fullmatch(repository)
+    return of_timm[1] if of_timm else f"hf-hub:{repository}" if page else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +366,11 @@ class Weights:
     sha256: str
     seed: int | None = None
     part: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells these parameters from all others: a file's hash, and which of its containers."""
+        return f"{self.sha256}:{self.part}" if self.part else self.sha256
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a seed only where it means something."""

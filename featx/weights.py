@@ -1,16 +1,15 @@
-# Weights: from a hub, an address, a folder or a file to hashed tensors in memory, without running any code in them.
-"""Locating and reading checkpoints.
+# Weights: from a hub, an address or a folder to a file that is what its name says; and what a network must find in one.
+"""Locating checkpoints, and holding them against what was published and what is needed.
 
 A checkpoint is found on the disk first and on the network second, and the network gets ten seconds to answer.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
 import re
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Collection, Iterable
@@ -19,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors.torch
 import torch
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from featx.errors import WeightsError, first_line
-from featx.files import sha256_of
+from featx.files import settle, sha256_of
 
 # Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
 # torch takes to load, a command without a network ends within ten.
@@ -36,8 +35,8 @@ WAYS_ON = (
     "or take --weights random for shapes and dry runs"
 )
 
-# Where trainers keep the parameters inside a checkpoint; averaged ones first, as timm has it.
-CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "encoder")
+# Shorter ends of names are no hashes: I-JEPA's count epochs (``-600e.pth.tar``).
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 
 # The names that timm's own loaders look for in a folder, in their order.
 FOLDER_FILES = (
@@ -51,40 +50,28 @@ FOLDER_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint in memory.
+class Found:
+    """A file on this machine, and its sha256."""
 
-    Attributes
-    ----------
-    tensors : dict of str to Tensor
-        Names as the file has them.
-    source : str
-        Where the file came from, for people.
-    sha256 : str
-        Of the file.
-    part : str
-        The container inside the file that was taken; empty where the file is a plain state dict.
-    """
-
-    tensors: dict[str, Tensor]
-    source: str
+    path: Path
     sha256: str
-    part: str
 
 
-def hub_file(repository: str, names: Iterable[str], revision: str | None = None) -> Path:
+def hub_file(repository: str, names: Iterable[str], revision: str | None = None) -> Found:
     """Return the first of `names` that a Hugging Face repository has, from the cache if it is there.
 
     Raises
     ------
     WeightsError
-        If the cache lacks it and the hub does not answer within seconds, or has no such repository or file.
+        If the cache lacks it and the hub does not answer within seconds, or has no such repository or file; or if the
+        file is not what its name in the cache says.
     """
     names = tuple(names)
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
-            return Path(cached)
+            return _held_against_name(Path(cached))
+    _require_home(Path(constants.HF_HUB_CACHE), "HF_HOME")
     for name in names:
         try:
             _await_hub(huggingface_hub.hf_hub_url(repository, name, revision=revision))
@@ -100,12 +87,11 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
             raise WeightsError(f"{repository!r} is no name of a hub repository", "Write hf-hub:owner/name") from error
         except Exception as error:  # the hub client and its transport raise a dozen classes
             raise WeightsError(f"{repository} could not be fetched: {first_line(error)}", WAYS_ON) from error
-        _check_against_name(Path(path))
-        return Path(path)
+        return _held_against_name(Path(path), fresh=True)
     raise WeightsError(f"{_with_revision(repository, revision)} holds none of {', '.join(names)}", WAYS_ON)
 
 
-def url_file(url: str) -> Path:
+def url_file(url: str) -> Found:
     """Return the file at `url` out of torch's checkpoint cache, downloading it if it is not there.
 
     A name such as ``net-0123abcd.pth`` carries the start of its own sha256, which is checked.
@@ -113,24 +99,46 @@ def url_file(url: str) -> Path:
     Raises
     ------
     WeightsError
-        If there is no answer within seconds, or the file comes incomplete or changed.
+        If there is no answer within seconds, the file comes incomplete or changed, or the cache cannot be written.
     """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    stated = HASH_IN_NAME.search(target.name)
     if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stated = torch.hub.HASH_REGEX.search(target.name)
+        found = hashed(target)
+        if stated and not found.sha256.startswith(stated[1]):
+            raise _damaged(target)
+        return found
+    _require_home(target, "TORCH_HOME")
     sizes: list[str | None] = []
     try:
         _run_with_deadline(lambda: sizes.append(_content_length(url)))
-        # torch's own download: a temporary name, the hash, then the final name.
-        torch.hub.download_url_to_file(url, str(target), stated and stated.group(1), progress=sys.stderr.isatty())
-        if sizes[0] is not None and target.stat().st_size != int(sizes[0]):
-            target.unlink()
-            raise WeightsError(f"{url} arrived incomplete", "Try again")
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".featx-", dir=target.parent) as place:
+            arrived = Path(place) / target.name
+            torch.hub.download_url_to_file(url, str(arrived), progress=sys.stderr.isatty())
+            if sizes[0] is not None and arrived.stat().st_size != int(sizes[0]):
+                raise WeightsError(f"{url} arrived incomplete", "Try again")
+            found = Found(target, sha256_of(arrived))
+            if stated and not found.sha256.startswith(stated[1]):
+                raise WeightsError(f"{url} does not match the sha256 in its name", "Try again; it was damaged")
+            settle({arrived: target})
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise WeightsError(f"{url} could not be fetched: {first_line(error)}", WAYS_ON) from error
-    return target
+    return found
+
+
+def hashed(path: Path) -> Found:
+    """Return a file with its sha256.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read.
+    """
+    try:
+        return Found(path, sha256_of(path))
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check who may read it") from error
 
 
 def folder_file(folder: Path) -> Path:
@@ -149,35 +157,6 @@ def folder_file(folder: Path) -> Path:
         if path.is_file():
             return path
     raise WeightsError(f"{folder} holds no checkpoint", "Put model.safetensors into it")
-
-
-def read_checkpoint(path: Path, source: str) -> Checkpoint:
-    """Read a ``.safetensors`` file or a pickled state dict; no code in it is run.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    source : str
-        What to call it.
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, is no checkpoint, or is a pickle that calls for anything but tensors.
-    """
-    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
-        raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
-    loaded = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
-    part = next((name for name in CONTAINERS if isinstance(loaded.get(name), dict)), "")
-    tensors = {
-        str(name): value for name, value in (loaded[part] if part else loaded).items() if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise WeightsError(
-            f"{path} holds no tensors", "Give a state dict, as torch.save(model.state_dict(), …) makes it"
-        )
-    return Checkpoint(tensors, source, sha256_of(path), part)
 
 
 def require_complete(
@@ -242,39 +221,6 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether it is one: it starts with the length of its JSON header, then the header's brace."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        return dict(safetensors.torch.load_file(path))
-    except Exception as error:  # the format's own error is no subclass of OSError
-        raise WeightsError(f"{path} is no readable safetensors file: {first_line(error)}", "Fetch it again") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """Load with torch's restricted unpickler; passing `weights_only` outranks every environment variable."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers keep their arguments beside the weights
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+\.[\w.]+)", str(error))
-        if refused:
-            raise WeightsError(
-                f"{path} is a pickle that asks to run {refused.group(1)}, and was refused",
-                "Save its state dict alone: torch.save(model.state_dict(), …)",
-            ) from error
-        raise WeightsError(
-            f"{path} is no readable checkpoint: {first_line(error)}", "Fetch or save it again"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}, no state dict", "Save model.state_dict() instead")
-    return loaded
-
-
 def _await_hub(url: str) -> None:
     """Ask for a file's headers once, without the client's own minute of retries."""
     _run_with_deadline(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_TIMEOUT))
@@ -299,12 +245,40 @@ def _run_with_deadline(ask: Any) -> None:
         raise failures[0]
 
 
-def _check_against_name(path: Path) -> None:
-    """A hub's cache names large files by their sha256; a file that does not match its name is not used."""
-    stated = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", stated) and sha256_of(path) != stated:
-        path.resolve().unlink()
+def _held_against_name(path: Path, *, fresh: bool = False) -> Found:
+    """Hash a file in a hub's cache, which calls large files by their sha256, small ones as git does.
+
+    What has just come damaged is removed; what has lain there may be somebody's, and is only refused.
+    """
+    found = hashed(path)
+    stated, blob = path.resolve().name, path.resolve()
+    large = re.fullmatch(r"[0-9a-f]{64}", stated)
+    small = re.fullmatch(r"[0-9a-f]{40}", stated)
+    if (large and found.sha256 != stated) or (small and stated not in _sha1s(blob.read_bytes())):
+        if not fresh:
+            raise _damaged(blob)
+        blob.unlink()
         raise WeightsError(f"{path.name} does not match the sha256 that the hub states", "Try again; it was damaged")
+    return found
+
+
+def _sha1s(data: bytes) -> set[str]:
+    """What git calls a file, and the sha1 alone, which mirrors of the hub may have instead."""
+    pieces = (b"blob %d\0" % len(data) + data, data)
+    return {hashlib.sha1(piece, usedforsecurity=False).hexdigest() for piece in pieces}
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path.name} in the cache is damaged: it does not match the hash in its name",
+        f"Delete {path}, and run the command again",
+    )
+
+
+def _require_home(cache: Path, variable: str) -> None:
+    """Refuse to make a folder that is called ``~``, which caches are in where there is no home."""
+    if cache.parts[:1] == ("~",):
+        raise WeightsError("There is no home folder to keep fetched weights in", f"Set {variable} to a folder")
 
 
 class _TerminalProgress(tqdm):  # type: ignore[misc]  # the hub client is not typed here

@@ -123,6 +123,58 @@ def test_one_image_that_does_not_fit_ends_it(pyramid, batch, monkeypatch):
         Computer(pyramid, torch.float32, 4)(batch)
 
 
+OF_PROCESSORS = {
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+    "Python": MemoryError(),
+    "OpenVINO": RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:223:\nstd::bad_alloc"),
+}
+
+
+@pytest.mark.parametrize("error", OF_PROCESSORS)
+def test_a_processor_that_is_short_of_memory_is_no_riddle_and_halves_nothing(pyramid, batch, monkeypatch, error):
+    sizes = []
+
+    def exhausted(_, pixels):
+        sizes.append(len(pixels))
+        raise OF_PROCESSORS[error]
+
+    monkeypatch.setattr(Pyramid, "run", exhausted)
+    with pytest.raises(ModelError, match=r"cpu has not enough memory for a batch of 8 images.*--image-size.*--workers"):
+        Computer(pyramid, torch.float32, 8)(batch)
+    assert sizes == [5]
+    with pytest.raises(ModelError, match=r"cpu ran out of memory on a batch of 5.*--batch-size"):
+        pyramid(pyramid.normalise(batch))
+
+
+def test_a_run_on_a_processor_that_is_short_of_memory_ends_in_one_line(tmp_path, monkeypatch):
+    natural_image(0).save(tmp_path / "0.png")
+    honest = Pyramid.run
+    monkeypatch.setattr(Pyramid, "run", lambda *_: (_ for _ in ()).throw(OF_PROCESSORS["torch"]))
+    options = {"weights": "random", "device": "cpu", "batch_size": 2}
+    with pytest.raises(ModelError, match="not enough memory for a batch of 2 images"):
+        featx.extract(tmp_path / "0.png", MODEL, tmp_path / "out", **options)
+    monkeypatch.setattr(Pyramid, "run", honest)
+    assert featx.extract(tmp_path / "0.png", MODEL, tmp_path / "out", **options).computed == 1
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(pyramid, batch, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Pyramid, "run", broken)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        Computer(pyramid, torch.float32, 8)(batch)
+
+
+def test_a_network_that_memory_is_too_short_for(monkeypatch):
+    def exhausted(*_, **__):
+        raise OF_PROCESSORS["torch"]
+
+    monkeypatch.setattr("featx.backbones.timm_loading.create", exhausted)
+    with pytest.raises(ModelError, match=r"not enough memory on cpu for test_resnet\. Use a smaller model"):
+        featx.load_pyramid(MODEL, weights="random", device="cpu")
+
+
 def test_a_run_that_is_short_of_memory_says_so_and_goes_on(tmp_path, short_of_memory):
     for number in range(9):
         natural_image(number).save(tmp_path / f"{number}.png")

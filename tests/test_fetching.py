@@ -13,6 +13,7 @@ import featx
 from featx import fetching
 from featx.backbones import timm as backbones
 from featx.errors import ModelError, OutputError, WeightsError
+from featx.weights import Found
 from tests.hub import serving
 
 MODEL = "test_resnet"
@@ -60,6 +61,13 @@ def test_what_was_fetched_is_said_as_json_and_can_be_fetched_again(hub, featx_co
     assert value == json.loads(again.stdout)
     assert {"model", "architecture", "source", "file", "bytes", "sha256", "output"} == set(value)
     assert value["bytes"] == (tmp_path / "net" / value["file"]).stat().st_size
+
+
+def test_a_name_may_be_copied_from_the_hub_s_page(hub, featx_command):
+    command = ("--model", "timm/test_resnet.r160_in1k", "-o", "net", "--json")
+    done = featx_command("fetch", *command, HF_ENDPOINT=hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "test_resnet.r160_in1k"
 
 
 def test_a_folder_that_was_changed_is_refused(hub, featx_command, tmp_path, state):
@@ -114,7 +122,7 @@ def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypa
         (folder / "config.json").write_text(json.dumps(content))
         if kind == "other things":
             (folder / "thesis.tex").write_text("mine")
-    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (tmp_path / "none", "hf-hub:other"))
+    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (Found(tmp_path / "none", ""), "hf-hub:other"))
     with pytest.raises(OutputError):
         fetching.fetch(MODEL, folder)
     assert not (folder / "model.safetensors").exists()
@@ -133,7 +141,8 @@ def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     source = tmp_path / "cache" / "model.safetensors"
     source.write_bytes(hub.files[f"{REPOSITORY}/model.safetensors"])
-    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (source, "somewhere"))
+    found = Found(source, hashlib.sha256(source.read_bytes()).hexdigest())
+    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (found, "somewhere"))
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -210,6 +210,57 @@ def test_misspelt_names_get_the_nearest():
         featx.list_models(sort="size")
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("https://huggingface.co/timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("https://huggingface.co/timm/resnet50.a1_in1k/", "resnet50.a1_in1k"),
+        ("https://huggingface.co/timm/resnet50.a1_in1k/tree/main", "resnet50.a1_in1k"),
+        ("hf.co/timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("https://huggingface.co/someone/net", "hf-hub:someone/net"),
+        ("hf-hub:timm/resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"),
+        ("local-dir:timm/resnet50", "local-dir:timm/resnet50"),
+        ("someone/net", "someone/net"),
+        ("timm/some/thing", "timm/some/thing"),
+        ("timm/", "timm/"),
+        ("yolov8n", "yolov8n"),
+    ],
+)
+def test_a_model_has_one_name_however_it_is_written(written, name):
+    assert ModelRequest(written).name == ModelRequest.of(written).name == name
+
+
+def test_a_name_may_be_copied_from_the_hub_s_page(featx_command, photo, tmp_path):
+    copied = "timm/test_resnet.r160_in1k"
+    described = featx_command("info", "--model", copied, "--json")
+    assert json.loads(described.stdout)["model"] == "test_resnet.r160_in1k"
+    random = ("--weights", "random", "--device", "cpu")
+    done = featx_command("extract", photo, "--model", copied, *random)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "features" / "test_resnet.r160_in1k" / "summary.json").read_text())
+    assert summary["model"] == "test_resnet.r160_in1k"
+    again = featx_command("extract", photo, "--model", "test_resnet.r160_in1k", *random, "--json")
+    assert json.loads(again.stdout)["counts"]["done"] == 1
+    assert "nothing to compute" in featx_command("extract", photo, "--model", copied, *random).stdout
+    assert featx.load_pyramid(copied, weights="random", device="cpu").name == "test_resnet.r160_in1k"
+
+
+@pytest.mark.parametrize("trouble", ["no home", "a cache that may not be written"])
+def test_without_a_place_to_keep_what_was_measured_it_is_said(another_timm, tmp_path, monkeypatch, trouble):
+    if trouble == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without a home
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        (tmp_path / "file").write_text("mine")
+    heard = []
+    featx.list_models("test_resnet", listener=heard.append)
+    notes = [note.text for note in heard if isinstance(note, Note)]
+    assert any("will be measured again next time" in text for text in notes), notes
+
+
 def test_the_question_of_the_readme_is_one_command(featx_command):
     asked = [
         "--license",

@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import featx
 from featx import networks
 from featx.errors import FeatxError, UsageError
+from featx.records import Note
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -32,7 +36,8 @@ def photos(tmp_path, monkeypatch):
 
 def extract(photos, name, **options):
     output = photos.parent / name
-    featx.extract(photos, options.pop("model", MODEL), output, weights="random", device="cpu", batch_size=2, **options)
+    options = {"model": MODEL, "weights": "random", "device": "cpu", "batch_size": 2, **options}
+    featx.extract(photos, output=output, **options)
     return featx.open_run(output)
 
 
@@ -59,12 +64,120 @@ def test_openvino_gives_the_same_maps(photos, model):
 def test_openvino_converts_once_and_anew_for_other_weights(photos, monkeypatch):
     extract(photos, "first", backend="openvino")
     (converted,) = (photos.parent / "cache" / "featx" / "openvino").glob("*.xml")
-    honest = networks._convert
-    monkeypatch.setattr(networks, "_convert", lambda *_: pytest.fail("converted twice"))
+    honest = networks._converted
+    monkeypatch.setattr(networks, "_converted", lambda *_: pytest.fail("converted twice"))
     assert largest_error(extract(photos, "again", backend="openvino"), featx.open_run(photos.parent / "first")) == 0
-    monkeypatch.setattr(networks, "_convert", honest)
+    monkeypatch.setattr(networks, "_converted", honest)
     extract(photos, "other", backend="openvino", seed=1)
     assert len(list(converted.parent.glob("*.xml"))) == 2
+
+
+def conversions(photos):
+    return sorted((photos.parent / "cache" / "featx" / "openvino").glob("*.xml"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "xml cut off": cut,
+    "xml empty": lambda xml: xml.write_bytes(b""),
+    "xml garbage": lambda xml: xml.write_bytes(b"<net" + bytes(1000)),
+    "bin cut off": lambda xml: cut(xml.with_suffix(".bin")),
+    "bin gone": lambda xml: xml.with_suffix(".bin").unlink(),
+    "bin blank": lambda xml: xml.with_suffix(".bin").write_bytes(bytes(xml.with_suffix(".bin").stat().st_size)),
+    "index torn": lambda xml: [cut(path) for path in xml.parent.glob("*.json")],
+    "index of something else": lambda xml: [
+        path.write_text('{"stem": "../../../photos/0", "sha256": {}}') for path in xml.parent.glob("*.json")
+    ],
+}
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_torn_conversion_is_made_anew(photos, damage):
+    """As a kill or a power cut leaves it; a blank ``.bin`` would even run, and give other numbers."""
+    reference = extract(photos, "first", backend="openvino")
+    DAMAGES[damage](*conversions(photos))
+    assert largest_error(extract(photos, "again", backend="openvino"), reference) == 0
+    sound = conversions(photos)[-1:] if damage.startswith("index") else conversions(photos)
+    assert len(sound) == 1, "what was torn is cleared away"
+    assert (photos / "0.png").exists()
+    assert largest_error(extract(photos, "third", backend="openvino"), reference) == 0
+
+
+@needs_openvino
+def test_two_that_convert_at_once_do_not_break_each_other(photos, monkeypatch):
+    """The other process finishes its conversion while this one is at its own."""
+    honest, made = networks._converted, []
+
+    def converted(module, plan):
+        if not made:
+            made.append(True)
+            extract(photos, "other", backend="openvino")
+        return honest(module, plan)
+
+    monkeypatch.setattr(networks, "_converted", converted)
+    run = extract(photos, "this", backend="openvino")
+    assert largest_error(run, featx.open_run(photos.parent / "other")) == 0
+    assert len(conversions(photos)) == 1
+    monkeypatch.setattr(networks, "_converted", lambda *_: pytest.fail("converted again"))
+    extract(photos, "third", backend="openvino")
+
+
+@needs_openvino
+@pytest.mark.parametrize("trouble", ["a file in its place", "no home"])
+def test_without_a_cache_it_runs_and_says_so(photos, monkeypatch, trouble):
+    if trouble == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without a home
+    else:
+        (photos.parent / "cache").write_text("mine")
+    heard = []
+    run = extract(photos, "uncached", backend="openvino", listener=heard.append)
+    assert any("cannot be kept" in note.text for note in heard if isinstance(note, Note))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(photos.parent / "elsewhere"))
+    assert largest_error(extract(photos, "cached", backend="openvino"), run) == 0
+
+
+@needs_openvino
+def test_a_disk_that_is_full_costs_the_cache_alone(photos, monkeypatch):
+    import openvino
+
+    def full(_, path, **__):
+        path.write_bytes(b"<ne")
+        raise RuntimeError("Can't write: No space left on device")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    heard = []
+    extract(photos, "out", backend="openvino", listener=heard.append)
+    assert any("No space left" in note.text for note in heard if isinstance(note, Note))
+    assert conversions(photos) == []
+
+
+@needs_openvino
+def test_openvino_is_imported_without_what_reports_to_its_makers(tmp_path):
+    script = (
+        "import sys\n"
+        "from featx import networks\n"
+        "networks._openvino()\n"
+        "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules\n"
+    )
+    home = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=home)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_openvino
+def test_another_container_of_a_checkpoint_is_converted_anew(photos):
+    torch.manual_seed(0)
+    first, second = (timm.create_model(MODEL).state_dict() for _ in range(2))
+    path = photos.parent / "two.pth"
+    torch.save({"student": first, "teacher": second}, path)
+    runs = [extract(photos, part, backend="openvino", weights=f"{path}:{part}") for part in ("student", "teacher")]
+    assert largest_error(*runs) > 0.1
+    assert largest_error(runs[1], extract(photos, "plain", weights=f"{path}:teacher")) < 1e-5
 
 
 @needs_openvino

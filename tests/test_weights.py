@@ -20,7 +20,9 @@ from timm.models import _builder
 
 import featx
 from featx import weights
-from featx.errors import WeightsError
+from featx.errors import ModelError, OutputError, WeightsError
+from featx.pyramid import load_again
+from featx.verification import verify
 from tests.hub import serving
 
 MODEL = "test_resnet"
@@ -132,6 +134,68 @@ def test_prefixes_that_timm_s_converter_looks_for_are_left_to_it(tmp_path):
     original = {f"image_encoder.{name.replace('mlp.fc', 'mlp.lin')}": value for name, value in state.items()}
     path = saved(tmp_path, {**original, "mask_decoder.iou_token.weight": torch.zeros(1, 256)})
     assert_holds(featx.load_pyramid("samvit_base_patch16_224", weights=path, device="cpu"), state)
+
+
+@pytest.fixture
+def two_networks(tmp_path, state):
+    """A file with a student and a teacher, whose numbers differ."""
+    torch.manual_seed(8)
+    return saved(tmp_path, {"student": dict(state), "teacher": timm.create_model(MODEL).state_dict()}, "two.pth")
+
+
+def test_a_run_keeps_to_the_network_that_was_chosen(two_networks, photo, tmp_path, state):
+    """Resumed, verified and loaded again: the file's sha256 is the same whichever is taken."""
+    out = tmp_path / "out"
+    options = {"device": "cpu", "out_indices": (2,)}
+    featx.extract(photo, MODEL, out, weights=f"{two_networks}:student", **options)
+    summary = featx.open_run(out).summary
+    assert summary["weights"] == {
+        "kind": "file",
+        "source": str(two_networks),
+        "sha256": hashlib.sha256(two_networks.read_bytes()).hexdigest(),
+        "part": "student",
+    }
+    assert featx.extract(photo, MODEL, out, weights=f"{two_networks}:student", **options).computed == 0
+    with pytest.raises(OutputError):
+        featx.extract(photo, MODEL, out, weights=f"{two_networks}:teacher", **options)
+    recomputed = verify(out, recompute=1).recomputed
+    assert (recomputed.images, recomputed.deviation) == (1, 0.0)
+    assert_holds(load_again(summary, torch.device("cpu")), state)
+
+
+def test_of_two_networks_one_has_to_be_chosen(two_networks, featx_command, photo):
+    refused = featx_command("extract", photo, "--model", MODEL, "--weights", two_networks)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+    assert "holds several networks: student, teacher. Choose one: --weights" in refused.stderr
+
+
+def test_one_of_two_prefixes_may_be_chosen(tmp_path, state):
+    flat = {f"{who}.backbone.{name}": value for who in ("student", "teacher") for name, value in state.items()}
+    path = saved(tmp_path, {"state_dict": flat})
+    with pytest.raises(
+        WeightsError, match=r"student\.backbone\., teacher\.backbone\.\. Choose one: --weights FILE:stu"
+    ):
+        load(path)
+    pyramid = load(f"{path}:teacher")
+    assert_holds(pyramid, state)
+    assert pyramid.weights.part == "state_dict.teacher"
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/a.pth", "~nobody-of-that-name/a.pth:teacher"])
+def test_a_home_that_nobody_has_is_no_path(path):
+    with pytest.raises(WeightsError, match="There is no checkpoint ~nobody"):
+        load(path)
+
+
+def test_too_little_memory_is_not_blamed_on_the_checkpoint(tmp_path, state, monkeypatch):
+    path = saved(tmp_path, state)
+
+    def exhausted(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 4 bytes")
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(ModelError, match="not enough memory on cpu for test_resnet"):
+        load(path)
 
 
 def without(state, *names):
@@ -310,10 +374,12 @@ def served(hub, state, tmp_path):
     return hub
 
 
-def level_of(folder: Path, state, photo: Path) -> None:
+def level_of(folder: Path, state, photo: Path, threads) -> None:
     """Hold level 2 on the disk against timm with these weights."""
+    threads(json.loads((folder / "summary.json").read_text())["recipe"]["threads"])
     reference = timm.create_model(MODEL, features_only=True, out_indices=(2,)).eval()
     reference.load_state_dict(state, strict=False)
+    reference.to(memory_format=torch.channels_last)
     config = timm.data.resolve_model_data_config(reference)
     pixels = timm.data.create_transform(**config, is_training=False)(Image.open(photo).convert("RGB"))
     with torch.no_grad():
@@ -322,11 +388,11 @@ def level_of(folder: Path, state, photo: Path) -> None:
         np.testing.assert_array_equal(arrays["level_2"], expected[0].numpy())
 
 
-def test_download_then_cache_then_no_hub(served, featx_command, photo, tmp_path, state):
+def test_download_then_cache_then_no_hub(served, featx_command, photo, tmp_path, state, threads):
     command = ("extract", photo, "--model", MODEL, "--out-indices", 2, "-o")
     first = featx_command(*command, tmp_path / "first", HF_ENDPOINT=served.endpoint)
     assert first.returncode == 0, first.stderr
-    level_of(tmp_path / "first", state, photo)
+    level_of(tmp_path / "first", state, photo, threads)
     summary = json.loads((tmp_path / "first" / "summary.json").read_text())
     assert summary["weights"]["source"] == "hf-hub:timm/test_resnet.r160_in1k/model.safetensors"
     assert summary["weights"]["kind"] == "pretrained"
@@ -337,13 +403,138 @@ def test_download_then_cache_then_no_hub(served, featx_command, photo, tmp_path,
 
     gone = featx_command(*command, tmp_path / "third", HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.returncode == 0, gone.stderr
-    level_of(tmp_path / "third", state, photo)
+    level_of(tmp_path / "third", state, photo, threads)
 
 
-def test_a_repository_of_somebody_s(served, featx_command, photo, tmp_path, state):
+def test_a_repository_of_somebody_s(served, featx_command, photo, tmp_path, state, threads):
     done = featx_command("extract", photo, "--model", "hf-hub:someone/net", HF_ENDPOINT=served.endpoint)
     assert done.returncode == 0, done.stderr
-    level_of(tmp_path / "features" / "someone--net", state, photo)
+    level_of(tmp_path / "features" / "someone--net", state, photo, threads)
+
+
+def cached(tmp_path: Path, name: str) -> Path:
+    """Find the blob of the hub's cache that a name leads to."""
+    (path,) = (tmp_path / "hub-cache").rglob(f"snapshots/*/{name}")
+    return path.resolve()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_cached_file_that_is_not_what_its_name_says_is_not_used(served, featx_command, photo, tmp_path, name, state):
+    """One bit of a sound file's numbers, or a cut; the file is kept, and named."""
+    command = ("extract", photo, "--model", "hf-hub:someone/net", "--out-indices", 2, "-o", tmp_path / "out")
+    assert featx_command(*command, HF_ENDPOINT=served.endpoint).returncode == 0
+    blob = cached(tmp_path, name)
+    sound = blob.read_bytes()
+    blob.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    refused = featx_command(*command, HF_ENDPOINT=served.endpoint)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+    assert f"{blob.name} in the cache is damaged" in refused.stderr
+    assert f"Delete {blob}" in refused.stderr
+    assert blob.exists()
+    blob.unlink()
+    again = featx_command(*command, HF_ENDPOINT=served.endpoint)
+    assert again.returncode == 0, again.stderr
+
+
+def test_small_files_of_the_cache_are_called_as_git_does(tmp_path):
+    data = b'{"architecture": "test_resnet"}'
+    named = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    (tmp_path / named).write_bytes(data)
+    (tmp_path / "config.json").symlink_to(named)
+    assert weights._held_against_name(tmp_path / "config.json").path == tmp_path / "config.json"
+    (tmp_path / named).write_bytes(data + b" ")
+    with pytest.raises(WeightsError, match="damaged"):
+        weights._held_against_name(tmp_path / "config.json")
+
+
+def test_a_file_is_hashed_once(served, tmp_path, monkeypatch):
+    """A gigabyte takes seconds."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hashes = []
+    honest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashes.append(file.name) or honest(file, kind))
+    data = served.files["timm/test_resnet.r160_in1k/model.safetensors"]
+    blob = tmp_path / hashlib.sha256(data).hexdigest()
+    blob.write_bytes(data)
+    (tmp_path / "model.safetensors").symlink_to(blob)
+    found = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: found)
+    featx.load_pyramid(MODEL, device="cpu")
+    assert hashes == [found]
+
+
+# Files that have an address alone
+
+
+@pytest.fixture
+def addressed(hub, tmp_path, monkeypatch):
+    """Return a name that carries the beginning of its sha256, its address, and where torch's cache would have it."""
+    data = b"parameters" * 100
+    name = f"net-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    hub.files[f"files/net/{name}"] = data
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return f"{hub.endpoint}/files/net/resolve/main/{name}", tmp_path / "cache" / "hub" / "checkpoints" / name, data
+
+
+def test_a_file_of_torch_s_cache_is_held_against_its_name(addressed):
+    url, kept, data = addressed
+    found = weights.url_file(url)
+    assert (found.path, found.sha256) == (kept, hashlib.sha256(data).hexdigest())
+    assert weights.url_file(url) == found
+    kept.write_bytes(data[:-1])
+    with pytest.raises(WeightsError, match=f"in the cache is damaged.*Delete {kept}"):
+        weights.url_file(url)
+    assert kept.read_bytes() == data[:-1]
+
+
+@pytest.mark.parametrize("wrong", ["altered", "truncated"])
+def test_what_arrives_damaged_never_gets_its_name(hub, addressed, monkeypatch, wrong):
+    url, kept, data = addressed
+    seen = []
+    honest = torch.hub.download_url_to_file
+
+    def download(*arguments, **options):
+        honest(*arguments, **options)
+        seen.append(kept.exists())  # where a kill would leave it
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    getattr(hub, wrong).add(f"files/net/{kept.name}")
+    with pytest.raises(WeightsError, match=r"does not match the sha256|incomplete|could not be fetched"):
+        weights.url_file(url)
+    assert not any(seen)
+    assert list(kept.parent.iterdir()) == []
+    getattr(hub, wrong).clear()
+    assert weights.url_file(url).path.read_bytes() == data
+
+
+def test_the_end_of_a_name_that_is_no_hash_is_not_taken_for_one(hub, tmp_path, monkeypatch):
+    """As of I-JEPA's, which counts epochs: timm's vit_huge_patch14_gap_224.in1k_ijepa."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    hub.files["files/net/IN1K-vit.h.14-300e.pth.tar"] = b"parameters"
+    url = f"{hub.endpoint}/files/net/resolve/main/IN1K-vit.h.14-300e.pth.tar"
+    assert weights.url_file(url).path.read_bytes() == b"parameters"
+
+
+@pytest.mark.parametrize("trouble", ["a file in its place", "no home"])
+def test_a_cache_that_cannot_be_written_is_reported(addressed, tmp_path, monkeypatch, trouble):
+    url, _, _ = addressed
+    if trouble == "no home":
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: "~/.cache/torch/hub")
+        monkeypatch.chdir(tmp_path)
+    else:
+        (tmp_path / "cache").write_text("mine")
+    with pytest.raises(WeightsError, match=r"There is no home folder.*TORCH_HOME|could not be fetched: .*cache"):
+        weights.url_file(url)
+    assert not (tmp_path / "~").exists()
+
+
+def test_without_a_home_the_hub_s_cache_is_not_made_here(served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(WeightsError, match=r"There is no home folder to keep fetched weights in\. Set HF_HOME"):
+        featx.load_pyramid(MODEL, device="cpu")
+    assert not (tmp_path / "~").exists()
 
 
 WRONG = {
@@ -359,7 +550,7 @@ WRONG = {
     ),
     "a page": (
         lambda hub: hub.files.update({"timm/test_resnet.r160_in1k/model.safetensors": b"<html>sorry</html>"}),
-        "no readable safetensors",
+        "an HTML page, not the weights themselves",
     ),
 }
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -265,6 +266,56 @@ def test_a_state_dict_in_a_container(checkpoint, tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "state.pt")
     pyramid = featx.load_pyramid("yolov8n", weights=tmp_path / "state.pt", image_size=64, device="cpu")
     assert torch.equal(pyramid.module.model[0].conv.weight, model.model[0].conv.weight)
+
+
+def test_averaged_parameters_come_first_and_either_may_be_chosen(checkpoint, tmp_path):
+    path, model = checkpoint
+    averaged = {name: value + 1 for name, value in model.state_dict().items()}
+    torch.save({"model": model.state_dict(), "ema": averaged}, tmp_path / "two.pt")
+    for asked, part, added in (("", "ema", 1), (":ema", "ema", 1), (":model", "model", 0)):
+        pyramid = featx.load_pyramid("yolov8n", weights=f"{tmp_path / 'two.pt'}{asked}", image_size=64, device="cpu")
+        assert (pyramid.weights.part, pyramid.weights.source) == (part, str(tmp_path / "two.pt"))
+        assert torch.equal(pyramid.module.model[0].conv.weight, model.model[0].conv.weight + added)
+    with pytest.raises(WeightsError, match="holds no 'teacher'"):
+        featx.load_pyramid("yolov8n", weights=f"{path}:teacher", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (b"<!doctype html>", "an HTML page")],
+)
+def test_files_that_are_no_checkpoints_are_called_what_they_are(tmp_path, content, words):
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=words):
+        featx.load_pyramid("yolov8n", weights=tmp_path / "best.pt", device="cpu")
+
+
+def test_models_of_two_activations_may_be_built_at_once(monkeypatch):
+    """While ultralytics builds yolov6 it keeps ReLU for the whole process, as yolov8's threads would see it."""
+    tasks, began, built = SOURCE._tasks, threading.Event(), {}
+    honest = tasks.parse_model
+
+    def parse_model(configuration, **options):
+        if "activation" not in configuration:
+            return honest(configuration, **options)
+        tasks.Conv.default_act = torch.nn.ReLU()
+        began.set()
+        other.join(0.5)  # it waits for this one, or is done by now
+        return honest(configuration, **options)
+
+    def build():
+        began.wait(60)
+        built["yolov8n"] = SOURCE._layers("yolov8n", "meta")[0]
+
+    before = tasks.Conv.default_act
+    monkeypatch.setattr(tasks, "parse_model", parse_model)
+    other = threading.Thread(target=build)
+    other.start()
+    relu = SOURCE._layers("yolov6n", "meta")[0]
+    other.join(60)
+    assert tasks.Conv.default_act is before
+    assert isinstance(built["yolov8n"][0].act, torch.nn.SiLU)
+    assert isinstance(relu[0].act, torch.nn.ReLU)
 
 
 def test_configurations_in_the_current_folder_are_not_taken(tmp_path, monkeypatch):

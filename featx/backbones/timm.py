@@ -25,6 +25,7 @@ from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError, first_line
 from featx.naming import expanded
+from featx.process import random_state
 from featx.records import Description, Input, Level, ModelRequest
 from featx.tracing import Tracer
 
@@ -110,7 +111,7 @@ def resolve(name: str) -> Reference:
         return _resolve_registered(name)
     if prefix == "hf-hub":
         repository, _, revision = rest.partition("@")
-        folder = weights_.hub_file(repository, ["config.json"], revision or None).parent
+        folder = weights_.hub_file(repository, ["config.json"], revision or None).path.parent
     elif prefix == "local-dir":
         folder = Path(expanded(rest))
     else:
@@ -453,7 +454,7 @@ def looks_at_values(error: BaseException) -> bool:
 
 def real(reference: Reference, arguments: dict[str, Any]) -> nn.Module:
     """Build with real numbers what cannot run on shapes alone; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with random_state():
         return create(reference, "cpu", arguments)
 
 

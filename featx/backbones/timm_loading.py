@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from timm.models import _builder
@@ -18,8 +16,9 @@ from torch import Tensor, nn
 from featx import weights as weights_
 from featx.backbones.timm import Plan, Reference, create
 from featx.backbones.timm_extras import Tapped
+from featx.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.errors import WeightsError
-from featx.naming import expanded
+from featx.process import quiet, random_state, replaced
 from featx.records import Description, ModelRequest, Weights
 
 
@@ -34,40 +33,33 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
     if request.weights == "random":
         return _build_random(description, request.seed)
     if request.weights == "pretrained":
-        path, source = locate(description.plan.reference)
-        checkpoint, kind = weights_.read_checkpoint(path, source), "pretrained"
-        require_as_fetched(description.plan.reference, path, checkpoint.sha256)
+        found, source = locate(description.plan.reference)
+        checkpoint, kind = read_checkpoint(found.path, source, found.sha256), "pretrained"
     else:
-        path = Path(expanded(request.weights))
-        checkpoint, kind = weights_.read_checkpoint(path, str(path.absolute())), "file"
+        path, part = split_part(request.weights)
+        checkpoint, kind = read_checkpoint(path, str(path.absolute()), part=part), "file"
     module = _build_filled(description, checkpoint)
     return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
 
 
-def require_as_fetched(reference: Reference, path: Path, sha256: str) -> None:
-    """Hold a checkpoint against the sha256 that a folder made by ``featx fetch`` states.
-
-    Raises
-    ------
-    WeightsError
-        If it is another file.
-    """
-    if (reference.config.get("featx") or {}).get("sha256", sha256) != sha256:
-        raise WeightsError(f"{path} is not what was fetched: its sha256 does not match config.json", "Fetch it again")
-
-
-def locate(reference: Reference) -> tuple[Path, str]:
+def locate(reference: Reference) -> tuple[weights_.Found, str]:
     """Return a pretrained checkpoint as a file on this machine, and where it came from.
 
+    Whatever states its sha256 is held against it: a name in a cache, or a folder made by ``featx fetch``.
+
     Raises
     ------
     WeightsError
-        If there is none, or it can be had neither from a cache nor from the network.
+        If there is none, it can be had neither from a cache nor from the network, or it is another file than stated.
     """
     prefix, _, location = reference.timm_name.partition(":")
     if prefix == "local-dir" and not reference.name.startswith("hf-hub:"):
-        path = weights_.folder_file(Path(location))
-        return path, str(path)
+        found = weights_.hashed(weights_.folder_file(Path(location)))
+        if (reference.config.get("featx") or {}).get("sha256", found.sha256) != found.sha256:
+            raise WeightsError(
+                f"{found.path} is not what was fetched: its sha256 does not match config.json", "Fetch it again"
+            )
+        return found, str(found.path)
     hub_id = reference.config.get("hf_hub_id") or ""
     if reference.name.startswith("hf-hub:"):
         hub_id = reference.name.partition(":")[2]
@@ -75,8 +67,8 @@ def locate(reference: Reference) -> tuple[Path, str]:
     try:
         if hub_id:
             repository, _, revision = hub_id.partition("@")
-            path = weights_.hub_file(repository, _hub_names(reference), revision or None)
-            return path, f"hf-hub:{hub_id}/{path.name}"
+            found = weights_.hub_file(repository, _hub_names(reference), revision or None)
+            return found, f"hf-hub:{hub_id}/{found.path.name}"
         if url:
             return weights_.url_file(url), url
     except WeightsError as error:
@@ -88,8 +80,7 @@ def locate(reference: Reference) -> tuple[Path, str]:
 
 def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
     """Initialise as timm does, from a seed of its own; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_state(seed):
         module = _create(description.plan)
     sha256 = weights_.tensors_sha256(dict(module.state_dict()))
     return module, Weights("random", f"seed {seed}", sha256, seed=seed)
@@ -108,7 +99,7 @@ def _hub_names(reference: Reference) -> list[str]:
     return [named] if stem == named else [f"{stem.replace('pytorch_', '')}.safetensors", named]
 
 
-def _build_filled(description: Description, checkpoint: weights_.Checkpoint) -> nn.Module:
+def _build_filled(description: Description, checkpoint: Checkpoint) -> nn.Module:
     """Build, load, and hold every parameter of the pyramid against the checkpoint.
 
     timm's own loading is not strict when it builds a pyramid: what does not match stays random. Here its conversion of
@@ -160,7 +151,7 @@ def can_be_resampled(reference: Reference, arguments: dict[str, Any]) -> bool:
 def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterator[None]:
     """Hand the network that timm builds in this thread, and timm's converter for its checkpoints, to `load`.
 
-    timm offers no seam between building a network and loading it; other threads get timm's own function.
+    timm offers no seam between building a network and loading it; threads that use timm meanwhile get its own function.
     """
     ours, original = threading.get_ident(), _builder.load_pretrained
 
@@ -170,7 +161,7 @@ def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterato
         else:
             load(model, options.get("filter_fn"))
 
-    with mock.patch.object(_builder, "load_pretrained", replacement):
+    with replaced(_builder, "load_pretrained", replacement):
         yield
 
 
@@ -198,8 +189,7 @@ def _convert(
     if convert is None:
         return tensors
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's own resampling of position tables speaks of torch's future
+        with quiet():  # timm's own resampling of position tables speaks of torch's future
             return convert(dict(tensors), network)
     except Exception:  # noqa: BLE001 - what it could not convert will be missing, and is reported as that
         return tensors
@@ -227,7 +217,10 @@ def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     most = max(found.values())
     best = [prefix for prefix, count in found.items() if count == most]
     if len(best) > 1 and "" not in best:
-        raise WeightsError(f"The checkpoint holds several networks: {', '.join(best)}", "Save the one that you mean")
+        raise WeightsError(
+            f"The checkpoint holds several networks: {', '.join(best)}",
+            f"Choose one: --weights FILE:{best[0].removesuffix('.')}",
+        )
     prefix = "" if "" in best else best[0]
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

@@ -31,9 +31,10 @@ from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure
 from featx.catalogue import Catalogue, Entry
-from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line
-from featx.files import sha256_of, temporary_folder
-from featx.naming import expanded
+from featx.checkpoints import Checkpoint, read_checkpoint, require_checkpoint, split_part
+from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line, is_out_of_memory
+from featx.files import temporary_folder
+from featx.process import ALONE, quiet, random_state, replaced
 from featx.records import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 from featx.tracing import Tracer
 
@@ -123,14 +124,15 @@ class Ultralytics:
             walk = self._build(request.name, places, request.seed)
             sha256 = weights_.tensors_sha256(dict(walk.state_dict()))
             return walk, Weights("random", f"seed {request.seed}", sha256, seed=request.seed)
-        walk, path = self._build(request.name, places, 0), Path(expanded(request.weights))
-        tensors, sha256 = self._read(path, request.name)
+        walk = self._build(request.name, places, 0)
+        path, part = split_part(request.weights)
+        checkpoint = self._read(path, request.name, part)
         expected = {
             name: value for name, value in walk.state_dict().items() if not name.endswith("num_batches_tracked")
         }
-        weights_.require_complete(request.name, expected, tensors, request.weights)
-        walk.load_state_dict({name: tensors[name] for name in expected}, strict=False)
-        return walk, Weights("file", str(path.absolute()), sha256)
+        weights_.require_complete(request.name, expected, checkpoint.tensors, request.weights)
+        walk.load_state_dict({name: checkpoint.tensors[name] for name in expected}, strict=False)
+        return walk, Weights("file", checkpoint.source, checkpoint.sha256, part=checkpoint.part)
 
     def catalogue(self) -> Catalogue:
         """Return the names of all models whose layers can be walked."""
@@ -210,7 +212,9 @@ class Ultralytics:
                 raise ModelError(f"featx cannot run {name}", "Use a plain yolo model; `featx list-models` shows them")
             raise catalogue.unknown_model(name.removesuffix(".pt"), list(known), {}, "ultralytics")
         configuration = self._configuration(name)
-        with torch.device(device):
+        # While it builds, ultralytics keeps the activation for the whole process.
+        convolution = self._tasks.Conv
+        with ALONE, torch.device(device), replaced(convolution, "default_act", convolution.default_act):
             layers, _ = self._tasks.parse_model(configuration, ch=3, verbose=False)
             self._tasks.initialize_weights(layers)  # which sets what batch norms add to variances
         return layers.eval(), len(configuration["backbone"])
@@ -222,8 +226,7 @@ class Ultralytics:
 
     def _build(self, name: str, places: Sequence[int], seed: int) -> Walk:
         """Build on the CPU from a seed; the caller's random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with random_state(seed):
             layers, _ = self._layers(name, "cpu")
         return Walk(layers, places).eval()
 
@@ -249,24 +252,27 @@ class Ultralytics:
         self._traced = {(name, tuple(size)): (Graph(nn.Sequential(*body), parts), outputs, tracer)}
         return self._traced[name, tuple(size)]
 
-    def _read(self, path: Path, name: str) -> tuple[dict[str, Tensor], str]:
+    def _read(self, path: Path, name: str, part: str) -> Checkpoint:
         """Read a model's parameters out of a checkpoint without running any code in it."""
-        if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
-            raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
+        source = str(path.absolute())
         if path.suffix != ".pt":
-            checkpoint = weights_.read_checkpoint(path, str(path))
-            return checkpoint.tensors, checkpoint.sha256
+            return read_checkpoint(path, source, part=part)
+        require_checkpoint(path)
         loaded = self._load_safely(path)
-        model = loaded.get("ema") or loaded.get("model")
+        there = [name for name in ("ema", "model") if loaded.get(name)]
+        if part and part not in there:
+            raise WeightsError(f"{path} holds no {part!r}", f"It holds {' and '.join(there)}")
+        part = part or next(iter(there), "")
+        model = loaded[part] if part else loaded
         if isinstance(model, nn.Module):
             self._require_same_graph(path, name, vars(model).get("yaml"))
-        tensors = dict(_tensors(model)) if isinstance(model, nn.Module) else model or loaded
+        tensors = dict(_tensors(model)) if isinstance(model, nn.Module) else dict(model)
         floats = {
             str(name): value.float() if value.is_floating_point() else value
             for name, value in tensors.items()
             if isinstance(value, Tensor)
         }
-        return floats, sha256_of(path)
+        return Checkpoint(floats, source, weights_.hashed(path).sha256, part)
 
     def _require_same_graph(self, path: Path, name: str, theirs: Any) -> None:
         """Refuse a checkpoint of a model that is wired in another way, though all shapes may fit."""
@@ -295,22 +301,24 @@ class Ultralytics:
 
         if not safe:
             raise WeightsError("This ultralytics cannot load checkpoints safely", "pip install -U ultralytics")
-        before = torch.serialization.get_safe_globals()
-        try:
-            with mock.patch.object(tasks, "torch_load", load), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loaded, _ = tasks.torch_safe_load(str(path.resolve()), safe_only=True)
-        except WeightsError:
-            raise
-        except Exception as error:  # it raises a dozen classes
-            said = re.sub(r"^ERROR\W*", "", first_line(error))
-            raise WeightsError(
-                f"{path} is no checkpoint that can be loaded without running code in it: {said}",
-                "Use a file of ultralytics' own, or save its state dict as .safetensors",
-            ) from error
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+        with ALONE:
+            before = torch.serialization.get_safe_globals()
+            try:
+                with replaced(tasks, "torch_load", load), quiet():
+                    loaded, _ = tasks.torch_safe_load(str(path.resolve()), safe_only=True)
+            except WeightsError:
+                raise
+            except Exception as error:  # it raises a dozen classes
+                if is_out_of_memory(error):
+                    raise
+                said = re.sub(r"^ERROR\W*", "", first_line(error))
+                raise WeightsError(
+                    f"{path} is no checkpoint that can be loaded without running code in it: {said}",
+                    "Use a file of ultralytics' own, or save its state dict as .safetensors",
+                ) from error
+            finally:
+                torch.serialization.clear_safe_globals()
+                torch.serialization.add_safe_globals(before)
         if not loads:
             raise WeightsError("This ultralytics does not keep to its safe loading", "pip install -U ultralytics")
         return dict(loaded)
@@ -389,7 +397,7 @@ def _library() -> Any:
     """Import ultralytics, and undo what that does to the process."""
     try:
         metadata.version("ultralytics")
-        with _undisturbed():
+        with ALONE, _undisturbed():
             from ultralytics.nn import tasks
     except ModuleNotFoundError as error:  # of its metadata, too
         raise FeatxError("Models of ultralytics need it to be installed", "pip install 'featx[yolo]'") from error

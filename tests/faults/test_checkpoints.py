@@ -1,13 +1,17 @@
 # Checkpoints that are hostile or damaged: each is refused in one line, no code in it runs, and nothing is written.
 from __future__ import annotations
 
+import argparse
+import collections
 import io
 import json
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -95,6 +99,39 @@ CHECKPOINTS = {
         "a.safetensors",
         lambda state, canary: pickle.dumps(Calls(os.system, f"touch {canary}")),
     ),
+    "runs one in the place of arguments": (
+        "a.pth",
+        lambda state, canary: saved({"state_dict": state, "args": Calls(os.system, f"touch {canary}")}),
+    ),
+    "hides one in the state of arguments": (
+        "a.pth",
+        lambda state, canary: saved({"model": state, "args": argparse.Namespace(x=Calls(os.mkdir, canary))}),
+    ),
+    "hides one as a dictionary's factory": (
+        "a.pth",
+        lambda state, canary: saved(
+            collections.defaultdict(list, {"model": state, "x": Calls(eval, f"open({canary!r}, 'w')")})
+        ),
+    ),
+    "makes an array that maps a file": (
+        "a.pth",
+        lambda state, canary: saved({"model": state, "x": Calls(np.memmap, canary, "u1", "w+", 0, (1,))}),
+    ),
+    "reads another pickle by NumPy": (
+        "a.pth",
+        lambda state, canary: saved({"model": state, "x": Calls(np.load, canary, None, True)}),
+    ),
+    "writes by a path": (
+        "a.pth",
+        lambda state, canary: saved({"model": state, "x": Calls(pathlib.Path.touch, pathlib.Path(canary))}),
+    ),
+    "asks a path for more than it is": (
+        "a.pth",
+        lambda state, canary: saved({"model": state, "x": Calls(getattr, pathlib.Path(canary), "touch")}),
+    ),
+    "holds two networks": ("a.pth", lambda state, canary: saved({"student": state, "teacher": state})),
+    "is a pointer": ("a.pth", lambda state, canary: b"version https://git-lfs.github.com/spec/v1\n"),
+    "is a page": ("a.safetensors", lambda state, canary: b"<!DOCTYPE html>"),
     "has another pickle in its archive": (
         "a.pth",
         lambda state, canary: rezipped(
@@ -141,6 +178,7 @@ def test_it_is_refused(forge, photos, tmp_path, state, fault):
     assert done["stderr"].count("\n") == 1
     assert done["stderr"].startswith("featx: ")
     assert "Unexpected" not in done["stderr"]
+    assert "weights_only" not in done["stderr"]
     assert not canary.exists()
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,92 @@
+# File types: what a file is that was given for a checkpoint by mistake, told by how it begins.
+"""Telling pointers, pages, archives and other libraries' files from checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+# Bytes of a file that tell what it is.
+HEAD = 512
+
+CONVERT = "Convert it to a state dict of torch's, in the names of the model"
+WHICH = "Give the checkpoint itself"
+UNPACK = "Unpack it, and give the checkpoint in it"
+
+# How files begin that are given for checkpoints by mistake: what each is, and the way on.
+BEGINNINGS = (
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, not the weights themselves",
+        "Run `git lfs pull` where it comes from",
+    ),
+    (
+        rb"\s*<(?i:!doctype|html|head|body|!--)",
+        "an HTML page, not the weights themselves",
+        "Take the download link of the file, not that of its page",
+    ),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", UNPACK),
+    (rb"(?s:.{257})ustar", "a tar archive", UNPACK),
+    (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes them", CONVERT),
+    (rb"\x93NUMPY", "a NumPy array", CONVERT),
+    (rb"(?s:.{4})TFL3|\x08\x01\x12", "a TensorFlow model", CONVERT),
+    (rb"\x08[\x02-\x20][\x12\x1a\x22\x3a\x42]", "an ONNX model", CONVERT),
+    (rb"GGUF|ggml|lmgg", "a GGUF file", CONVERT),
+    (rb"[\x81-\x8f][\xa1-\xbf\xd9]|\xde..[\xa1-\xbf\xd9]", "a MessagePack file, as Flax writes them", CONVERT),
+    (rb"\x89PNG|\xff\xd8\xff|RIFF|GIF8|II\*\0|MM\0\*", "an image", WHICH),
+)
+
+
+def mistaken(path: Path) -> tuple[str, str] | None:
+    """Say what a file is that is no checkpoint, and the way on; None of one that may be.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        return "empty", "Fetch or save it again"
+    if head[4:9] == b"\0\0\0\0{":  # safetensors, whose first bytes, a length, may be anything
+        return None
+    known = ((what, hint) for beginning, what, hint in BEGINNINGS if re.match(beginning, head))
+    return next(known, None) or _text(path, head) or (_archive(path) if head.startswith(b"PK") else None)
+
+
+def _text(path: Path, head: bytes) -> tuple[str, str] | None:
+    """Tell a text; the index of a checkpoint in several files is one."""
+    if re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
+        return None
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # the end may be in the middle of a character
+            return None
+    if head.lstrip()[:1] not in (b"{", b"["):
+        return "a text file", WHICH
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        facts = None
+    if isinstance(facts, dict) and isinstance(facts.get("weight_map"), dict):
+        parts = sorted({str(name) for name in facts["weight_map"].values()})
+        return f"the index of a checkpoint in {len(parts)} files", f"Join them into one: {', '.join(parts[:3])} …"
+    return "a JSON file", WHICH
+
+
+def _archive(path: Path) -> tuple[str, str] | None:
+    """Tell what a zip archive is that torch did not save; None of one that it did, or that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript archive", "Save its parameters alone: torch.save(torch.jit.load(…).state_dict(), …)"
+    if not any(name.endswith("data.pkl") for name in names):
+        return "a zip archive that torch did not save", UNPACK
+    return None
