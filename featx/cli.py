@@ -516,6 +516,7 @@ def main() -> None:
 def _status() -> int:
     """Run a command, and say what it comes to."""
     try:
+        _require_words(sys.argv[1:])
         app(prog_name="featx")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
@@ -524,6 +525,20 @@ def _status() -> int:
     except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
         return _fail(_in_one_line(error))
     return 0
+
+
+def _require_words(arguments: list[str]) -> None:
+    """Refuse an empty argument, which would be read as the current folder, or as nothing at all.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    empty = next((text for text in arguments if re.fullmatch(r"(--[\w-]+=)?", text)), None)
+    if empty is not None:
+        what = f"{empty.removesuffix('=')} has an empty value" if empty else "One of the arguments is empty"
+        raise UsageError(what, "Check the quotes, and variables that may not be set")
 
 
 def _in_one_line(error: Exception) -> FeatxError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from featx import preprocess
 from featx.geometry import Frame
@@ -101,6 +102,23 @@ def place(
         # A place in the file that a damaged one names, and that there is not, is no fault of the disk.
         stage = "read" if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else "decode"
         raise UnreadableError(stage, reason_of(error, path), sha256) from error
+
+
+def picture(path: str, limits: Limits) -> Image.Image:
+    """Read and decode an image, upright and in RGB, to be looked at.
+
+    Raises
+    ------
+    UnreadableError
+        As `place` does.
+    """
+    try:
+        _require_file(os.stat(path), limits)  # noqa: PTH116
+        return preprocess.decode(Path(path), limits.pixels)[0]
+    except UnreadableError:
+        raise
+    except Exception as error:
+        raise UnreadableError("decode", reason_of(error, path)) from error
 
 
 def reason_of(error: Exception, path: str) -> str:

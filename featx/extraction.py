@@ -510,6 +510,38 @@ def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
         computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.tell)
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What it takes to make features as a run's were made."""
+
+    devices: list[torch.device]
+    computers: list[Computer]
+    workers: Workers
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The run's."""
+        return self.computers[0].pyramid
+
+
+def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
+    """Load the model of a run, and have it run in the same batches by the same backend.
+
+    Raises
+    ------
+    FeatxError
+        If the model cannot be had as it was.
+    """
+    from featx.pyramid import choose_devices, load_again
+
+    devices = choose_devices(device)[:1]
+    pyramid = load_again(summary, devices[0])
+    job = Job((), pyramid.request, dtype=summary["recipe"]["dtype"])
+    computers, workers = spread([pyramid], job, images, summary["recipe"])
+    hand_over(computers, workers)
+    return Again(devices, computers, workers)
+
+
 def _recipe(pyramid: Pyramid, job: Job, workers: Workers) -> dict[str, Any]:
     """Everything that changes the numbers."""
     request = pyramid.request

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     text = json.dumps({**_configuration(reference), "featx": {**fetched, "timm": timm.__version__}}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIGURATION, [text.encode()])  # first, since it says whose the folder is
         with path.open("rb") as weights:
             write_atomically(target, iter(partial(weights.read, 1 << 16), b""))
-        write_atomically(folder / CONFIGURATION, [text.encode()])
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}", "Make room, or choose another -o") from error
     return {"model": name, "architecture": reference.architecture, **fetched, "output": str(folder)}
@@ -71,9 +72,10 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
 
 def _require_free(folder: Path) -> None:
     """Refuse a folder that holds anything but what a fetch leaves, an interrupted one too."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file", "Choose another folder with -o")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 - a Path raises where the name is too long
+    if os.path.lexists(folder) and not is_folder:
+        raise OutputError(f"{folder} is not a folder", "Choose another one with -o")
+    names = [path.name for path in folder.iterdir()] if is_folder else []
     if any(name not in OURS and not (name.startswith(".") and name.endswith(".tmp")) for name in names):
         raise OutputError(f"{folder} holds other things than a model", "Choose another folder with -o")
 
@@ -83,7 +85,9 @@ def _require_same(folder: Path, source: str) -> None:
     try:
         earlier = json.loads((folder / CONFIGURATION).read_bytes())["featx"]["source"]
     except FileNotFoundError:
-        return
+        if not any((folder / name).exists() for name in OURS):
+            return
+        earlier = f"a model without {CONFIGURATION}"
     except (OSError, ValueError, KeyError, TypeError):
         earlier = "a model that featx did not fetch"
     if earlier != source:

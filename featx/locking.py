@@ -212,7 +212,8 @@ def require_usable(folder: Path) -> None:
         if not os.path.lexists(folder):
             return
         if not folder.is_dir():
-            raise OutputError(f"{folder} is no folder", "Choose another folder with --output")
+            kind = "a file" if folder.is_file() else "not a folder"
+            raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
         if read_summary(folder) is None:
             if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
                 raise OutputError(f"{folder} has a {MANIFEST}, and no {SUMMARY} of featx's", ELSEWHERE)

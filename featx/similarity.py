@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from featx import preprocess
+from featx import decoding
 from featx.errors import FeatxError, OutputError, UsageError
 from featx.formats import Array
 from featx.naming import printable, to_path
 from featx.reading import Run, open_run
-from featx.records import EMBEDDING
+from featx.records import EMBEDDING, Limits
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
 BLOCK = 2048
@@ -144,16 +144,22 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     FeatxError
         If the image cannot be read, or the run's model cannot be had as it was.
     """
-    from featx.pyramid import choose_devices, load_again
+    import torch
 
-    if not os.path.isfile(image):  # noqa: PTH113 - a Path raises where the name is too long
+    from featx import extraction
+
+    if not os.path.lexists(image):
         raise UsageError(f"There is no image {image}", "Check the path")
-    pyramid = load_again(run.summary, choose_devices(device)[0])
+    again = extraction.set_up_again(run.summary, device, 1)
     try:
-        pixels, _ = pyramid.preprocess(image)
-    except Exception as error:  # decoders raise far more than OSError
-        raise FeatxError(f"{image} cannot be read: {error}", "Try another image") from error
-    vector: Array = pyramid.arrays(pixels[None])[EMBEDDING][0].float().cpu().numpy()
+        placed = decoding.place(again.pyramid.preprocessor, str(image), Limits())
+    except decoding.UnreadableError as error:
+        raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
+    computer = again.computers[0]
+    with extraction.machine(again.devices, again.workers):
+        arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
+    names = [field.key for field in again.pyramid.fields]
+    vector: Array = arrays.values[names.index(EMBEDDING)][0].numpy()
     return vector
 
 
@@ -197,10 +203,10 @@ def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score:
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
     try:
-        image, _ = preprocess.decode(Path(file))
+        image = decoding.picture(file, Limits())
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    except Exception:  # noqa: BLE001 - the image may be gone or changed since; its name and score still hold
+    except decoding.UnreadableError:  # it may be gone or changed since; its name and score still hold
         pen.line((box[:2], box[2:]), INK)
         pen.line(((box[0], box[3]), (box[2], box[1])), INK)
     if framed:

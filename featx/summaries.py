@@ -98,8 +98,12 @@ def _check_counts(summary: dict[str, Any]) -> None:
 
 def _check_recipe(summary: dict[str, Any]) -> None:
     _has("recipe", RECIPE)(summary)
-    if not isinstance(summary["recipe"]["levels"], list):
+    recipe = summary["recipe"]
+    numbers = (recipe["batch_size"], recipe["threads"])
+    if not isinstance(recipe["levels"], list) or not all(isinstance(number, int) for number in numbers):
         raise TypeError
+    if recipe["precision"] not in PRECISIONS or recipe["dtype"] not in DTYPES or min(numbers) < 1:
+        raise ValueError
 
 
 def _has(part: str, names: Collection[str]) -> Callable[[dict[str, Any]], None]:
@@ -112,7 +116,8 @@ def _has(part: str, names: Collection[str]) -> Callable[[dict[str, Any]], None]:
     return check
 
 
-# What a recipe must say.
+# What a recipe must say, and may.
+PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
 RECIPE = (
     *("levels", "strides", "output_stride", "precision", "backend", "dtype", "format", "device"),
     *("batch_size", "threads", "versions", *OUTPUT_OPTIONS),

@@ -22,7 +22,7 @@ from featx.errors import FeatxError, OutputError, StuckError
 from featx.formats import Array
 from featx.naming import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
 from featx.reading import Run, open_run
-from featx.records import Checked, Field, Item, Job, Limits
+from featx.records import Checked, Field, Item, Limits
 from featx.suspects import remember_suspects
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
@@ -256,7 +256,6 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     """Extract some images again, into a folder that does not stay, and compare."""
     # torch takes seconds to load, and is needed for nothing else here.
     from featx import extraction, isolation, pipeline
-    from featx.pyramid import choose_devices, load_again
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
@@ -268,18 +267,14 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    devices = choose_devices(recipe["device"])
-    pyramid = load_again(run.summary, devices[0])
-    job = Job((), pyramid.request, dtype=recipe["dtype"])
-    computers, workers = extraction.spread([pyramid], job, len(items), recipe)
-    extraction.hand_over(computers, workers)
-    with files.temporary_folder() as scratch, extraction.machine(devices, workers):
+    again = extraction.set_up_again(run.summary, recipe["device"], len(items))
+    with files.temporary_folder() as scratch, extraction.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
-        reader = isolation.Reader(pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
-        writer = formats.writer("npz", scratch, scratch / UNFINISHED, pyramid.fields)
+        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.pyramid.fields)
         made = formats.reader("npz", scratch)
         try:
-            for outcome in chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)):
+            for outcome in chain.from_iterable(pipeline.run(again.computers, items, writer, again.workers, reader)):
                 key = outcome.item.key
                 if not outcome.done:
                     result.failed.append(key)

@@ -55,7 +55,15 @@ def make(root: Path, count: int) -> None:
         "featx_format": summaries.FORMAT,
         "weights": {"kind": "random", "source": "seed 0", "sha256": "0"},
         "input": {"height": 224, "width": 224, "configuration": "own"},
-        "recipe": {**dict.fromkeys(summaries.RECIPE), "levels": [], "format": "npz"},
+        "recipe": {
+            **dict.fromkeys(summaries.RECIPE),
+            "levels": [],
+            "format": "npz",
+            "precision": "fp32",
+            "dtype": "float32",
+            "batch_size": 8,
+            "threads": 1,
+        },
         "counts": {"done": count, "failed": 0, "total": count},
         "seconds": 0,
     }

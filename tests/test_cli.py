@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 import timm
+from PIL import Image
 
 import featx
+from featx import cli
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -284,3 +286,53 @@ def test_a_terminal_without_utf_8_and_without_colour_is_respected(featx_command,
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).isascii()
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["extract", "", "--model", "test_resnet"], "One of the arguments is empty"),
+        (["extract", "photo.jpg", "--model", ""], "One of the arguments is empty"),
+        (["extract", "photo.jpg", "--model", "test_resnet", "--output="], "--output has an empty value"),
+        (["verify", ""], "One of the arguments is empty"),
+        (["list-models", "--license", ""], "One of the arguments is empty"),
+    ],
+)
+def test_an_empty_argument_is_wrong_usage(featx_command, tmp_path, arguments, said):
+    """It would be read as the current folder."""
+    done = featx_command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"featx: {said}. Check the quotes, and variables that may not be set.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--seed", value) for value in (HUGE, f"-{HUGE}", str(1 << 64))),
+        *(("--batch-size", value) for value in (HUGE, "0", "-1", "8,16", "x")),
+        *(("--workers", value) for value in ("0", "-3")),
+        *(
+            (name, value)
+            for name in ("--max-pixels", "--max-bytes", "--memory-limit")
+            for value in (HUGE, "0", "-1", "x", "1.2.3")
+        ),
+        *(("--image-size", value) for value in (HUGE, "0", "-1", "64x", "1x2x3")),
+        *(("--out-indices", value) for value in ("x", "99", "1;2")),
+        *(("--dtype", value) for value in ("int16", "float64")),
+    ],
+    ids=lambda options: " ".join(options)[:30],
+)
+def test_numbers_that_cannot_be_are_one_line(tmp_path, options, capsys, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    command = ["featx", "extract", "photo.png", "--model", "test_resnet", "--weights", "random", *options]
+    monkeypatch.setattr("sys.argv", command)
+    status = cli._status()
+    said = capsys.readouterr().err
+    assert status in (1, 2)
+    assert "Unexpected" not in said
+    assert not (tmp_path / "features").exists()

@@ -110,7 +110,7 @@ def test_without_a_network_nothing_is_written(featx_command, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
-@pytest.mark.parametrize("kind", ["a file", "other things", "another model", "a model of somebody's"])
+@pytest.mark.parametrize("kind", ["a file", "other things", "another model", "a model of somebody's", "weights alone"])
 def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypatch, kind):
     folder = tmp_path / "net"
     if kind == "a file":
@@ -119,19 +119,24 @@ def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypa
         folder.mkdir()
         fetched = {"featx": {"source": "hf-hub:timm/resnet18.a1_in1k/model.safetensors"}}
         content = {"architecture": MODEL, **(fetched if kind == "another model" else {})}
-        (folder / "config.json").write_text(json.dumps(content))
+        if kind == "weights alone":
+            (folder / "model.safetensors").write_text("mine")
+        else:
+            (folder / "config.json").write_text(json.dumps(content))
         if kind == "other things":
             (folder / "thesis.tex").write_text("mine")
     monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (Found(tmp_path / "none", ""), "hf-hub:other"))
     with pytest.raises(OutputError):
         fetching.fetch(MODEL, folder)
-    assert not (folder / "model.safetensors").exists()
+    weights = folder / "model.safetensors"
+    assert weights.read_text() == "mine" if kind == "weights alone" else not weights.exists()
 
 
 def test_an_interrupted_fetch_can_be_repeated(hub, featx_command, tmp_path):
     (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "model.safetensors").write_bytes(b"half of")
-    (tmp_path / "net" / ".config.json.123.tmp").write_bytes(b"{")
+    begun = {"featx": {"source": "hf-hub:timm/test_resnet.r160_in1k/model.safetensors"}}
+    (tmp_path / "net" / "config.json").write_text(json.dumps(begun))
+    (tmp_path / "net" / ".123-model.safetensors.tmp").write_bytes(b"half of")
     done = featx_command("fetch", "--model", MODEL, "-o", "net", HF_ENDPOINT=hub.endpoint)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "net" / "model.safetensors").read_bytes() == hub.files[f"{REPOSITORY}/model.safetensors"]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -93,6 +94,30 @@ def test_an_image_is_most_similar_to_itself(photos, tmp_path, format_):
     rows = np.stack([run[key]["embedding"] for key in keys])
     by_vector = similarity.similar(tmp_path / "run", rows[2], 9)
     require_equal([(each.key, each.score) for each in by_vector.found], brute_force(keys, rows, rows[2], 9))
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_query_s_embedding_is_the_run_s_own_to_the_bit(photos, tmp_path, backend, monkeypatch):
+    """The same batch, threads and backend: whatever the query is compared with came out so."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = {"weights": "random", "embedding": True, "maps": False, "device": "cpu", "image_size": 64}
+    featx.extract(photos, "test_resnet", tmp_path / "run", backend=backend, precision="bf16", **asked)
+    run = featx.open_run(tmp_path / "run")
+    vector = similarity.embedding_of(run, photos / "5.png", "cpu")
+    np.testing.assert_array_equal(vector, run["photos/5.png"]["embedding"])
+
+
+def test_pipes_are_not_waited_for(photos, tmp_path):
+    """Neither as the query nor where the manifest has an image."""
+    featx.extract(photos, "test_resnet", tmp_path / "run", weights="random", embedding=True, device="cpu")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FeatxError, match="not a file"):
+        similarity.similar(tmp_path / "run", tmp_path / "pipe.png", 3)
+    found = similarity.Neighbours("", 1, [similarity.Neighbour("pipe.png", str(tmp_path / "pipe.png"), 1.0)])
+    similarity.draw(found, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_the_command(featx_command, photos, tmp_path):
