@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import threading
@@ -21,7 +22,7 @@ from featx.suspects import Marks, marks_of, suspects
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs
 
-HOSTILE = {"PYTHONPATH": str(Path(__file__).parent / "hostile")}
+HOSTILE = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "hostile"), os.environ.get("PYTHONPATH", "")))}
 
 # Megabytes that a run of `test_resnet` may take at most, torch and all: 500, and 10 bytes for each of the pixels that
 # an image may have (progressive JPEGs take most), of which only one that is so large is decoded at a time. In isolation
@@ -221,8 +222,6 @@ def test_pillow_s_own_limit_gives_way_to_a_higher_one(forge, tmp_path):
 
 
 def test_a_pipe_among_the_images_is_not_waited_for(forge, tmp_path):
-    import os
-
     folder = make_photos(tmp_path / "photos", 2)
     os.mkfifo(folder / "pipe.jpg")
     assert forge.extract(tmp_path, folder, "out")["status"] == 3
