@@ -38,8 +38,6 @@ STOP = Stop()
 # In one forward pass; more is a slip of the hand.
 MOST_IMAGES = 65_536
 
-# What torch takes as a seed.
-SEEDS = {"min": -(1 << 63), "max": (1 << 64) - 1}
 
 Model = Annotated[
     str,
@@ -296,7 +294,7 @@ def extract(
             help="Where the parameters come from; pretrained is never replaced by anything else.",
         ),
     ] = "pretrained",
-    seed: Annotated[int, typer.Option(**SEEDS, rich_help_panel=WEIGHTS_PANEL, help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(rich_help_panel=WEIGHTS_PANEL, help="Of random weights.")] = 0,
     out_indices: OutIndices = None,
     strides: Strides = None,
     output_stride: OutputStride = None,

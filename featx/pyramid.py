@@ -289,6 +289,8 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
     networks.require_backend(request.backend)
     dtype_of(request.precision)
+    if not -(1 << 63) <= request.seed < 1 << 64:  # what torch takes
+        raise UsageError("--seed must be from -2^63 to 2^64 - 1", "Use a small whole number")
     source = backbones.source(backbones.source_of(request.name))
     description = source.describe(request)
     with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
