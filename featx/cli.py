@@ -170,7 +170,11 @@ WorkersCount = Annotated[
 ]
 MaxPixels = Annotated[
     str,
-    typer.Option(metavar="179M", rich_help_panel=LIMITS_PANEL, help="Width times height; more is a failure."),
+    typer.Option(
+        metavar="179M",
+        rich_help_panel=LIMITS_PANEL,
+        help="Width times height, as stored and as resized; more is a failure.",
+    ),
 ]
 MaxBytes = Annotated[
     str, typer.Option(metavar="1G", rich_help_panel=LIMITS_PANEL, help="Size of the file; more is a failure.")
