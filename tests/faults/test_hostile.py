@@ -18,7 +18,7 @@ from featx import isolation, preprocess
 from featx.decoding import UnreadableError
 from featx.naming import UNFINISHED
 from featx.records import Item, Limits
-from featx.suspects import Marks, marks_of, suspects
+from featx.suspects import Marks, mark_of, marks_of, suspects
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs
 
@@ -264,15 +264,16 @@ def test_damaged_images_in_isolation(forge, tmp_path):
 
 def test_names_are_marked_while_they_are_read(tmp_path):
     marks = Marks(tmp_path)
-    items = [Item("a" * 5000, "a"), Item("grüß\\x20.jpg", "b"), Item("c", "c")]
+    items = [Item("a" * 5000, "a"), Item("grüß\\x20.jpg", "/photos/b"), Item("c", "c")]
     slots = [marks.enter(item) for item in items]
-    assert suspects(tmp_path) == marks_of(items)
+    assert suspects(tmp_path).keys() == marks_of(items)
+    assert suspects(tmp_path)[mark_of(items[1])] == b"/photos/b"
     marks.leave(slots[1])
-    assert suspects(tmp_path) == marks_of([items[0], items[2]])
+    assert suspects(tmp_path).keys() == marks_of([items[0], items[2]])
     for slot in (slots[0], slots[2]):
         marks.leave(slot)
-    assert suspects(tmp_path) == frozenset()
-    assert suspects(tmp_path / UNFINISHED) == frozenset()
+    assert suspects(tmp_path) == {}
+    assert suspects(tmp_path / UNFINISHED) == {}
 
 
 def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
@@ -281,9 +282,9 @@ def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
     assert forge.extract(tmp_path, photos / "0000.jpg", "out")["status"] == 0
     unfinished = tmp_path / "out" / UNFINISHED
     unfinished.mkdir()
-    Marks(unfinished).enter(Item("0003.jpg", ""))
+    Marks(unfinished).enter(Item("0003.jpg", str(photos / "0003.jpg")))
     assert forge(tmp_path, "verify", "out", "--repair")["status"] == 0
-    assert suspects(unfinished) == {b"0003.jpg"}
+    assert suspects(unfinished) == {b"0003.jpg": str(photos / "0003.jpg").encode()}
     done = forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)
     assert (done["status"], "An earlier call" in done["stderr"]) == (0, False)
     assert [path.name for path in unfinished.iterdir()] == ["suspects"]
