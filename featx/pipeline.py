@@ -266,6 +266,8 @@ class Work:
                     yield from self.commit([value])
                 except OutputError:
                     raise refused from error
+            if error.errno not in OF_THE_NAME:  # a disk that fails once is not trusted with more
+                raise refused from error
             return
         if group:
             yield [

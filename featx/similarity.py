@@ -184,7 +184,8 @@ def draw(neighbours: Neighbours, path: Path) -> None:
         sheet.save(path)
     except (OSError, ValueError) as error:
         way_out = "Give -o a name that ends in .png or .jpg" if "extension" in str(error) else "Choose another -o"
-        raise OutputError(f"{path} cannot be written: {error}", way_out) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{path} cannot be written: {reason}", way_out) from error
 
 
 def _cosines(rows: Array, direction: Array) -> Array:

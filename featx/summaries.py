@@ -175,6 +175,9 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     if earlier is None:
         return
     flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
+    part = earlier["weights"].get("part")
+    if part and ":" not in flat_then["weights"]:  # an earlier featx told the container in the summary alone
+        flat_then["weights"] += f":{part}"
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
     # One network has several names, and an earlier featx did not write down the versions of all libraries.
     same_network = earlier.get("architecture") == architecture and flat_then["weights"] == flat_now["weights"]

@@ -140,6 +140,7 @@ def _naive() -> None:
         with np.load(temporary) as arrays:
             np.savez(path, **arrays)
         temporary.unlink()
+        self._begun.discard(temporary)
         return stored
 
     honest_write = npz.Writer.write
