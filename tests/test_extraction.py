@@ -159,15 +159,23 @@ def test_broken_images_are_lines_and_cost_nothing_else(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [IndexError, SyntaxError, ValueError, MemoryError, NotImplementedError, RecursionError]
+    ("error", "reason"),
+    [
+        (IndexError, "the file is damaged"),
+        (SyntaxError, "first line"),
+        (ValueError, "first line"),
+        (MemoryError, "not enough memory"),
+        (NotImplementedError, "first line"),
+        (RecursionError, "first line"),
+    ],
 )
-def test_whatever_a_decoder_raises_is_one_line(photos, tmp_path, monkeypatch, error):
+def test_whatever_a_decoder_raises_is_one_line(photos, tmp_path, monkeypatch, error, reason):
     def explode(*_):
         raise error("first line\nsecond line")
 
     monkeypatch.setattr("featx.preprocess.upright_rgb", explode)
     report = extract(photos / "0.jpg", tmp_path / "out")
-    assert [failure.error for failure in report.failures] == [f"{error.__name__}: first line"]
+    assert [failure.error for failure in report.failures] == [reason]
 
 
 def test_changed_inputs_and_damaged_outputs_are_done_again(photos, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import timm
@@ -221,7 +222,7 @@ def test_misspelt_names_get_the_nearest():
         ("hf.co/timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
         ("https://huggingface.co/someone/net", "hf-hub:someone/net"),
         ("hf-hub:timm/resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"),
-        ("local-dir:timm/resnet50", "local-dir:timm/resnet50"),
+        ("local-dir:timm/resnet50/", f"local-dir:{Path.cwd()}/timm/resnet50"),
         ("someone/net", "someone/net"),
         ("timm/some/thing", "timm/some/thing"),
         ("timm/", "timm/"),
