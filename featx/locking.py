@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from featx import files, manifest
@@ -133,11 +133,15 @@ class Hold:
 
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
-        for output in {str(line["output"]) for _, line in manifest.lines(self._folder) if line["status"] == "done"}:
+        outputs = {line["output"] for _, line in manifest.lines(self._folder) if line["status"] == "done"}
+        for output in outputs:
             with suppress(OutputError):  # it leads elsewhere, and is none of ours
                 self.remove(output)
             if output == VECTORS:
                 files.remove(self._folder / KEYS)
+        for folder in sorted({parent for output in outputs for parent in PurePath(output).parents}, reverse=True):
+            with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
+                files.inside(self._root, str(folder)).rmdir()
         os.ftruncate(self._handle, 0)
 
 

@@ -20,7 +20,7 @@ from featx.lease import Lease, is_held
 from featx.naming import LEASE, UNFINISHED
 from featx.records import Planned
 from featx.verification import verify
-from tests.runs import extract, lines, make_photos, notes, tree
+from tests.runs import extract, lines, make_photos, notes, tree, write_lines
 
 
 @pytest.fixture
@@ -231,6 +231,17 @@ def test_what_a_manifest_says_outside_of_the_folder_is_not_removed(photos, run, 
         held.begin(anew=True)
     assert precious.read_bytes() == b"precious"
     assert lines(run) == []
+
+
+def test_starting_anew_leaves_no_empty_folders(photos, run, tmp_path):
+    (tmp_path / "elsewhere" / "photos").mkdir(parents=True)
+    (run / "linked").symlink_to(tmp_path / "elsewhere")
+    write_lines(run, [*lines(run), {**lines(run)[0], "key": "x", "output": "linked/photos/x.npz"}])
+    assert (run / "photos").is_dir()
+    with locking.hold(run) as held:
+        held.begin(anew=True)
+    assert not (run / "photos").exists()
+    assert (tmp_path / "elsewhere" / "photos").is_dir()
 
 
 def test_nothing_is_written_through_a_link_that_leads_out_of_the_folder(photos, run, tmp_path):
