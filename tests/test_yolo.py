@@ -118,7 +118,11 @@ def test_other_tasks_have_the_same_levels():
     ("asked", "error", "message"),
     [
         ({"name": "yolov8z"}, ModelError, "ultralytics has no model 'yolov8z'. Nearest: yolov8"),
-        ({"name": "yolov8n.pt"}, ModelError, "ultralytics has no model 'yolov8n'"),
+        (
+            {"name": "yolov8n.pt"},
+            ModelError,
+            "yolov8n.pt is a file of weights. Use --model yolov8n --weights yolov8n.pt",
+        ),
         ({"name": "yolov8s-world"}, ModelError, "cannot run yolov8s-world"),
         ({"image_size": (320, 300)}, ModelError, "multiples of 32; the nearest size is 320x288"),
         ({"embedding": True}, UsageError, "has no --embedding"),

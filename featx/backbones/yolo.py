@@ -210,7 +210,10 @@ class Ultralytics:
         if name not in known:
             if any(word in name for word in LEFT_OUT):
                 raise ModelError(f"featx cannot run {name}", "Use a plain yolo model; `featx list-models` shows them")
-            raise catalogue.unknown_model(name.removesuffix(".pt"), list(known), {}, "ultralytics")
+            plain = name.removesuffix(".pt")
+            if plain in known:
+                raise ModelError(f"{name} is a file of weights", f"Use --model {plain} --weights {name}")
+            raise catalogue.unknown_model(plain, list(known), {}, "ultralytics")
         configuration = self._configuration(name)
         # While it builds, ultralytics keeps the activation for the whole process.
         convolution = self._tasks.Conv
