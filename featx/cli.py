@@ -16,7 +16,7 @@ import typer
 
 import featx
 from featx import render, streams
-from featx.errors import FeatxError, StoppedError, UsageError
+from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 from featx.records import Job, Limits, ModelRequest
 from featx.stopping import InterruptedByError, Stop
 
@@ -547,9 +547,10 @@ def _in_one_line(error: Exception) -> FeatxError:
     """Say what an error is about that no other place has said."""
     if isinstance(error, FeatxError):
         return error
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        way_out = "Use a smaller --image-size or --batch-size, or fewer --workers"
-        said = FeatxError("There is not enough memory", way_out)
+    if is_out_of_memory(error):
+        said = FeatxError("There is not enough memory", LESS)
+    elif isinstance(error, StuckError):
+        said = FeatxError(f"{error.item.path} {error}", "Leave that image out")
     elif isinstance(error, OSError):
         reason = error.strerror or str(error)
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""

@@ -19,7 +19,7 @@ import featx
 from featx import files, formats, lists, locking, manifest, resources, sources, summaries
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.naming import MANIFEST
-from featx.planning import Plan, everything, plan_work
+from featx.planning import Plan, plan_work
 from featx.records import (
     EMBEDDING,
     OUTPUT_OPTIONS,
@@ -241,6 +241,8 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
         job, plan, workers = setting.job, setting.plan, setting.workers
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
             hand_over(setting.computers, workers)
+        if before:  # whose outputs may have to be cleared away
+            formats.require(before["recipe"]["format"])
         pending = _suspected(held.unfinished, output, plan)
         held.begin(anew=job.overwrite)
         writer = formats.writer(job.format, output, held.unfinished, pyramids[0].fields)
@@ -317,7 +319,7 @@ def _set_up(
         return setting
     job = replace(job, overwrite=True)
     done_again = plan.kept_done + plan.again
-    plan = plan_work(output, everything(output, items, plan), job)
+    plan = plan_work(output, plan.renamed(items), job)
     return _Setting(job, plan, computers, suitable, _recipe(pyramids[0], job, suitable), None, done_again)
 
 
@@ -626,8 +628,7 @@ def _surprises(setting: _Setting, suspected: Collection[bytes]) -> list[str]:
     texts = []
     if setting.done_again:
         texts.append(
-            f"{_images(setting.done_again)} of an earlier call computed again, in batches of {workers.batch_size} "
-            "as the others"
+            f"{_images(setting.done_again)} computed again, in batches of {workers.batch_size} like the new ones"
         )
     elif setting.earlier and not setting.job.batch_size and workers.batch_size < LARGEST_BATCH < len(plan.to_do):
         texts.append(
@@ -637,8 +638,8 @@ def _surprises(setting: _Setting, suspected: Collection[bytes]) -> list[str]:
     if plan.known_as:
         key, earlier = next(iter(plan.known_as.items()))
         texts.append(
-            f"{_images(len(plan.known_as))} in the run under another key already, and not computed twice: "
-            f"{key} is there as {earlier}"
+            f"{_images(len(plan.known_as))} in the run under another key already, and not computed again: "
+            f"{key} is stored as {earlier}"
         )
     if plan.gone:
         texts.append(f"{_images(plan.gone)} no longer there; the features are kept")

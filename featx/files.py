@@ -99,11 +99,13 @@ def settle(written: dict[Path, Path]) -> None:
             with suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
             raise
-    for temporary in list(written):
-        os.replace(temporary, written[temporary])  # noqa: PTH105 - through this module's `os`, as all that can fail
-        del written[temporary]
-    for folder in folders:
-        synchronise(folder)
+    try:
+        for temporary in list(written):
+            os.replace(temporary, written[temporary])  # noqa: PTH105 - through this module's `os`, as all that can fail
+            del written[temporary]
+    finally:
+        for folder in folders:
+            synchronise(folder)
 
 
 def remove(path: Path) -> None:

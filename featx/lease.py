@@ -11,7 +11,9 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from featx.errors import BusyError, first_line
 
 # Seconds between two touches, and after which a lease that was not touched has run out.
 RENEW_EVERY, EXPIRY = 20.0, 120.0
+
+# Seconds after which a lease that was away is looked for again.
+AGAIN = 1.0
 
 
 class Lease:
@@ -28,6 +33,11 @@ class Lease:
     ----------
     path : Path
         The file.
+
+    Attributes
+    ----------
+    lost : bool
+        Whether another process has taken it away.
 
     Raises
     ------
@@ -40,7 +50,7 @@ class Lease:
     def __init__(self, path: Path) -> None:
         self._path, self._token = path, uuid.uuid4().hex
         self._ended = threading.Event()
-        self._lost = False
+        self.lost = False
         while not self._take():
             require_free(path)
             self._set_aside()
@@ -54,7 +64,7 @@ class Lease:
         BusyError
             If somebody has.
         """
-        if self._lost:
+        if self.lost:
             raise BusyError(f"Another run has taken over {self._path.parent}", "Wait for it, and run this one again")
 
     def end(self) -> None:
@@ -65,13 +75,16 @@ class Lease:
                 self._path.unlink()
 
     def _take(self) -> bool:
-        content = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        content = {"host": socket.gethostname(), **_process(os.getpid()), "token": self._token}
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:
             return False
         try:
             os.write(handle, json.dumps(content).encode())
+        except OSError:
+            self._path.unlink()
+            raise
         finally:
             os.close(handle)
         return True
@@ -87,14 +100,19 @@ class Lease:
             os.unlink(aside)  # noqa: PTH108
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEW_EVERY):
-            try:
-                self._lost = _holder(self._path).get("token") != self._token
-                os.utime(self._path)
-            except (FileNotFoundError, ValueError):
-                self._lost = True
-            except OSError:  # the disk does not answer for the moment
-                continue
+        while not self._ended.wait(RENEW_EVERY) and not self.lost:
+            with suppress(OSError):  # the disk does not answer for the moment
+                if self._is_ours() or (not self._ended.wait(AGAIN) and self._is_ours()):
+                    os.utime(self._path)
+                else:
+                    self.lost = not self._ended.is_set()
+
+    def _is_ours(self) -> bool:
+        """Whether the file still names this process; it is away for a moment while another one looks at it."""
+        try:
+            return _holder(self._path).get("token") == self._token
+        except (FileNotFoundError, ValueError):
+            return False
 
 
 def require_free(path: Path) -> None:
@@ -120,21 +138,25 @@ def require_free(path: Path) -> None:
 def is_held(path: Path) -> bool:
     """Whether a lease is there and has not run out; one of a process of this machine ends with the process."""
     try:
-        age = _now(path) - path.stat().st_mtime
+        touched = path.stat().st_mtime
         holder = _holder(path)
     except FileNotFoundError:
         return False
     except ValueError:  # half written: by somebody who is taking it, or was killed then
-        return age < EXPIRY
-    if holder.get("host") == socket.gethostname():
-        return _is_alive(holder.get("pid"))
-    return age < EXPIRY
+        return _now(path) - touched < EXPIRY
+    here = {"host": socket.gethostname(), **_process(os.getpid())}
+    if all(holder.get(name) == here[name] for name in ("host", "boot", "namespace")):
+        return _process(holder.get("pid"))["started"] == holder.get("started") != ""
+    return _now(path) - touched < EXPIRY
 
 
 def _now(path: Path) -> float:
-    """Return the time by the clock of the file system, in seconds; other machines' clocks may differ."""
+    """Return the time in seconds, by the clock of the file system if it can be written; other machines' may differ."""
     probe = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
-    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return time.time()
     try:
         return os.fstat(handle).st_mtime
     finally:
@@ -142,16 +164,29 @@ def _now(path: Path) -> float:
         probe.unlink()
 
 
-def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
+def _process(pid: object) -> dict[str, object]:
+    """Tell a process from all others, of other machines, containers and times; what is unknown is empty (proc(5))."""
+    return {
+        "pid": pid,
+        "boot": _text(Path("/proc/sys/kernel/random/boot_id").read_text),
+        "namespace": _text(lambda: str(Path("/proc/self/ns/pid").readlink())),
+        "started": _text(lambda: _started(pid)),
+    }
+
+
+def _started(pid: object) -> str:
+    """When a process began; only whether it is there, where the system does not tell."""
+    if Path("/proc/self/stat").exists():
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    os.kill(int(str(pid)), 0)
+    return "at some time"
+
+
+def _text(read: Callable[[], str]) -> str:
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        return read().strip()
+    except (OSError, IndexError, ValueError):
+        return ""
 
 
 def _holder(path: Path) -> dict[str, object]:

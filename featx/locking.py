@@ -71,8 +71,7 @@ class Hold:
 
     def append(self, lines: bytes) -> None:
         """Add lines to the manifest, all of them or none."""
-        if self._lease:
-            self._lease.require()
+        self._require_lease()
         end = os.fstat(self._handle).st_size
         try:
             files.write_all(self._handle, [lines])
@@ -82,6 +81,7 @@ class Hold:
 
     def save(self, summary: dict[str, Any]) -> None:
         """Replace the summary, after the manifest is safe."""
+        self._require_lease()
         text = json.dumps(summary, indent=2) + "\n"
         files.synchronise(self._folder / MANIFEST)
         files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
@@ -91,6 +91,7 @@ class Hold:
 
         The file is replaced by one that is held before it has its name.
         """
+        self._require_lease()
         temporary = self.unfinished / MANIFEST
         files.write(
             temporary, (text for text, line in manifest.texts(self._folder) if line and line["key"] not in keys)
@@ -108,6 +109,7 @@ class Hold:
 
     def remove(self, output: str) -> None:
         """Remove an output of one image; nothing else, and nothing outside of the folder, whoever named it."""
+        self._require_lease()
         with suppress(FileNotFoundError, NotADirectoryError):
             if Path(output).suffix in SUFFIXES:
                 folder, name = os.path.split(output)
@@ -117,19 +119,22 @@ class Hold:
     def end(self) -> None:
         """Let go, and leave nothing unfinished behind but what `KEPT` names."""
         with suppress(OSError):  # a disk that cannot be written any more; the next call clears up
-            if self._begun:
+            if self._begun and not (self._lease and self._lease.lost):
                 self._sweep()
                 self.unfinished.rmdir()  # unless there is something to be kept
         os.close(self._handle)
         if self._lease:
             self._lease.end()
 
+    def _require_lease(self) -> None:
+        if self._lease:
+            self._lease.require()
+
     def _sweep(self) -> None:
-        """Remove temporary files; a link that somebody put there is not followed."""
-        if self.unfinished.is_dir() and not self.unfinished.is_symlink():
-            for path in self.unfinished.iterdir():
-                if path.name != KEPT and not path.is_dir():
-                    path.unlink(missing_ok=True)
+        """Remove temporary files."""
+        for path in self.unfinished.iterdir() if self.unfinished.is_dir() else ():
+            if path.name != KEPT and not path.is_dir():
+                path.unlink(missing_ok=True)
 
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
@@ -167,6 +172,8 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
         handle, locked = _open_locked(folder / MANIFEST, flags, fcntl.LOCK_EX)
         try:
             lease = None if locked else Lease(folder / LEASE)
+            if make and (folder / UNFINISHED).is_symlink():  # which featx does not make, and never writes through
+                (folder / UNFINISHED).unlink()
         except BaseException:
             os.close(handle)
             raise
@@ -220,7 +227,7 @@ def require_usable(folder: Path) -> None:
             raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
         if read_summary(folder) is None:
             if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
-                raise OutputError(f"{folder} has a {MANIFEST}, and no {SUMMARY} of featx's", ELSEWHERE)
+                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} of featx's", ELSEWHERE)
             if any(path.name not in EMPTY for path in folder.iterdir()):
                 raise OutputError(f"{folder} holds other things than a run of featx", ELSEWHERE)
         elif not (folder / MANIFEST).exists():

@@ -309,7 +309,7 @@ def standing(reader: Reader, key: str, line: Known, path: str, *, hashed: bool =
     if now is None and line.done:
         return "gone"
     if hashed and now and line.stat and line.stat.sha256:
-        return "stands" if line.stat.sha256 and sha256_of(path) == line.stat.sha256 else "stale"
+        return "stands" if sha256_of(path) == line.stat.sha256 else "stale"
     same = (now is None) == (line.stat is None) and (
         now is None or line.stat is None or (now.bytes, now.mtime_ns) == (line.stat.bytes, line.stat.mtime_ns)
     )

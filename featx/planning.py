@@ -34,6 +34,8 @@ class Plan:
         Images to do that have features already.
     retried : list of Item
         Images to do that failed before.
+    others : int
+        Images of the manifest that this call does not name.
     known_as : dict of str to str
         Keys of this call to those under which the same files are in the manifest already.
     """
@@ -46,12 +48,17 @@ class Plan:
     gone: int = 0
     again: int = 0
     retried: list[Item] = field(default_factory=list)
+    others: int = 0
     known_as: dict[str, str] = field(default_factory=dict)
 
     def is_worth_doing_again(self) -> bool:
-        """Whether what stands is so little that it may be done again, and all of it can be."""
+        """Whether what stands is little, and the same command makes it again, however often it is interrupted."""
         standing = self.kept_done + self.kept_failed + self.again
-        return not self.gone and 0 < standing * WORTH_DOING_AGAIN <= len(self.to_do)
+        return not self.gone and not self.others and 0 < standing * WORTH_DOING_AGAIN <= len(self.to_do)
+
+    def renamed(self, items: Iterable[Item]) -> list[Item]:
+        """Give images that the manifest has under another key that key."""
+        return [replace(item, key=self.known_as.get(item.key, item.key)) for item in items]
 
 
 @many_records()
@@ -82,6 +89,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
     if known and fresh:
         plan.known_as = _known_as(known, (plan.to_do[place] for place in fresh))
         fresh = planner.rename(fresh, known)
+    plan.others = len(known)
     others = sum(line.done for line in known.values())
     plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
@@ -90,17 +98,6 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
     if taken:
         _tell_apart(plan.to_do, fresh, taken)
     return plan
-
-
-def everything(folder: Path, items: Iterable[Item], plan: Plan) -> list[Item]:
-    """Return the images of a call and all others that are in the manifest, to be done anew; each under its old key."""
-    renamed = [replace(item, key=plan.known_as.get(item.key, item.key)) for item in items]
-    taken = {item.key for item in renamed}
-    last = {line["key"]: line for _, line in manifest.lines(folder) if line["key"] not in taken}
-    outputs = {key: line["output"] for key, line in last.items() if line.get("output", "").endswith(naming.SUFFIX)}
-    _tell_apart(renamed, range(len(renamed)), {naming.fold(output) for output in outputs.values()})
-    others = [Item(key, naming.to_path(line["path"]), outputs.get(key, "")) for key, line in last.items()]
-    return renamed + others
 
 
 class _Planner:

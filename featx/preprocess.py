@@ -64,7 +64,7 @@ class Source:
 
     def rgb(self) -> Image.Image:
         """Decode it, once, as upright 8-bit RGB."""
-        return upright_rgb(self._image.pop())  # which can then let go of it
+        return upright_rgb(self._image.pop(), self.orientation)  # which can then let go of it
 
 
 @contextmanager
@@ -126,14 +126,16 @@ def decode(
         return source.rgb(), source.orientation
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Bring any image of Pillow's to upright 8-bit RGB; see `decode`.
+def upright_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Bring any image of Pillow's to upright 8-bit RGB; see `decode`. Its orientation is its own if none is given.
 
-    A TIFF, or a PNG with transparency, that has not been loaded yet is read from its file again, as `decode` reads it,
-    since Pillow decodes some of them wrongly; those that have been loaded are taken as they are.
+    A TIFF, or a PNG with transparency, that somebody opened and has not loaded yet is read from its file again, as
+    `decode` reads it, since Pillow decodes some of them wrongly; those that have been loaded are taken as they are.
     """
-    image = _reopened(image)
-    turn = UPRIGHT.get(orientation_of(image))
+    if orientation is None:
+        image = _reopened(image)
+        orientation = orientation_of(image)
+    turn = UPRIGHT.get(orientation)
     image = loaded(image)
     if turn is not None:
         image = image.transpose(turn)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import featx
 from featx import backbones, networks, preprocess
 from featx.backbones.levels import require_arrays, to_nchw
 from featx.errors import UsageError, enough_memory
@@ -187,7 +188,7 @@ class Pyramid:
                 "architecture": self.architecture,
                 "weights": self.weights.identity,
                 "fields": [field.to_json() for field in self.fields],
-                "versions": {name: metadata.version(name) for name in ("featx", self.source, "torch")},
+                "versions": [featx.__version__, *(metadata.version(name) for name in (self.source, "torch"))],
             },
         )
         with enough_memory(f"There is not enough memory for {self.name} with --backend {self.backend}"):

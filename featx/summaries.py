@@ -119,7 +119,7 @@ def _has(part: str, names: Collection[str]) -> Callable[[dict[str, Any]], None]:
 # What a recipe must say, and may.
 PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
 RECIPE = (
-    *("levels", "strides", "output_stride", "precision", "backend", "dtype", "format", "device"),
+    *("model", "weights", "levels", "strides", "output_stride", "precision", "backend", "dtype", "format", "device"),
     *("batch_size", "threads", "versions", *OUTPUT_OPTIONS),
 )
 

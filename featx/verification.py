@@ -31,6 +31,9 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16"
 # None; images that were done before are within those of the run.
 LIMITS = Limits(pixels=sys.maxsize, bytes=sys.maxsize)
 
+# What reading a file raises that is no output, whatever it is.
+UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
+
 # Outputs that are handed to the threads at once.
 GROUP = 256
 
@@ -195,7 +198,7 @@ def _fault(run: Run, key: str) -> str:
         return f"cannot be read: {error.strerror or error}"
     except FeatxError as error:  # a link leads out of the folder
         return error.message
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNSOUND as error:
         return f"is no output or has no sound line: {type(error).__name__} {error}"
 
 
@@ -233,7 +236,7 @@ def _is_output(run: Run, path: str) -> bool:
         return False
     try:
         return not _fault_of_arrays(run.reader.read("", path), run.fields)
-    except (OSError, ValueError, KeyError, FeatxError, zipfile.BadZipFile):
+    except (FeatxError, *UNSOUND):
         return False
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from featx.decoding import place
 from featx.preprocess import DecodeError, decode, make, upright_rgb
@@ -160,3 +160,27 @@ def test_a_damaged_picture_is_not_taken_for_damaged_metadata(tmp_path):
         decode(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as opened, pytest.raises(OSError, match="truncated"):
         upright_rgb(opened)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_transparent_pictures_are_turned_too(tmp_path, mode, orientation):
+    """The picture is what the frame says: the stored pixels, turned."""
+    grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    stored = grey.convert("RGB").quantize(64) if mode == "P" else grey.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif, transparency=(5, 5, 5) if mode == "RGB" else 5)
+    upright = np.asarray(ImageOps.exif_transpose(stored_with(stored, exif)).convert("RGB")).copy()
+    shade = np.asarray(ImageOps.exif_transpose(stored_with(stored, exif)))
+    upright[shade == 5 if mode != "RGB" else (shade == 5).all(-1)] = 255
+    image, applied = decode(tmp_path / "a.png")
+    assert applied == orientation
+    np.testing.assert_array_equal(np.asarray(image), upright)
+
+
+def stored_with(image, exif):
+    """The same pixels, for Pillow to turn."""
+    copy = image.copy()
+    copy.info["exif"] = exif.tobytes()
+    return copy

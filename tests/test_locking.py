@@ -94,9 +94,13 @@ def test_what_a_run_leaves_that_is_killed_at_its_start_is_a_run_s(photos, tmp_pa
 def test_a_link_in_the_place_of_what_is_unfinished_is_not_followed(photos, run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
+    for name in ("0", "reading", "summary.json", "suspects"):
+        (tmp_path / "mine" / name).write_text("mine")
+    before = tree(tmp_path / "mine")
     (run / UNFINISHED).symlink_to(tmp_path / "mine")
-    extract(photos, run, out_indices=(4,))
-    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+    (photos / "new.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    assert extract(photos, run, out_indices=(4,)).computed == 1
+    assert tree(tmp_path / "mine") == before
 
 
 def test_killed_between_removing_the_old_and_the_first_of_the_new(photos, run):
@@ -197,8 +201,46 @@ def test_a_lease_of_another_machine_ends_when_it_is_not_renewed(tmp_path, age, h
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("other", ["boot", "namespace", "started"])
+def test_a_lease_of_another_container_is_not_told_by_its_process_number(tmp_path, other):
+    """The same host name and number: alive until it is not renewed, or, of an earlier process, gone."""
+    path = tmp_path / LEASE
+    taken = Lease(path)
+    content = {**json.loads(path.read_text()), other: "another"}
+    taken.end()
+    path.write_text(json.dumps(content))
+    assert is_held(path) == (other != "started")
+    os.utime(path, (0, 0))
+    assert not is_held(path)
+
+
+def test_looking_for_a_lease_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "_now", lambda _: pytest.fail("something was written"))
+    assert not is_held(tmp_path / LEASE)
+
+
+def test_who_has_lost_the_lease_changes_nothing_more(photos, run, monkeypatch, lockless):
+    monkeypatch.setattr(leases, "RENEW_EVERY", 1e9)
+    with locking.hold(run) as held:
+        held.begin()
+        held._lease.lost = True
+        (run / LEASE).write_text('{"host": "another-machine", "pid": 1, "token": "x"}')
+        (held.unfinished / "1").write_text("the other run's")
+        before = tree(run)
+        for change in (
+            lambda: held.append(b"{}"),
+            lambda: held.save({}),
+            lambda: held.drop([]),
+            lambda: held.remove("a.npz"),
+        ):
+            with pytest.raises(BusyError, match="taken over"):
+                change()
+    assert tree(run) == before
+
+
 def test_a_lease_is_renewed_and_its_loss_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_EVERY", 0.01)
+    monkeypatch.setattr(leases, "AGAIN", 0.01)
     path = tmp_path / LEASE
     taken = Lease(path)
     os.utime(path, (0, 0))

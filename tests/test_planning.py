@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 import featx
+from featx.records import Planned
 from tests.runs import extract, lines, make_photos, notes, tree
 
 
@@ -18,7 +19,7 @@ def test_a_photo_that_was_alone_is_not_computed_again_with_its_folder(photos, tm
     report = extract(photos, tmp_path / "out", listener=heard.append)
     assert (report.computed, report.summary["counts"]["total"]) == (5, 6)
     assert (
-        "1 image is in the run under another key already, and not computed twice: photos/2.jpg is there as 2.jpg"
+        "1 image is in the run under another key already, and not computed again: photos/2.jpg is stored as 2.jpg"
         in (notes(heard))
     )
     assert set(featx.open_run(tmp_path / "out")) == {"2.jpg", *(f"photos/{number}.jpg" for number in (0, 1, 3, 4, 5))}
@@ -54,43 +55,64 @@ def test_a_link_and_its_target_are_two_images(photos, tmp_path):
 
 def test_one_photo_first_does_not_bind_the_many_after_it(tmp_path):
     photos = make_photos(tmp_path / "photos", 20)
-    extra = make_photos(tmp_path / "extra", 1) / "0.jpg"
-    assert extract(extra, tmp_path / "out").summary["recipe"]["batch_size"] == 1
+    assert extract(photos / "3.jpg", tmp_path / "out").summary["recipe"]["batch_size"] == 1
     heard = []
     report = extract(photos, tmp_path / "out", listener=heard.append)
-    assert (report.summary["recipe"]["batch_size"], report.computed) == (8, 21)
-    assert "1 image is of an earlier call computed again, in batches of 8 as the others" in notes(heard)
-    assert report.summary["counts"] == {"done": 21, "failed": 0, "total": 21}
-    extract([photos, extra], tmp_path / "together")
-    assert {name: digest for name, digest in tree(tmp_path / "out").items() if name.endswith(".npz")} == {
-        name: digest for name, digest in tree(tmp_path / "together").items() if name.endswith(".npz")
-    }
-    assert extract([photos, extra], tmp_path / "out").tried == 0
+    assert (report.summary["recipe"]["batch_size"], report.computed) == (8, 20)
+    assert "1 image is computed again, in batches of 8 like the new ones" in notes(heard)
+    assert report.summary["counts"] == {"done": 20, "failed": 0, "total": 20}
+    extract(photos, tmp_path / "together")
+    expected = {name.removeprefix("photos/3.jpg") or name: digest for name, digest in outputs(tmp_path / "together")}
+    found = dict(outputs(tmp_path / "out"))
+    assert found.pop("3.jpg.npz") == expected.pop(".npz")
+    assert found == expected
+    assert extract(photos, tmp_path / "out").tried == 0
 
 
-@pytest.mark.parametrize("bound", ["by its batch size", "by its workers", "by a photo that is gone", "by many"])
-def test_what_was_asked_for_or_cannot_be_done_again_stays(tmp_path, bound):
+def outputs(folder):
+    return [(name, digest) for name, digest in tree(folder).items() if name.endswith(".npz")]
+
+
+def test_doing_it_again_loses_nothing_where_it_is_interrupted(tmp_path):
     photos = make_photos(tmp_path / "photos", 20)
-    extra = make_photos(tmp_path / "extra", 2)
+    extract(photos / "3.jpg", tmp_path / "out")
+
+    def interrupt(event):
+        if isinstance(event, Planned):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(photos, tmp_path / "out", listener=interrupt)
+    assert extract(photos, tmp_path / "out").summary["counts"] == {"done": 20, "failed": 0, "total": 20}
+    assert extract(photos, tmp_path / "out").tried == 0
+
+
+@pytest.mark.parametrize(
+    "bound", ["by its batch size", "by its workers", "by a photo that is gone", "by many", "by a photo from elsewhere"]
+)
+def test_what_was_asked_for_or_is_not_made_again_by_the_same_command_stays(tmp_path, bound):
+    photos = make_photos(tmp_path / "photos", 20)
+    extra = make_photos(tmp_path / "extra", 1) / "0.jpg"
     first = {"by its batch size": {"batch_size": 1}, "by its workers": {"workers": 1}}.get(bound, {})
-    extract(extra if bound == "by many" else extra / "0.jpg", tmp_path / "out", **first)
+    few = {"by many": [photos / "3.jpg", photos / "4.jpg"], "by a photo from elsewhere": [extra]}
+    made = extract(few.get(bound, [photos / "3.jpg"]), tmp_path / "out", **first)
     if bound == "by a photo that is gone":
-        (extra / "0.jpg").unlink()
+        (photos / "3.jpg").unlink()
     heard = []
     report = extract(photos, tmp_path / "out", listener=heard.append)
-    assert (report.computed, report.summary["recipe"]["batch_size"]) == (20, 2 if bound == "by many" else 1)
+    assert report.summary["recipe"]["batch_size"] == made.summary["recipe"]["batch_size"]
+    assert len(featx.open_run(tmp_path / "out")) == 20 + (bound == "by a photo from elsewhere")
     assert any("larger ones may be faster" in text for text in notes(heard))
 
 
-def test_vectors_of_one_photo_do_not_bind_many_either(tmp_path):
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_vectors_of_one_photo_do_not_bind_many_either(tmp_path, kind):
     photos = make_photos(tmp_path / "photos", 20)
-    extra = make_photos(tmp_path / "extra", 1) / "0.jpg"
-    for kind in ("npy", "parquet"):
-        extract(extra, tmp_path / kind, embedding=True, format=kind)
-        report = extract(photos, tmp_path / kind, embedding=True, format=kind)
-        assert (report.summary["recipe"]["batch_size"], report.computed) == (8, 21)
-        blocks = list(featx.open_run(tmp_path / kind).embeddings())
-        assert sum(len(keys) for keys, _ in blocks) == 21
+    extract(photos / "3.jpg", tmp_path / kind, embedding=True, format=kind)
+    report = extract(photos, tmp_path / kind, embedding=True, format=kind)
+    assert (report.summary["recipe"]["batch_size"], report.computed) == (8, 20)
+    blocks = list(featx.open_run(tmp_path / kind).embeddings())
+    assert sum(len(keys) for keys, _ in blocks) == 20
 
 
 def test_a_recipe_with_several_numbers_is_the_same_the_second_time(tmp_path):

@@ -264,9 +264,11 @@ class Ultralytics:
         loaded = self._load_safely(path)
         there = [name for name in ("ema", "model") if loaded.get(name)]
         if part and part not in there:
-            raise WeightsError(f"{path} holds no {part!r}", f"It holds {' and '.join(there)}")
+            raise WeightsError(f"{path} holds no {part!r}", f"It holds {' and '.join(there) or 'one network alone'}")
         part = part or next(iter(there), "")
         model = loaded[part] if part else loaded
+        if not isinstance(model, nn.Module | dict):
+            raise WeightsError(f"{path} holds no state dict", "Give a file that ultralytics has saved")
         if isinstance(model, nn.Module):
             self._require_same_graph(path, name, vars(model).get("yaml"))
         tensors = dict(_tensors(model)) if isinstance(model, nn.Module) else dict(model)

@@ -71,9 +71,9 @@ class Writer:
         temporary = self._unfinished / f"{next(TEMPORARIES)}"
         path = self._folder / output
         if path.parent not in self._folders:
-            files.make_folders(path.parent)
             if path.parent != self._folder:
                 files.inside(self._root, os.path.dirname(output))  # noqa: PTH120
+            files.make_folders(path.parent)
             self._folders.add(path.parent)
         self._begun.add(temporary)
         try:

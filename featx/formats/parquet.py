@@ -187,11 +187,11 @@ class Reader:
     def _index(self, output: str) -> dict[str, int]:
         """Rows by key; under the empty key, which no image has, the bytes of a vector."""
         if output not in self._places:
-            path = files.inside(self._root, output)
             try:
+                path = files.inside(self._root, output)
                 size = parquet.read_schema(path).field(EMBEDDING).type.list_size * FLOAT32.itemsize
                 self._places[output] = {"": size, **{key: place for place, key in enumerate(_keys(path))}}
-            except (OSError, KeyError, AttributeError, pa.ArrowException):
+            except (OSError, KeyError, AttributeError, OutputError, pa.ArrowException):
                 self._places[output] = {"": 0}
         return self._places[output]
 

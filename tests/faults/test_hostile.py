@@ -301,10 +301,10 @@ def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
     honest = preprocess.upright_rgb
 
-    def slowly(image):
+    def slowly(*arguments):
         begun.set()
         assert go_on.wait(30)
-        return honest(image)
+        return honest(*arguments)
 
     monkeypatch.setattr("featx.preprocess.upright_rgb", slowly)
     natural_image(1).save(tmp_path / "a.png")
