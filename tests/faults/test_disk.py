@@ -137,7 +137,7 @@ def test_every_call_of_every_command(forge, tmp_path, command, request):
     calls = len(counter.read_text().split())
     assert calls > (40 if arguments[0] == "extract" else 0)
     # Another part of the calls for every command; all of them where there is time.
-    stride, start = (1, 1) if request.config.getoption("large") else (12, 1 + list(COMMANDS).index(command))
+    stride, start = (1, 1) if request.config.getoption("large") else (30, 1 + 2 * list(COMMANDS).index(command))
     for number in range(start, calls + 1, stride):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         if before.exists():
