@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, files, formats, isolation, pipeline, sources
+from featx import extraction, files, formats, isolation, pipeline
 from featx.errors import UsageError
-from featx.naming import UNFINISHED
+from featx.images import sources
+from featx.paths import UNFINISHED
 from featx.pyramid import Pyramid, choose_devices, load
-from featx.records import Item, Job, Outcome, Workers
+from featx.values import Item, Job, Outcome, Workers
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
 STAGES = ("read", "forward", "write", "settle")

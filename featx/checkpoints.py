@@ -17,7 +17,7 @@ from torch import Tensor
 from featx import filetypes
 from featx.errors import WeightsError, first_line, is_out_of_memory
 from featx.files import sha256_of
-from featx.naming import expanded
+from featx.paths import expanded
 from featx.process import quiet, safe_globals
 
 # Where trainers keep the parameters inside a checkpoint; averaged ones first, as timm has it.

@@ -17,8 +17,8 @@ import typer
 import featx
 from featx import render, streams
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
-from featx.records import Job, Limits, ModelRequest
 from featx.stopping import InterruptedByError, Stop
+from featx.values import Job, Limits, ModelRequest
 
 app = typer.Typer(
     name="featx",
@@ -267,7 +267,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show a model's levels, input and weights; needs no weights and no network."""
-    from featx.models import describe_model
+    from featx.search import describe_model
 
     request = _request(
         model,
@@ -646,7 +646,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _listed(inputs: list[str], from_file: Path | None) -> tuple[str, ...]:
     """Read the lists of paths: standard input where an input is ``-``, and the file."""
-    from featx import lists
+    from featx.images import lists
 
     listed: tuple[str, ...] = ()
     if "-" in inputs and sys.stdin:  # which is None where it was closed

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from featx.records import Item
+    from featx.values import Item
 
 
 # The way out where there is not enough memory.
@@ -69,7 +69,7 @@ class StuckError(Exception):
 
     Attributes
     ----------
-    item : featx.records.Item
+    item : featx.values.Item
         The image.
     """
 

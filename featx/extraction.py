@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, formats, lists, locking, manifest, resources, sources, summaries
+from featx import files, formats, locking, manifest, resources, summaries
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
-from featx.naming import MANIFEST
+from featx.images import lists, sources
+from featx.paths import MANIFEST
 from featx.planning import Plan, plan_work
-from featx.records import (
+from featx.stopping import InterruptedByError, Stop
+from featx.values import (
     EMBEDDING,
     OUTPUT_OPTIONS,
     Field,
@@ -34,7 +36,6 @@ from featx.records import (
     Planned,
     Workers,
 )
-from featx.stopping import InterruptedByError, Stop
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +153,7 @@ def extract(
     limits : Limits
         What one image may take of pixels, bytes, seconds and memory.
     listener : callable or None
-        Called with `featx.records.Note`, `Planned` and `Outcome` as they come.
+        Called with `featx.values.Note`, `Planned` and `Outcome` as they come.
 
     Returns
     -------
@@ -576,7 +577,7 @@ def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]
     import torch
     from PIL import Image
 
-    from featx.preprocess import lift_pillow_limit
+    from featx.images.fitting import lift_pillow_limit
     from featx.process import full_precision
 
     threads, pixels = torch.get_num_threads(), lift_pillow_limit()

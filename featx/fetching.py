@@ -16,7 +16,7 @@ from featx.backbones import timm as backbones
 from featx.checkpoints import is_safetensors
 from featx.errors import ModelError, OutputError
 from featx.files import write_atomically
-from featx.records import model_name
+from featx.values import model_name
 
 CONFIGURATION = "config.json"
 

@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from featx import files, preprocess
-from featx.decoding import Placed, UnreadableError, place, reason_of
+from featx import files
 from featx.errors import FeatxError
-from featx.geometry import Frame
-from featx.records import Item, Limits
+from featx.images import fitting
+from featx.images.frame import Frame
+from featx.images.placing import Placed, UnreadableError, place, reason_of
 from featx.suspects import Marks, mark_of
+from featx.values import Item, Limits
 
 # Seconds that a decoding process has to get ready; it loads torch for timm's transform.
 START = 120.0
@@ -73,7 +74,7 @@ class Reader:
 
     def __init__(
         self,
-        preprocessor: preprocess.Preprocessor,
+        preprocessor: fitting.Preprocessor,
         limits: Limits,
         folder: Path,
         suspects: Collection[bytes] = (),
@@ -294,9 +295,9 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it is enough
     _die_with_parent()
     _limit_memory(limits.memory)
-    preprocess.lift_pillow_limit()
+    fitting.lift_pillow_limit()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata, of which nothing is used
-    preprocessor = preprocess.make(config)
+    preprocessor = fitting.make(config)
     chatter = files.nameless()
     if chatter:
         os.dup2(chatter.fileno(), 2)
@@ -306,7 +307,7 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
             _answer(pipe, preprocessor, limits, hashed, chatter)
 
 
-def _answer(pipe: Any, preprocessor: preprocess.Preprocessor, limits: Limits, hashed: bool, chatter: Any) -> None:
+def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashed: bool, chatter: Any) -> None:
     path = os.fsdecode(pipe.recv_bytes())
     answer: dict[str, Any]
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from featx import files, manifest
 from featx.errors import BusyError, OutputError
 from featx.lease import Lease, require_free
-from featx.naming import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
+from featx.paths import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
 from featx.summaries import ELSEWHERE, read_summary
 
 # What file systems answer that have no locks.

@@ -19,9 +19,9 @@ import msgspec
 from featx import files
 from featx.errors import OutputError, UsageError
 from featx.formats import Reader
-from featx.naming import MANIFEST, SUFFIX, here, is_inside, to_path, to_text
-from featx.records import Outcome, Stat, many_records
+from featx.paths import MANIFEST, SUFFIX, here, is_inside, to_path, to_text
 from featx.summaries import FORMAT
+from featx.values import Outcome, Stat, many_records
 
 if TYPE_CHECKING:
     from featx.locking import Hold

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from featx.computing import Arrays, Computer
-from featx.decoding import UnreadableError
 from featx.errors import OutputError, StuckError
 from featx.formats import Record, Stored, Writer
-from featx.geometry import Frame
+from featx.images.frame import Frame
+from featx.images.placing import UnreadableError
 from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
 from featx.manifest import path_text, stat_of
-from featx.records import Item, Outcome, Stat, Workers
 from featx.stages import Stage
+from featx.values import Item, Outcome, Stat, Workers
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4

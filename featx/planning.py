@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featx import formats, manifest, naming
-from featx.records import Item, Job, Outcome, many_records
+from featx import formats, manifest, paths
+from featx.values import Item, Job, Outcome, many_records
 
 # An earlier call's images are done again in larger batches where there are so many times as many new ones.
 WORTH_DOING_AGAIN = 16
@@ -79,7 +79,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
         if line.place != manifest.place_of(manifest.path_text(item.path)):
             elsewhere[item.key] = item.path
         if item.alias and line.output:
-            taken.add(naming.fold(line.output))  # which it got before others came that are called nearly the same
+            taken.add(paths.fold(line.output))  # which it got before others came that are called nearly the same
         if again := planner.again(item, line):
             if not line.output:
                 fresh.append(len(plan.to_do))
@@ -94,7 +94,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
     plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
         plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
-        taken.update(naming.fold(line.output) for line in known.values())
+        taken.update(paths.fold(line.output) for line in known.values())
     if taken:
         _tell_apart(plan.to_do, fresh, taken)
     return plan
@@ -160,5 +160,5 @@ def _tell_apart(items: list[Item], fresh: Iterable[int], taken: set[str]) -> Non
     """Give new images whose outputs could be taken for those of other images a name of their own."""
     for place in fresh:
         item = items[place]
-        if not item.alias and naming.fold(naming.output_of(item.key)) in taken:
-            items[place] = replace(item, alias=naming.output_of(item.key, apart=True))
+        if not item.alias and paths.fold(paths.output_of(item.key)) in taken:
+            items[place] = replace(item, alias=paths.output_of(item.key, apart=True))

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import featx
-from featx import backbones, networks, preprocess
+from featx import backbones, networks
 from featx.backbones.levels import require_arrays, to_nchw
 from featx.errors import UsageError, enough_memory
-from featx.geometry import Frame
+from featx.images import fitting
+from featx.images.frame import Frame
 from featx.process import full_precision
 from featx.reading import request_of
-from featx.records import Description, Field, Input, Level, ModelRequest, Weights
+from featx.values import Description, Field, Input, Level, ModelRequest, Weights
 
 
 class Pyramid:
@@ -55,7 +56,7 @@ class Pyramid:
         What was asked for.
     precision, backend : str
         What the network computes in, and what runs it.
-    preprocessor : featx.preprocess.Preprocessor
+    preprocessor : featx.images.fitting.Preprocessor
         What images are brought to the model's input with.
     """
 
@@ -81,7 +82,7 @@ class Pyramid:
         self.module = module.to(device, self._dtype)
         self._layout = description.layout
         self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
-        self.preprocessor = preprocess.make(description.preprocessing)
+        self.preprocessor = fitting.make(description.preprocessing)
         self.levels: tuple[Level, ...] = description.levels
         self.final = description.final
         self.fields: tuple[Field, ...] = description.fields
@@ -103,15 +104,15 @@ class Pyramid:
 
         Raises
         ------
-        featx.preprocess.DecodeError
+        featx.images.fitting.DecodeError
             If the image is of a kind that has no agreed way to RGB.
         Exception
             Whatever Pillow raises for a broken file.
         """
         if isinstance(image, Image.Image):
-            rgb, orientation = preprocess.upright_rgb(image), preprocess.orientation_of(image)
+            rgb, orientation = fitting.upright_rgb(image), fitting.orientation_of(image)
         else:
-            rgb, orientation = preprocess.decode(Path(image))
+            rgb, orientation = fitting.decode(Path(image))
         return self.preprocessor(rgb, orientation)
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from featx import formats, manifest, summaries
 from featx.errors import FeatxError
 from featx.formats import Array
-from featx.geometry import Frame
-from featx.naming import MANIFEST
-from featx.records import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
+from featx.images.frame import Frame
+from featx.paths import MANIFEST
+from featx.values import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 if TYPE_CHECKING:
     from featx.dataset import FeatureDataset

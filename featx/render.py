@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from featx.errors import FeatxError
-from featx.naming import MANIFEST, printable
-from featx.records import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
+from featx.paths import MANIFEST, printable
+from featx.values import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

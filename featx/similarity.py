@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from featx import decoding
 from featx.errors import FeatxError, OutputError, UsageError
 from featx.formats import Array
-from featx.naming import printable, to_path
+from featx.images import placing
+from featx.paths import printable, to_path
 from featx.reading import Run, open_run
-from featx.records import EMBEDDING, Limits
+from featx.values import EMBEDDING, Limits
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
 BLOCK = 2048
@@ -152,8 +152,8 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
         raise UsageError(f"There is no image {image}", "Check the path")
     again = extraction.set_up_again(run.summary, device, 1)
     try:
-        placed = decoding.place(again.pyramid.preprocessor, str(image), Limits())
-    except decoding.UnreadableError as error:
+        placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
+    except placing.UnreadableError as error:
         raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
     computer = again.computers[0]
     with extraction.machine(again.devices, again.workers):
@@ -204,10 +204,10 @@ def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score:
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
     try:
-        image = decoding.picture(file, Limits())
+        image = placing.picture(file, Limits())
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    except decoding.UnreadableError:  # it may be gone or changed since; its name and score still hold
+    except placing.UnreadableError:  # it may be gone or changed since; its name and score still hold
         pen.line((box[:2], box[2:]), INK)
         pen.line(((box[0], box[3]), (box[2], box[1])), INK)
     if framed:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from featx.errors import FeatxError, OutputError
-from featx.naming import SUMMARY
-from featx.records import OUTPUT_OPTIONS, Field, Level, ModelRequest
+from featx.paths import SUMMARY
+from featx.values import OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 FORMAT = 1
 

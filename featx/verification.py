@@ -20,10 +20,10 @@ import numpy as np
 from featx import files, formats, locking, manifest, resources, summaries
 from featx.errors import FeatxError, OutputError, StuckError
 from featx.formats import Array
-from featx.naming import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
+from featx.paths import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
 from featx.reading import Run, open_run
-from featx.records import Checked, Field, Item, Limits
 from featx.suspects import remember_suspects
+from featx.values import Checked, Field, Item, Limits
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}

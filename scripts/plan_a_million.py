@@ -18,9 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import lists, manifest, naming, reading, sources, summaries
+from featx import manifest, paths, reading, summaries
+from featx.images import lists, sources
 from featx.planning import plan_work
-from featx.records import Job, ModelRequest
+from featx.values import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
 LINKS = 30_000
@@ -67,9 +68,9 @@ def make(root: Path, count: int) -> None:
         "counts": {"done": count, "failed": 0, "total": count},
         "seconds": 0,
     }
-    (run / naming.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+    (run / paths.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     with (
-        (run / naming.MANIFEST).open("w", encoding="utf-8") as lines,
+        (run / paths.MANIFEST).open("w", encoding="utf-8") as lines,
         (root / "list.txt").open("w", encoding="utf-8") as listed,
     ):
         for number in range(count):

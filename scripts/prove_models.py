@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from featx import catalogue, load_pyramid, resources
 from featx.backbones import timm as backbones
-from featx.records import Description, ModelRequest
+from featx.values import Description, ModelRequest
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
 LARGEST_WORK = 0.2e9 * 224**2

@@ -11,7 +11,7 @@ import featx
 from featx.backbones import levels
 from featx.backbones import timm as backbones
 from featx.errors import FeatxError, ModelError, UsageError
-from featx.records import Level, ModelRequest
+from featx.values import Level, ModelRequest
 from tests.families import FAMILIES, SMALLER
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from featx import bench
 from featx.errors import UsageError
-from featx.records import Job, ModelRequest
+from featx.values import Job, ModelRequest
 from tests.conftest import natural_image
 
 

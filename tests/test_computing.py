@@ -14,7 +14,7 @@ from featx import computing, extraction
 from featx.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.pyramid import Pyramid
-from featx.records import Job, ModelRequest, Note
+from featx.values import Job, ModelRequest, Note
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -35,7 +35,7 @@ def batch():
 def test_a_batch_is_normalised_to_the_bit_as_timm_does_each_image(model):
     config = resolve_model_data_config(timm.create_model(model))
     transform = create_transform(**config, is_training=False)
-    preprocessor = featx.preprocess.make(config)
+    preprocessor = featx.images.fitting.make(config)
     every = np.arange(256, dtype=np.uint8)
     image = natural_image(0, 400, 300)
     placed, _ = preprocessor.place(image)

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image, WebPImagePlugin
 from timm.data import resolve_data_config
 
-from featx import isolation, preprocess
-from featx.containers import canvas_of
-from featx.decoding import UnreadableError, place, reason_of
-from featx.geometry import Frame
-from featx.preprocess import DecodeError, decode, make
-from featx.records import Limits
+from featx import isolation
+from featx.images import fitting
+from featx.images.containers import canvas_of
+from featx.images.fitting import DecodeError, decode, make
+from featx.images.frame import Frame
+from featx.images.placing import UnreadableError, place, reason_of
+from featx.values import Limits
 from tests.conftest import natural_image
 
 SMALL = {"fit": "letterbox", "input_size": (3, 72, 96)}
@@ -236,7 +237,7 @@ def test_a_gif_s_transparency_shows_white():
 def test_premultiplied_alpha_shows_white(mode, colour, shown):
     straight = {"La": "LA", "RGBa": "RGBA"}[mode]
     image = Image.new(straight, (4, 4), tuple(255 * value // 100 if value == 50 else value for value in colour))
-    assert np.abs(np.asarray(preprocess.upright_rgb(image.convert(mode))).astype(int) - shown).max() <= 1
+    assert np.abs(np.asarray(fitting.upright_rgb(image.convert(mode))).astype(int) - shown).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -249,7 +250,7 @@ def test_pictures_in_bands_are_as_they_are_whole(monkeypatch, orientation):
     files = [saved("PNG", each, exif=exif) for each in (image, image.quantize(), Image.fromarray(values))]
     files.append(saved("PNG", image.convert("RGB"), transparency=image.convert("RGB").getpixel((7, 7)), exif=exif))
     whole = [decode(io.BytesIO(data))[0].tobytes() for data in files]
-    monkeypatch.setattr("featx.colours.BAND", 1000)
+    monkeypatch.setattr("featx.images.colours.BAND", 1000)
     assert [decode(io.BytesIO(data))[0].tobytes() for data in files] == whole
 
 
@@ -296,7 +297,7 @@ def test_the_limit_in_between_can_be_raised(tmp_path):
 def test_large_pictures_are_decoded_and_resized_alone(tmp_path, monkeypatch, kind):
     """From the first pixel on: opening a WebP reserves its memory, and EXIF may be behind a PNG's pixels."""
     (tmp_path / "a").write_bytes(saved(kind, natural_image(1, 60, 40)))
-    monkeypatch.setattr(preprocess, "LARGE", 2000)
+    monkeypatch.setattr(fitting, "LARGE", 2000)
     inside = []
 
     @contextmanager
@@ -314,7 +315,7 @@ def test_large_pictures_are_decoded_and_resized_alone(tmp_path, monkeypatch, kin
 
     preprocessor = make(config("center", (32, 32)))
     decoder = WebPImagePlugin._webp
-    for owner, name in ((Image.Image, "resize"), (preprocess, "loaded"), (decoder, "WebPAnimDecoder")):
+    for owner, name in ((Image.Image, "resize"), (fitting, "loaded"), (decoder, "WebPAnimDecoder")):
         monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     place(preprocessor, str(tmp_path / "a"), Limits(), alone=alone)
     assert inside == [True, False]
@@ -346,7 +347,7 @@ def peak_of(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     script = (
         "import sys, resource\n"
-        "from featx.decoding import place\nfrom featx.preprocess import make\nfrom featx.records import Limits\n"
+        "from featx.images.placing import place\nfrom featx.images.fitting import make\nfrom featx.values import Limits\n"
         f"made = make({config('center', (224, 224))!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "place(made, sys.argv[1], Limits())\n"
@@ -401,7 +402,7 @@ def test_a_run_with_orientations_of_every_type(featx_command, tmp_path):
         assert found["photos/broken.jpg"]["messages"] == "its EXIF is damaged and was ignored"
 
 
-class Odd(preprocess.Preprocessor):
+class Odd(fitting.Preprocessor):
     """Places images in a way that no answer can be written of."""
 
     def __init__(self, orientation):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from featx.decoding import place
-from featx.preprocess import DecodeError, decode, make, upright_rgb
-from featx.records import Limits
+from featx.images.fitting import DecodeError, decode, make, upright_rgb
+from featx.images.placing import place
+from featx.values import Limits
 from tests import pngs
 from tests.pngs import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.decoding import UnreadableError, place
-from featx.preprocess import UPRIGHT, DecodeError, decode, make, upright_rgb
-from featx.records import Limits
+from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
+from featx.images.placing import UnreadableError, place
+from featx.values import Limits
 from tests import tiffs
 from tests.tiffs import ASSOCIATED, BLACK_IS_ZERO, CMYK, PALETTE, RGB, UNASSOCIATED, UNSPECIFIED, WHITE_IS_ZERO, YCBCR
 

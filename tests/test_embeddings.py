@@ -12,7 +12,7 @@ import featx
 from featx.backbones import timm_extras
 from featx.backbones.timm_source import Timm
 from featx.errors import ModelError, UsageError, WeightsError
-from featx.records import ModelRequest
+from featx.values import ModelRequest
 from tests.families import EVERY_KIND, FAMILIES, SMALLER
 
 SOURCE = Timm()

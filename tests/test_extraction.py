@@ -19,7 +19,7 @@ from featx import extraction, pipeline
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.formats import npz
 from featx.pyramid import Pyramid
-from featx.records import Note, Outcome, Planned
+from featx.values import Note, Outcome, Planned
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -173,7 +173,7 @@ def test_whatever_a_decoder_raises_is_one_line(photos, tmp_path, monkeypatch, er
     def explode(*_):
         raise error("first line\nsecond line")
 
-    monkeypatch.setattr("featx.preprocess.upright_rgb", explode)
+    monkeypatch.setattr("featx.images.fitting.upright_rgb", explode)
     report = extract(photos / "0.jpg", tmp_path / "out")
     assert [failure.error for failure in report.failures] == [reason]
 

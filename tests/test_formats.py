@@ -14,7 +14,7 @@ import pytest
 from featx import files, formats
 from featx.errors import OutputError, UsageError
 from featx.formats import Record, npy
-from featx.records import Field, Item
+from featx.values import Field, Item
 
 FIELDS = (Field("embedding", (6,), "float32"),)
 VECTORS_ONLY = [name for name in formats.FORMATS if formats.vectors_only(name)]

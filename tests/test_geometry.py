@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional
 
-from featx.geometry import Frame
-from featx.records import Level
+from featx.images.frame import Frame
+from featx.values import Level
 
 sizes = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 points = st.tuples(st.floats(-0.5, 3000), st.floats(-0.5, 3000))

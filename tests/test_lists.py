@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import UsageError
-from featx.lists import read_file, read_list, read_stream
+from featx.images.lists import read_file, read_list, read_stream
 from tests.conftest import natural_image
 
 PATHS = ("a/1.jpg", "b c/é.jpg", "照片/2.jpg", "😀.jpg")

@@ -17,8 +17,8 @@ from featx import lease as leases
 from featx import locking
 from featx.errors import BusyError, OutputError
 from featx.lease import Lease, is_held
-from featx.naming import LEASE, UNFINISHED
-from featx.records import Planned
+from featx.paths import LEASE, UNFINISHED
+from featx.values import Planned
 from featx.verification import verify
 from tests.runs import extract, lines, make_photos, notes, tree, write_lines
 

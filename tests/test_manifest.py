@@ -10,7 +10,7 @@ import pytest
 import featx
 from featx import files, formats, locking, manifest
 from featx.errors import FeatxError, OutputError
-from featx.records import Item, Outcome, Stat
+from featx.values import Item, Outcome, Stat
 from featx.verification import verify
 from tests.runs import extract, lines, make_photos, tree, write_lines
 
@@ -142,7 +142,7 @@ def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_pa
 
 
 def test_the_size_of_arrays_is_counted_in_the_type_that_is_written(tmp_path):
-    from featx.records import Field
+    from featx.values import Field
 
     fields = (Field("level_0", (1024, 1024, 1024)), Field("embedding", (1000,)))
     with pytest.raises(featx.errors.UsageError, match=r"4\.29 GB"):

@@ -14,10 +14,10 @@ import torch
 from timm.data import resolve_data_config
 
 import featx
-from featx import catalogue, models
+from featx import catalogue, search
 from featx.backbones import timm_survey as survey
 from featx.errors import ModelError, UsageError, WeightsError
-from featx.records import ModelRequest, Note, Surveyed
+from featx.values import ModelRequest, Note, Surveyed
 
 BOOK = catalogue.read()
 
@@ -82,14 +82,14 @@ def test_the_file_is_what_its_writer_writes(tmp_path):
 )
 def test_the_catalogue_says_what_building_says(name):
     request = ModelRequest(name)
-    assert models.describe_model(request) == json.loads(json.dumps(survey.describe(request)))
+    assert search.describe_model(request) == json.loads(json.dumps(survey.describe(request)))
 
 
 @same_timm
 def test_a_tag_of_another_size_has_its_own_levels():
-    own = models.describe_model(ModelRequest("resnet50"))
+    own = search.describe_model(ModelRequest("resnet50"))
     changed = next(tag for tag in BOOK.entries["resnet50"]["pretrained"] if "levels" in tag["changes"])
-    other = models.describe_model(ModelRequest(f"resnet50.{changed['tag']}"))
+    other = search.describe_model(ModelRequest(f"resnet50.{changed['tag']}"))
     assert other["levels"] != own["levels"]
     assert (
         other["levels"] == json.loads(json.dumps(survey.describe(ModelRequest(f"resnet50.{changed['tag']}"))))["levels"]
@@ -200,13 +200,13 @@ def test_misspelt_names_get_the_nearest():
     with pytest.raises(ModelError, match=r"No models match resnett50. Nearest: .*resnet50"):
         featx.list_models("resnett50")
     with pytest.raises(ModelError, match=r"no model 'resnest26'. Nearest: .*resnest26d"):
-        models.describe_model(ModelRequest("resnest26"))
+        search.describe_model(ModelRequest("resnest26"))
     with pytest.raises(ModelError, match=r"old name.*convnext_tiny\.fb_in22k_ft_in1k"):
-        models.describe_model(ModelRequest("convnext_tiny_in22ft1k"))
+        search.describe_model(ModelRequest("convnext_tiny_in22ft1k"))
     with pytest.raises(ModelError, match="no weights tagged ''"):
-        models.describe_model(ModelRequest("resnet18."))
+        search.describe_model(ModelRequest("resnet18."))
     with pytest.raises(ModelError, match=r"no weights tagged 'nonsense'.*a1_in1k"):
-        models.describe_model(ModelRequest("resnet18.nonsense"))
+        search.describe_model(ModelRequest("resnet18.nonsense"))
     with pytest.raises(UsageError, match="sorted by 'size'"):
         featx.list_models(sort="size")
 
@@ -322,7 +322,7 @@ def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
     monkeypatch.setattr(survey, "entry", lambda _: pytest.fail("measured twice"))
     heard.clear()
     assert featx.list_models("test_resnet", listener=heard.append) == found
-    assert models.describe_model(ModelRequest("test_resnet"))["levels"]
+    assert search.describe_model(ModelRequest("test_resnet"))["levels"]
     assert heard == [Note(said)]
 
 
@@ -340,7 +340,7 @@ def test_a_model_that_cannot_be_measured_is_said_and_left_out(another_timm, monk
     assert [entry["model"] for entry in found] == ["test_vit3"]
     with pytest.raises(ModelError, match="None of the models that match test_vit2 could be measured"):
         featx.list_models("test_vit2")
-    assert models.describe_model(ModelRequest("test_vit2"))["levels"], "what can be built is described all the same"
+    assert search.describe_model(ModelRequest("test_vit2"))["levels"], "what can be built is described all the same"
     assert Note("test_vit2 is left out: timm cannot build test_vit2: nonsense") in heard
 
 
@@ -370,7 +370,7 @@ def test_a_cache_that_cannot_be_written_is_said(another_timm, tmp_path):
 
 @same_timm
 def test_a_test_size_is_the_one_that_timm_has():
-    described = models.describe_model(ModelRequest("regnety_032", test_size=True))
+    described = search.describe_model(ModelRequest("regnety_032", test_size=True))
     config = resolve_data_config(
         pretrained_cfg=timm.models.get_pretrained_cfg("regnety_032").to_dict(), use_test_size=True
     )
@@ -378,7 +378,7 @@ def test_a_test_size_is_the_one_that_timm_has():
     assert (described["input"]["height"], described["input"]["crop_pct"]) == (288, config["crop_pct"])
     assert described["input"]["configuration"] == "test"
     assert described["levels"][-1]["height"] == 9
-    own = models.describe_model(ModelRequest("regnety_032"))
+    own = search.describe_model(ModelRequest("regnety_032"))
     assert (own["input"]["height"], own["input"]["crop_pct"]) == (224, 0.95)
     assert own["test_input"] == {"height": 288, "width": 288, "crop_pct": 1.0}
 
@@ -398,9 +398,9 @@ def test_a_pyramid_takes_the_test_size(photo):
 
 def test_test_sizes_that_there_are_not():
     with pytest.raises(ModelError, match="no test size"):
-        models.describe_model(ModelRequest("test_resnet", test_size=True))
+        search.describe_model(ModelRequest("test_resnet", test_size=True))
     with pytest.raises(UsageError, match="either --image-size or --test-size"):
-        models.describe_model(ModelRequest("regnety_032", test_size=True, image_size=(256, 256)))
+        search.describe_model(ModelRequest("regnety_032", test_size=True, image_size=(256, 256)))
 
 
 SIZES = {
@@ -416,11 +416,11 @@ SIZES = {
 def test_a_size_that_a_model_cannot_take_gets_the_nearest(case):
     name, size, words = SIZES[case]
     with pytest.raises(ModelError, match=f"{name} cannot take an input of {size[0]}x{size[1]} pixels. {words}"):
-        models.describe_model(ModelRequest(name, image_size=size))
+        search.describe_model(ModelRequest(name, image_size=size))
     near = re.search(r"is (\d+)x(\d+);", words + ";")
     if near:
         size = int(near[1]), int(near[2])
-        assert models.describe_model(ModelRequest(name, image_size=size))["input"]["height"] == size[0]
+        assert search.describe_model(ModelRequest(name, image_size=size))["input"]["height"] == size[0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")  # from timm's resampling of position tables
@@ -474,7 +474,7 @@ def test_a_network_that_takes_the_size_is_left_as_it_is():
     ],
 )
 def test_where_the_map_is_not_the_input_by_the_stride_it_is_said(name, index, stride, ratio):
-    level = models.describe_model(ModelRequest(name))["levels"][index]
+    level = search.describe_model(ModelRequest(name))["levels"][index]
     assert level["stride"] == pytest.approx(stride)
     assert level.get("ratio") == ratio
 

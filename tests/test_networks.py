@@ -15,7 +15,7 @@ import torch
 import featx
 from featx import networks
 from featx.errors import FeatxError, UsageError
-from featx.records import Note
+from featx.values import Note
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"

@@ -17,8 +17,8 @@ from featx.computing import Computer
 from featx.errors import ModelError, OutputError
 from featx.formats import npz
 from featx.isolation import Reader
-from featx.naming import UNFINISHED
-from featx.records import Item, Limits, Workers
+from featx.paths import UNFINISHED
+from featx.values import Item, Limits, Workers
 from tests.conftest import natural_image
 
 WORKERS = Workers(batch_size=4, forwards=2, threads=1, readers=2, writers=2)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx import walking
 from featx.errors import FeatxError, UsageError
-from featx.sources import find
-from featx.walking import natural
+from featx.images import walking
+from featx.images.sources import find
+from featx.images.walking import natural
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_links_and_what_they_point_to_are_two_images(tree):
 def test_a_set_of_all_paths_is_made_only_where_inputs_overlap(tree, monkeypatch):
     """It would take a hundred megabytes for a million images."""
     whole = []
-    monkeypatch.setattr("featx.sources.absolute", lambda path: whole.append(path) or os.path.abspath(path))
+    monkeypatch.setattr("featx.images.sources.absolute", lambda path: whole.append(path) or os.path.abspath(path))
     keys("cats", "dogs", "cats/*.JPG")
     assert "cats/10.jpg" not in whole
     keys("cats", "cats/1.jpg")

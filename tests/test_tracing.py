@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from featx.backbones import timm as backbones
-from featx.records import ModelRequest
 from featx.tracing import Axis, Tracer
+from featx.values import ModelRequest
 
 
 def opened(network: nn.Module) -> nn.Module:

@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import featx
-from featx import backbones, preprocess
+from featx import backbones
 from featx.backbones import yolo
 from featx.backbones.yolo import Ultralytics
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError
-from featx.records import ModelRequest
+from featx.images import fitting
+from featx.values import ModelRequest
 from tests.conftest import natural_image
 
 pytest.importorskip("cv2", exc_type=ImportError, reason="OpenCV misses libraries of the system")
@@ -142,7 +143,7 @@ def test_what_cannot_be_is_refused(asked, error, message):
 @pytest.mark.parametrize("size", [(640, 640), (333, 500), (1000, 37), (97, 801), (641, 480), (50, 50)])
 def test_pixels_are_those_of_ultralytics_letterbox(size):
     image = natural_image(1, *size)
-    preprocessor = preprocess.make({"fit": "letterbox", "input_size": (3, 320, 416)})
+    preprocessor = fitting.make({"fit": "letterbox", "input_size": (3, 320, 416)})
     placed, frame = preprocessor.place(image)
     expected = LetterBox(new_shape=(320, 416), auto=False)(image=np.asarray(image))
     np.testing.assert_array_equal(np.asarray(placed), expected)
@@ -160,7 +161,7 @@ def test_pixels_are_those_of_ultralytics_letterbox(size):
 def test_classifiers_get_the_middle_of_the_image():
     image = natural_image(1, 300, 400)
     config = SOURCE.describe(ModelRequest("yolov8n-cls")).preprocessing
-    pixels, _ = preprocess.make(config)(image)
+    pixels, _ = fitting.make(config)(image)
     assert torch.equal(pixels, classify_transforms(224)(image))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from featx.catalogue import Catalogue, Entry
 from featx.errors import UsageError
-from featx.records import Description, ModelRequest, Weights
+from featx.values import Description, ModelRequest, Weights
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from featx.errors import ModelError, UsageError
-from featx.records import Field, Level, Spacing
 from featx.tracing import Grid, Tracer
+from featx.values import Field, Level, Spacing
 
 
 def choose(

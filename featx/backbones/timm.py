@@ -24,10 +24,10 @@ from featx import catalogue
 from featx import weights as weights_
 from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError, first_line
-from featx.naming import expanded
+from featx.paths import expanded
 from featx.process import random_state
-from featx.records import Description, Input, Level, ModelRequest
 from featx.tracing import Tracer
+from featx.values import Description, Input, Level, ModelRequest
 
 # What people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from featx.backbones.levels import measure, to_nchw
 from featx.backbones.timm import Plan, SizeRefusedError, create, describe, layout_of, looks_at_values, real, trace
 from featx.errors import FeatxError, ModelError, UsageError
-from featx.records import EMBEDDING, FINAL, Description, Field, Level, ModelRequest
+from featx.values import EMBEDDING, FINAL, Description, Field, Level, ModelRequest
 
 POOLS = ("avg", "max", "gem", "cls")
 

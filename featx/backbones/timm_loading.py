@@ -19,7 +19,7 @@ from featx.backbones.timm_extras import Tapped
 from featx.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.errors import WeightsError
 from featx.process import quiet, random_state, replaced
-from featx.records import Description, ModelRequest, Weights
+from featx.values import Description, ModelRequest, Weights
 
 
 def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:

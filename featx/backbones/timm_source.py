@@ -12,7 +12,7 @@ from featx import catalogue
 from featx.backbones import timm, timm_extras, timm_loading, timm_survey
 from featx.catalogue import Catalogue, Entry
 from featx.errors import ModelError, UsageError
-from featx.records import Description, Level, ModelRequest, Weights
+from featx.values import Description, Level, ModelRequest, Weights
 
 
 class Timm:

@@ -14,7 +14,7 @@ from featx import catalogue
 from featx.backbones import timm as backbones
 from featx.backbones import timm_extras, timm_loading
 from featx.catalogue import Catalogue, Entry
-from featx.records import ModelRequest
+from featx.values import ModelRequest
 
 
 def empty_catalogue() -> Catalogue:

@@ -35,8 +35,8 @@ from featx.checkpoints import Checkpoint, read_checkpoint, require_checkpoint, s
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line, is_out_of_memory
 from featx.files import temporary_folder
 from featx.process import ALONE, quiet, random_state, replaced
-from featx.records import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 from featx.tracing import Tracer
+from featx.values import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 
 PARTS = ("backbone", "neck", "all")
 

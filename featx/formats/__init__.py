@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from featx.errors import UsageError
-from featx.records import Field, Item
+from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

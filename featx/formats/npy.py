@@ -22,8 +22,8 @@ import numpy as np
 from featx import files
 from featx.errors import OutputError
 from featx.formats import Array, Record, Stored, read_header
-from featx.naming import KEYS, VECTORS
-from featx.records import EMBEDDING, Field
+from featx.paths import KEYS, VECTORS
+from featx.values import EMBEDDING, Field
 
 FLOAT32 = np.dtype("<f4")
 

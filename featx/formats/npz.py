@@ -19,8 +19,8 @@ import numpy as np
 
 from featx import files
 from featx.formats import Array, Record, Stored, read_header
-from featx.naming import output_of
-from featx.records import EMBEDDING, Field
+from featx.paths import output_of
+from featx.values import EMBEDDING, Field
 
 # Vectors that are read together.
 BLOCK = 1024

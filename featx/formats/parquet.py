@@ -22,7 +22,7 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.formats import Array, Record, Stored
-from featx.records import EMBEDDING, Field
+from featx.values import EMBEDDING, Field
 
 try:
     import pyarrow as pa

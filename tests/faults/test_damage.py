@@ -214,7 +214,7 @@ def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, m
         raise ValueError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("featx.preprocess.upright_rgb", fail)
+        patch.setattr("featx.images.fitting.upright_rgb", fail)
         verified = verify(out, recompute=2)
     assert sorted(verified.recomputed.failed) == ["some/0000.jpg", "some/0001.jpg"]
     assert not verified.sound
@@ -287,9 +287,9 @@ def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_
 
 
 def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
-    from featx.naming import UNFINISHED
-    from featx.records import Item
+    from featx.paths import UNFINISHED
     from featx.suspects import Marks, suspects
+    from featx.values import Item
 
     (tmp_path / "gone.jpg").write_bytes(b"")
     (tmp_path / "there.jpg").write_bytes(b"")

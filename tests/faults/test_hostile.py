@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 import featx
-from featx import isolation, preprocess
-from featx.decoding import UnreadableError
-from featx.naming import UNFINISHED
-from featx.records import Item, Limits
+from featx import isolation
+from featx.images import fitting
+from featx.images.placing import UnreadableError
+from featx.paths import UNFINISHED
 from featx.suspects import Marks, mark_of, marks_of, suspects
+from featx.values import Item, Limits
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs
 
@@ -297,16 +298,16 @@ def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
     """A machine that sleeps does not make an image late, nor does waiting for another one that is large."""
     pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
     reader = isolation.Reader(pyramid.preprocessor, Limits(seconds=3), tmp_path)
-    monkeypatch.setattr("featx.preprocess.LARGE", 100)
+    monkeypatch.setattr("featx.images.fitting.LARGE", 100)
     begun, go_on = threading.Event(), threading.Event()
-    honest = preprocess.upright_rgb
+    honest = fitting.upright_rgb
 
     def slowly(*arguments):
         begun.set()
         assert go_on.wait(30)
         return honest(*arguments)
 
-    monkeypatch.setattr("featx.preprocess.upright_rgb", slowly)
+    monkeypatch.setattr("featx.images.fitting.upright_rgb", slowly)
     natural_image(1).save(tmp_path / "a.png")
     items = [Item(f"{number}.png", str(tmp_path / "a.png")) for number in range(2)]
     threads = isolation.ReadingThreads(2)

@@ -9,7 +9,7 @@ import unicodedata
 
 import pytest
 
-from featx import naming
+from featx import paths
 from tests.faults.conftest import MODEL, ROOT, lines, outputs
 
 NASTY = [
@@ -66,7 +66,7 @@ def require_sound(out, root, count):
     assert {line["status"] for line in entries} == {"done"}
     for line in entries:
         json.dumps(line, ensure_ascii=False).encode()  # no half of a character
-        path = naming.to_path(line["path"])
+        path = paths.to_path(line["path"])
         assert os.path.exists(path)
         output = (out / line["output"]).resolve()
         assert output.is_file()
@@ -75,7 +75,7 @@ def require_sound(out, root, count):
     for name in ("key", "path", "output"):
         assert len({line[name] for line in entries}) == count
     # On a file system that knows no case and one form of Unicode there are as many.
-    assert len({naming.fold(line["output"]) for line in entries}) == count
+    assert len({paths.fold(line["output"]) for line in entries}) == count
     assert {line["output"] for line in entries} == set(outputs(out))
     return entries
 
@@ -84,7 +84,7 @@ def test_a_folder_of_nasty_names(forge, nasty, tmp_path):
     done = forge.extract(tmp_path, "in", "out", "--out-indices", 4)
     assert done["status"] == 0, done["stderr"]
     entries = require_sound(tmp_path / "out", nasty, len(NASTY) + 1)
-    found = {os.fsencode(naming.to_path(line["path"])) for line in entries}
+    found = {os.fsencode(paths.to_path(line["path"])) for line in entries}
     assert found == {os.fsencode(tmp_path) + b"/in/" + name for name in (*NASTY, b"link.jpg")}
     assert "linked folders: 1 not followed" in done["stderr"]
     assert not (tmp_path / "pwned").exists()
@@ -212,7 +212,7 @@ def test_a_list_out_of_an_editor_is_read(forge, tmp_path, photos, encoding):
     (tmp_path / "list").write_bytes("é.jpg\r\n".encode(encoding))
     done = forge.extract(tmp_path, "--from-file=list", "out")
     assert done["status"] == 0, done["stderr"]
-    assert [naming.to_path(line["key"]) for line in lines(tmp_path / "out")] == ["é.jpg"]
+    assert [paths.to_path(line["key"]) for line in lines(tmp_path / "out")] == ["é.jpg"]
 
 
 @pytest.mark.parametrize(

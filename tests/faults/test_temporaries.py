@@ -14,7 +14,7 @@ import pytest
 import featx
 from featx import files, isolation
 from featx.errors import FeatxError
-from featx.records import Limits
+from featx.values import Limits
 from tests.conftest import PHOTO, natural_image
 from tests.faults.conftest import MODEL, ROOT, lines, make_photos, outputs
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from featx import backbones, catalogue
 from featx.catalogue import Catalogue, Entry
 from featx.errors import ModelError
-from featx.records import ModelRequest, Note, SearchListener, Surveyed
+from featx.values import ModelRequest, Note, SearchListener, Surveyed
 
 # Models that are measured between two times that the catalogue of another timm is kept.
 KEEP_EVERY = 50

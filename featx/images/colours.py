@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from featx.errors import DecodeError
-from featx.tiff import depth_of
+from featx.images.tiff import depth_of
 
 WHITE = (255, 255, 255, 255)
 

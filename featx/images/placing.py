@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from featx import preprocess
-from featx.geometry import Frame
-from featx.records import Limits
+from featx.images import fitting
+from featx.images.frame import Frame
+from featx.values import Limits
 
 # What goes wrong inside a decoder that runs out of a file's bytes, or into senseless ones; the words mean nothing.
 INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)
@@ -72,12 +72,12 @@ class UnreadableError(Exception):
 
 
 def place(
-    preprocessor: preprocess.Preprocessor,
+    preprocessor: fitting.Preprocessor,
     path: str,
     limits: Limits,
     *,
     hashed: bool = False,
-    alone: preprocess.Alone = nullcontext,
+    alone: fitting.Alone = nullcontext,
 ) -> Placed:
     """Read, decode, resize and crop an image.
 
@@ -93,7 +93,7 @@ def place(
         if hashed:
             data = Path(path).read_bytes()
             sha256, file = hashlib.sha256(data).hexdigest(), BytesIO(data)
-        with preprocess.opened(file, limits.pixels, alone, preprocessor.largest) as source:
+        with fitting.opened(file, limits.pixels, alone, preprocessor.largest) as source:
             image, frame = preprocessor.place(source.rgb(), source.orientation, limits.pixels)
         return Placed(np.array(image), frame, sha256, str(source.notes))
     except UnreadableError:
@@ -114,7 +114,7 @@ def picture(path: str, limits: Limits) -> Image.Image:
     """
     try:
         _require_file(os.stat(path), limits)  # noqa: PTH116
-        return preprocess.decode(Path(path), limits.pixels)[0]
+        return fitting.decode(Path(path), limits.pixels)[0]
     except UnreadableError:
         raise
     except Exception as error:

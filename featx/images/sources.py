@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from featx import naming
+from featx import paths
 from featx.errors import UsageError
-from featx.naming import absolute, fold, output_of, to_text
-from featx.records import Item, many_records
-from featx.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
+from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
+from featx.paths import absolute, fold, output_of, to_text
+from featx.values import Item, many_records
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
 
     A file's key is its name; a folder's images keep the folder's name in front (``cats/1.jpg``), and so do those of a
     pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash. Keys
-    are text (`featx.naming.to_text`). A file that is named in several ways gets its first key. Where some differ only
+    are text (`featx.paths.to_text`). A file that is named in several ways gets its first key. Where some differ only
     in what a file system may not tell apart, their outputs get names that are told apart everywhere.
 
     Parameters
@@ -92,7 +92,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
         If a path is not whole, and the current folder is gone.
     """
     named, listed = [_named(text) for text in inputs], tuple(listed)
-    here = naming.here() if listed else ""
+    here = paths.here() if listed else ""
     found = Found()
     places: dict[str, int] = {}
     crowds: dict[str, list[int]] = {}
@@ -160,7 +160,7 @@ def _named(text: str) -> _Input:
     """
     if not text:
         raise UsageError("An input is empty", "Leave it out, or give . for the current folder")
-    path = Path(naming.expanded(text))
+    path = Path(paths.expanded(text))
     absolute(str(path))  # which says so where there is no current folder any more
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - as all that is asked for a reason

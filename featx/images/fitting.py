@@ -22,12 +22,12 @@ from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
-from featx.colours import loaded, to_rgb
-from featx.containers import UPRIGHT, canvas_of, open_image, orientation_of
 from featx.errors import DecodeError, ModelError
-from featx.geometry import Frame
-from featx.pieces import Notes
-from featx.records import Limits
+from featx.images.colours import loaded, to_rgb
+from featx.images.containers import UPRIGHT, canvas_of, open_image, orientation_of
+from featx.images.frame import Frame
+from featx.images.pieces import Notes
+from featx.values import Limits
 
 __all__ = ["DecodeError", "Evaluation", "Letterbox", "Preprocessor", "decode", "make", "orientation_of", "upright_rgb"]
 

@@ -19,9 +19,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
 from featx.errors import DecodeError
-from featx.jpeg2000 import Jpeg2000
-from featx.pieces import Notes, jpeg_picture, png_picture
-from featx.tiff import Tiff, require_little_endian
+from featx.images.jpeg2000 import Jpeg2000
+from featx.images.pieces import Notes, jpeg_picture, png_picture
+from featx.images.tiff import Tiff, require_little_endian
 
 # The tag of EXIF and TIFF, and what makes a stored image upright (CIPA DC-008, "Orientation").
 ORIENTATION = 0x0112

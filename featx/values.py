@@ -313,7 +313,7 @@ class Description:
     input : Input
         What the model is fed.
     preprocessing : dict
-        What `featx.preprocess.make` is to be given.
+        What `featx.images.fitting.make` is to be given.
     parameters : int
         Of what is run; for plain levels that is the pyramid without the head.
     fields : tuple of Field
@@ -508,7 +508,7 @@ class Outcome:
     size : tuple of int or None
         Width and height of the upright original.
     frame : dict or None
-        `featx.geometry.Frame` as JSON.
+        `featx.images.frame.Frame` as JSON.
     output : str
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featx.records import Level, Spacing
+from featx.values import Level, Spacing
 
 Pair = tuple[float, float]
 
