@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.errors import FeatxError as FeatxError
     from featx.extraction import extract as extract
-    from featx.pyramid import load_pyramid as load_pyramid
+    from featx.models.pyramid import load_pyramid as load_pyramid
+    from featx.models.search import list_models as list_models
     from featx.reading import open_run as open_run
-    from featx.search import list_models as list_models
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "FeatxError": "featx.errors",
     "extract": "featx.extraction",
-    "list_models": "featx.search",
-    "load_pyramid": "featx.pyramid",
+    "list_models": "featx.models.search",
+    "load_pyramid": "featx.models.pyramid",
     "open_run": "featx.reading",
 }
 

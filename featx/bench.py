@@ -20,8 +20,8 @@ from PIL import Image
 from featx import extraction, files, formats, isolation, pipeline
 from featx.errors import UsageError
 from featx.images import sources
+from featx.models.pyramid import Pyramid, choose_devices, load
 from featx.paths import UNFINISHED
-from featx.pyramid import Pyramid, choose_devices, load
 from featx.values import Item, Job, Outcome, Workers
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.

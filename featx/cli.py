@@ -267,7 +267,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show a model's levels, input and weights; needs no weights and no network."""
-    from featx.search import describe_model
+    from featx.models.search import describe_model
 
     request = _request(
         model,
@@ -476,7 +476,7 @@ def fetch(
     debug: Debug = False,
 ) -> None:
     """Fetch weights and configuration into a folder, for --model local-dir:DIR on a machine without a network."""
-    from featx import fetching
+    from featx.models import fetching
 
     render.fetched(fetching.fetch(model, output), as_json=as_json)
 

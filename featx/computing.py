@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
-from featx.pyramid import Pyramid
+from featx.models.pyramid import Pyramid
 
 # Batch sizes to try on a graphics card; a larger one is taken while it is so much faster.
 BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from featx.computing import Computer
     from featx.isolation import Reader
-    from featx.pyramid import Pyramid
+    from featx.models.pyramid import Pyramid
 
 DTYPES = ("float32", "float16")
 
@@ -230,7 +230,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
     from featx import isolation, suspects
-    from featx.pyramid import choose_devices, load
+    from featx.models.pyramid import choose_devices, load
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
     pyramids = [load(job.request, device) for device in devices]
@@ -535,7 +535,7 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     FeatxError
         If the model cannot be had as it was.
     """
-    from featx.pyramid import choose_devices, load_again
+    from featx.models.pyramid import choose_devices, load_again
 
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import torch
 
-from featx import catalogue, resources
-from featx.backbones import timm_survey as survey
-from featx.catalogue import Entry
+from featx import resources
+from featx.models import catalogue
+from featx.models.catalogue import Entry
+from featx.models.timm import survey
 
 PARTIAL = catalogue.PACKAGED.with_suffix(".partial.json")
 

@@ -30,8 +30,9 @@ import torch
 from timm.layers import weight_init
 from torch.overrides import TorchFunctionMode
 
-from featx import catalogue, load_pyramid, resources
-from featx.backbones import timm as backbones
+from featx import load_pyramid, resources
+from featx.models import catalogue
+from featx.models.timm import description as backbones
 from featx.values import Description, ModelRequest
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import featx
-from featx.backbones import levels
-from featx.backbones import timm as backbones
 from featx.errors import FeatxError, ModelError, UsageError
+from featx.models import levels
+from featx.models.timm import description as backbones
 from featx.values import Level, ModelRequest
 from tests.families import FAMILIES, SMALLER
 

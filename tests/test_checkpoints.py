@@ -21,9 +21,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from featx import checkpoints
-from featx.checkpoints import read_checkpoint, split_part
 from featx.errors import WeightsError
+from featx.models import checkpoints
+from featx.models.checkpoints import read_checkpoint, split_part
 
 
 def network(seed: int, count: int = 4):

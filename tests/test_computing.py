@@ -13,7 +13,7 @@ import featx
 from featx import computing, extraction
 from featx.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
-from featx.pyramid import Pyramid
+from featx.models.pyramid import Pyramid
 from featx.values import Job, ModelRequest, Note
 from tests.conftest import natural_image
 
@@ -170,7 +170,7 @@ def test_a_network_that_memory_is_too_short_for(monkeypatch):
     def exhausted(*_, **__):
         raise OF_PROCESSORS["torch"]
 
-    monkeypatch.setattr("featx.backbones.timm_loading.create", exhausted)
+    monkeypatch.setattr("featx.models.timm.loading.create", exhausted)
     with pytest.raises(ModelError, match=r"not enough memory on cpu for test_resnet\. Use a smaller model"):
         featx.load_pyramid(MODEL, weights="random", device="cpu")
 
@@ -219,7 +219,7 @@ def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
 def test_several_devices_take_turns(tmp_path, monkeypatch):
     """Two pyramids on the processor stand for two graphics cards."""
     devices = [torch.device("cpu"), torch.device("cpu")]
-    monkeypatch.setattr("featx.pyramid.choose_devices", lambda _: devices)
+    monkeypatch.setattr("featx.models.pyramid.choose_devices", lambda _: devices)
     calls = []
     honest = Computer.__call__
     monkeypatch.setattr(Computer, "__call__", lambda self, pixels: calls.append(id(self)) or honest(self, pixels))

@@ -9,9 +9,9 @@ import timm
 import torch
 
 import featx
-from featx.backbones import timm_extras
-from featx.backbones.timm_source import Timm
 from featx.errors import ModelError, UsageError, WeightsError
+from featx.models.timm import outputs
+from featx.models.timm.library import Timm
 from featx.values import ModelRequest
 from tests.families import EVERY_KIND, FAMILIES, SMALLER
 
@@ -41,7 +41,7 @@ def test_embedding_final_map_and_levels_equal_timms_bit_for_bit(name, tmp_path, 
     whole = timm.create_model(name, **options).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
     plain = featx.load_pyramid(name, weights=tmp_path / "weights.pth", image_size=size, device="cpu")
-    facts = timm_extras.facts(SOURCE.describe(plain.request))
+    facts = outputs.facts(SOURCE.describe(plain.request))
     both = featx.load_pyramid(
         name,
         weights=tmp_path / "weights.pth",

@@ -18,7 +18,7 @@ import featx
 from featx import extraction, pipeline
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.formats import npz
-from featx.pyramid import Pyramid
+from featx.models.pyramid import Pyramid
 from featx.values import Note, Outcome, Planned
 from tests.conftest import natural_image
 

@@ -10,10 +10,10 @@ import timm
 import torch
 
 import featx
-from featx import fetching
-from featx.backbones import timm as backbones
 from featx.errors import ModelError, OutputError, WeightsError
-from featx.weights import Found
+from featx.models import fetching
+from featx.models.timm import description as backbones
+from featx.models.weights import Found
 from tests.hub import serving
 
 MODEL = "test_resnet"
@@ -125,7 +125,7 @@ def test_folders_that_hold_something_else_are_left_alone(hub, tmp_path, monkeypa
             (folder / "config.json").write_text(json.dumps(content))
         if kind == "other things":
             (folder / "thesis.tex").write_text("mine")
-    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (Found(tmp_path / "none", ""), "hf-hub:other"))
+    monkeypatch.setattr("featx.models.timm.loading.locate", lambda _: (Found(tmp_path / "none", ""), "hf-hub:other"))
     with pytest.raises(OutputError):
         fetching.fetch(MODEL, folder)
     weights = folder / "model.safetensors"
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_no_half_folder(hub, tmp_path, monkeypatch):
     source = tmp_path / "cache" / "model.safetensors"
     source.write_bytes(hub.files[f"{REPOSITORY}/model.safetensors"])
     found = Found(source, hashlib.sha256(source.read_bytes()).hexdigest())
-    monkeypatch.setattr("featx.backbones.timm_loading.locate", lambda _: (found, "somewhere"))
+    monkeypatch.setattr("featx.models.timm.loading.locate", lambda _: (found, "somewhere"))
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -14,9 +14,9 @@ import torch
 from timm.data import resolve_data_config
 
 import featx
-from featx import catalogue, search
-from featx.backbones import timm_survey as survey
 from featx.errors import ModelError, UsageError, WeightsError
+from featx.models import catalogue, search
+from featx.models.timm import survey
 from featx.values import ModelRequest, Note, Surveyed
 
 BOOK = catalogue.read()

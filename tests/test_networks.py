@@ -13,8 +13,8 @@ import timm
 import torch
 
 import featx
-from featx import networks
 from featx.errors import FeatxError, UsageError
+from featx.models import runtimes
 from featx.values import Note
 from tests.conftest import natural_image
 
@@ -64,10 +64,10 @@ def test_openvino_gives_the_same_maps(photos, model):
 def test_openvino_converts_once_and_anew_for_other_weights(photos, monkeypatch):
     extract(photos, "first", backend="openvino")
     (converted,) = (photos.parent / "cache" / "featx" / "openvino").glob("*.xml")
-    honest = networks._converted
-    monkeypatch.setattr(networks, "_converted", lambda *_: pytest.fail("converted twice"))
+    honest = runtimes._converted
+    monkeypatch.setattr(runtimes, "_converted", lambda *_: pytest.fail("converted twice"))
     assert largest_error(extract(photos, "again", backend="openvino"), featx.open_run(photos.parent / "first")) == 0
-    monkeypatch.setattr(networks, "_converted", honest)
+    monkeypatch.setattr(runtimes, "_converted", honest)
     extract(photos, "other", backend="openvino", seed=1)
     assert len(list(converted.parent.glob("*.xml"))) == 2
 
@@ -110,7 +110,7 @@ def test_a_torn_conversion_is_made_anew(photos, damage):
 @needs_openvino
 def test_two_that_convert_at_once_do_not_break_each_other(photos, monkeypatch):
     """The other process finishes its conversion while this one is at its own."""
-    honest, made = networks._converted, []
+    honest, made = runtimes._converted, []
 
     def converted(module, plan):
         if not made:
@@ -118,11 +118,11 @@ def test_two_that_convert_at_once_do_not_break_each_other(photos, monkeypatch):
             extract(photos, "other", backend="openvino")
         return honest(module, plan)
 
-    monkeypatch.setattr(networks, "_converted", converted)
+    monkeypatch.setattr(runtimes, "_converted", converted)
     run = extract(photos, "this", backend="openvino")
     assert largest_error(run, featx.open_run(photos.parent / "other")) == 0
     assert len(conversions(photos)) == 1
-    monkeypatch.setattr(networks, "_converted", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(runtimes, "_converted", lambda *_: pytest.fail("converted again"))
     extract(photos, "third", backend="openvino")
 
 
@@ -187,9 +187,9 @@ def test_openvino_in_lower_precision_rounds_from_full_precision(photos):
 
 
 def test_openvino_is_for_processors():
-    plan = networks.Plan((1, 3, 32, 32), torch.device("cuda"), "fp32", 1, 1, {})
+    plan = runtimes.Plan((1, 3, 32, 32), torch.device("cuda"), "fp32", 1, 1, {})
     with pytest.raises(UsageError, match="--device cpu"):
-        networks.make("openvino", torch.nn.Identity(), plan)
+        runtimes.make("openvino", torch.nn.Identity(), plan)
 
 
 def test_without_openvino_the_way_to_it_is_said(photos, monkeypatch):

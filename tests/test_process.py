@@ -15,8 +15,8 @@ from timm.models import _builder
 
 import featx
 from featx import process
-from featx.backbones import timm as backbones
-from featx.backbones import timm_loading
+from featx.models.timm import description as backbones
+from featx.models.timm import loading
 from featx.process import FALLBACKS, OPERATIONS, full_precision
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ def overlapping(first, second):
 
 def test_timm_is_left_as_it_was_by_loads_that_overlap():
     honest = _builder.load_pretrained
-    overlapping(*(timm_loading._timm_loading_replaced_by(lambda *_: None) for _ in range(2)))
+    overlapping(*(loading._timm_loading_replaced_by(lambda *_: None) for _ in range(2)))
     assert _builder.load_pretrained is honest
 
 
@@ -176,7 +176,7 @@ def test_what_a_checkpoint_may_hold_is_taken_while_another_is_read():
 def test_random_weights_of_two_threads_are_each_their_seed_s(monkeypatch):
     """The second begins while the first is being built; torch's generator is one for the whole process."""
     expected = {seed: featx.load_pyramid("test_resnet", weights="random", seed=seed).weights.sha256 for seed in (5, 6)}
-    honest, began, found = timm_loading.create, threading.Event(), {}
+    honest, began, found = loading.create, threading.Event(), {}
 
     def create(reference, device, arguments, **options):
         if threading.current_thread().name == "first":
@@ -189,7 +189,7 @@ def test_random_weights_of_two_threads_are_each_their_seed_s(monkeypatch):
             began.wait(60)
         found[seed] = featx.load_pyramid("test_resnet", weights="random", seed=seed).weights.sha256
 
-    monkeypatch.setattr(timm_loading, "create", create)
+    monkeypatch.setattr(loading, "create", create)
     first = threading.Thread(target=load, args=(5,), name="first")
     other = threading.Thread(target=load, args=(6,), name="second")
     first.start()
@@ -211,5 +211,5 @@ def test_building_on_the_meta_device_draws_no_random_numbers():
     """It may be done while another thread draws them."""
     before = torch.random.get_rng_state()
     for name in timm.list_models("test_*"):
-        timm_loading.create(backbones.resolve(name), "meta", {"features_only": True})
+        loading.create(backbones.resolve(name), "meta", {"features_only": True})
     assert torch.equal(torch.random.get_rng_state(), before)

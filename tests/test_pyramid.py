@@ -8,8 +8,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx import pyramid as pyramid_
 from featx.errors import ModelError, UsageError
+from featx.models import pyramid as pyramid_
 from tests.conftest import natural_image
 
 

@@ -6,8 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from featx.backbones import timm as backbones
-from featx.tracing import Axis, Tracer
+from featx.models.timm import description as backbones
+from featx.models.tracing import Axis, Tracer
 from featx.values import ModelRequest
 
 

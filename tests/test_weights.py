@@ -19,9 +19,9 @@ from PIL import Image
 from timm.models import _builder
 
 import featx
-from featx import weights
 from featx.errors import ModelError, OutputError, WeightsError
-from featx.pyramid import load_again
+from featx.models import weights
+from featx.models.pyramid import load_again
 from featx.verification import verify
 from tests.hub import serving
 

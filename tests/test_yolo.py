@@ -15,11 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import featx
-from featx import backbones
-from featx.backbones import yolo
-from featx.backbones.yolo import Ultralytics
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError
 from featx.images import fitting
+from featx.models import libraries, yolo
+from featx.models.yolo import Ultralytics
 from featx.values import ModelRequest
 from tests.conftest import natural_image
 
@@ -382,7 +381,7 @@ def test_importing_it_changes_nothing_here():
         "    functions = torch.save, cv2.getNumThreads(), cv2.imread, cv2.imwrite, cv2.imshow, Image.open\n"
         "    return dict(os.environ), list(warnings.filters), printing, functions\n"
         "before = state()\n"
-        "from featx.backbones import source\n"
+        "from featx.models.libraries import source\n"
         "source('ultralytics')\n"
         "assert 'ultralytics' in sys.modules\n"
         "after = state()\n"
@@ -454,10 +453,10 @@ def test_every_name_can_be_described():
 
 
 def test_the_table_of_sources():
-    assert [backbones.source_of(name) for name in ("yolov8n", "resnet50", "hf-hub:org/yolo")] == [
+    assert [libraries.source_of(name) for name in ("yolov8n", "resnet50", "hf-hub:org/yolo")] == [
         "ultralytics",
         "timm",
         "timm",
     ]
     with pytest.raises(UsageError, match="no source of models called 'torch'"):
-        backbones.source("torch")
+        libraries.source("torch")

@@ -21,9 +21,18 @@ from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featx.backbones.levels import measure, to_nchw
-from featx.backbones.timm import Plan, SizeRefusedError, create, describe, layout_of, looks_at_values, real, trace
 from featx.errors import FeatxError, ModelError, UsageError
+from featx.models.levels import measure, to_nchw
+from featx.models.timm.description import (
+    Plan,
+    SizeRefusedError,
+    create,
+    describe,
+    layout_of,
+    looks_at_values,
+    real,
+    trace,
+)
 from featx.values import EMBEDDING, FINAL, Description, Field, Level, ModelRequest
 
 POOLS = ("avg", "max", "gem", "cls")

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import featx
-from featx import backbones, networks
-from featx.backbones.levels import require_arrays, to_nchw
 from featx.errors import UsageError, enough_memory
 from featx.images import fitting
 from featx.images.frame import Frame
+from featx.models import libraries, runtimes
+from featx.models.levels import require_arrays, to_nchw
 from featx.process import full_precision
 from featx.reading import request_of
 from featx.values import Description, Field, Input, Level, ModelRequest, Weights
@@ -178,7 +178,7 @@ class Pyramid:
 
         What a person may not expect of it is told in words.
         """
-        plan = networks.Plan(
+        plan = runtimes.Plan(
             shape=(batch_size, 3, self.input.height, self.input.width),
             device=self.device,
             precision=self.precision,
@@ -193,7 +193,7 @@ class Pyramid:
             },
         )
         with enough_memory(f"There is not enough memory for {self.name} with --backend {self.backend}"):
-            self._network = networks.make(self.backend, self.module, plan, tell)
+            self._network = runtimes.make(self.backend, self.module, plan, tell)
 
 
 def load_pyramid(
@@ -289,11 +289,11 @@ def load_pyramid(
 
 def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
-    networks.require_backend(request.backend)
+    runtimes.require_backend(request.backend)
     dtype_of(request.precision)
     if not -(1 << 63) <= request.seed < 1 << 64:  # what torch takes
         raise UsageError("--seed must be from -2^63 to 2^64 - 1", "Use a small whole number")
-    source = backbones.source(backbones.source_of(request.name))
+    source = libraries.source(libraries.source_of(request.name))
     description = source.describe(request)
     with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
         module, weights = source.build(description, request)

@@ -13,11 +13,11 @@ import torch
 from timm.models import _builder
 from torch import Tensor, nn
 
-from featx import weights as weights_
-from featx.backbones.timm import Plan, Reference, create
-from featx.backbones.timm_extras import Tapped
-from featx.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.errors import WeightsError
+from featx.models import weights as weights_
+from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
+from featx.models.timm.description import Plan, Reference, create
+from featx.models.timm.outputs import Tapped
 from featx.process import quiet, random_state, replaced
 from featx.values import Description, ModelRequest, Weights
 

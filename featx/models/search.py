@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal
 
-from featx import backbones, catalogue
-from featx.catalogue import Catalogue, Entry
 from featx.errors import ModelError
+from featx.models import catalogue, libraries
+from featx.models.catalogue import Catalogue, Entry
 from featx.values import ModelRequest, Note, SearchListener, Surveyed
 
 # Models that are measured between two times that the catalogue of another timm is kept.
@@ -117,9 +117,9 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     FeatxError
         If there is no such model, or it cannot do what was asked.
     """
-    source = backbones.source_of(request.name)
+    source = libraries.source_of(request.name)
     if ":" in request.name:
-        return backbones.source(source).info(request)
+        return libraries.source(source).info(request)
     hear = listener or _ignore
     book = _current(source, hear)
     architecture = request.name.partition(".")[0]
@@ -128,7 +128,7 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     entry = _entries(book, [architecture], hear).get(architecture)
     if request == ModelRequest(request.name) and catalogue.knows(book, request.name):
         return catalogue.described(book, request.name)
-    return backbones.source(source).info(request, entry)
+    return libraries.source(source).info(request, entry)
 
 
 def _current(source: str, hear: SearchListener) -> Catalogue:
@@ -148,7 +148,7 @@ def _current(source: str, hear: SearchListener) -> Catalogue:
     kept = catalogue.read(path) if path else None
     if kept and (kept.source, kept.version) == (source, installed):
         return kept
-    return backbones.source(source).catalogue()
+    return libraries.source(source).catalogue()
 
 
 def _version(source: str) -> str:
@@ -156,7 +156,7 @@ def _version(source: str) -> str:
     try:
         return metadata.version(source)
     except metadata.PackageNotFoundError:
-        backbones.source(source)  # which says so better
+        libraries.source(source)  # which says so better
         raise
 
 
@@ -169,7 +169,7 @@ def _entries(book: Catalogue, names: Sequence[str], hear: SearchListener) -> dic
 
 
 def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> None:
-    source = backbones.source(book.source)
+    source = libraries.source(book.source)
     try:
         for done, name in enumerate(missing, 1):
             try:

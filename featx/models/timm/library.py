@@ -8,39 +8,39 @@ from typing import Any
 
 from torch import nn
 
-from featx import catalogue
-from featx.backbones import timm, timm_extras, timm_loading, timm_survey
-from featx.catalogue import Catalogue, Entry
 from featx.errors import ModelError, UsageError
+from featx.models import catalogue
+from featx.models.catalogue import Catalogue, Entry
+from featx.models.timm import description, loading, outputs, survey
 from featx.values import Description, Level, ModelRequest, Weights
 
 
 class Timm:
-    """See `featx.backbones.Source`."""
+    """See `featx.models.libraries.Source`."""
 
     def describe(self, request: ModelRequest) -> Description:
         """Describe levels, and what was asked for besides them."""
         _require_backbone(request)
-        plain = timm.describe(request)
+        plain = description.describe(request)
         _require_as_catalogued(plain, request)
-        return timm_extras.extend(plain, request) if timm_extras.wanted(request) else plain
+        return outputs.extend(plain, request) if outputs.wanted(request) else plain
 
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build and fill."""
-        return timm_loading.build(description, request)
+        return loading.build(description, request)
 
     def catalogue(self) -> Catalogue:
         """Return all names."""
-        return timm_survey.empty_catalogue()
+        return survey.empty_catalogue()
 
     def entry(self, name: str) -> Entry:
         """Measure an architecture."""
-        return timm_survey.entry(name)
+        return survey.entry(name)
 
     def info(self, request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
         """Describe one model."""
         _require_backbone(request)
-        return timm_survey.describe(request, known)
+        return survey.describe(request, known)
 
 
 def _require_backbone(request: ModelRequest) -> None:

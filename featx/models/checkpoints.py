@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featx import filetypes
 from featx.errors import WeightsError, first_line, is_out_of_memory
 from featx.files import sha256_of
+from featx.models import filetypes
 from featx.paths import expanded
 from featx.process import quiet, safe_globals
 

@@ -10,10 +10,10 @@ from typing import Any
 import timm
 import timm.models
 
-from featx import catalogue
-from featx.backbones import timm as backbones
-from featx.backbones import timm_extras, timm_loading
-from featx.catalogue import Catalogue, Entry
+from featx.models import catalogue
+from featx.models.catalogue import Catalogue, Entry
+from featx.models.timm import description as backbones
+from featx.models.timm import loading, outputs
 from featx.values import ModelRequest
 
 
@@ -57,11 +57,11 @@ def sizes_taken(reference: backbones.Reference) -> dict[str, Any] | None:
     height = (backbones.own_input(reference).height * 5 // 4 // step + 1) * step
     width = height if sizes["square"] else height + step
     arguments = {"features_only": True, "img_size": (height, width)}
-    return {**sizes, "resampled": timm_loading.can_be_resampled(reference, arguments)}
+    return {**sizes, "resampled": loading.can_be_resampled(reference, arguments)}
 
 
 def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
-    """Describe one model as it was asked for, as `featx.catalogue.described` does it for plain names.
+    """Describe one model as it was asked for, as `featx.models.catalogue.described` does it for plain names.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "fixed_size": reference.fixed_size,
         "sizes": known["sizes"] if known else sizes_taken(reference),
         "rebuilt": description.rebuilt,
-        **timm_extras.facts(backbones.describe(replace(request, out_indices="all", strides=None))),
+        **outputs.facts(backbones.describe(replace(request, out_indices="all", strides=None))),
         "bytes_per_image": catalogue.bytes_per_image(levels),
     }
 
@@ -126,5 +126,5 @@ def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
         "parameters": default.parameters,
         "default_levels": [level.index for level in default.levels],
         "levels": [level.to_json() for level in every.levels],
-        **timm_extras.facts(every),
+        **outputs.facts(every),
     }

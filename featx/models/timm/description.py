@@ -20,13 +20,13 @@ from timm.models import FeatureHookNet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from featx import catalogue
-from featx import weights as weights_
-from featx.backbones.levels import choose, fields_of, measure, to_nchw
 from featx.errors import ModelError, UsageError, first_line
+from featx.models import catalogue
+from featx.models import weights as weights_
+from featx.models.levels import choose, fields_of, measure, to_nchw
+from featx.models.tracing import Tracer
 from featx.paths import expanded
 from featx.process import random_state
-from featx.tracing import Tracer
 from featx.values import Description, Input, Level, ModelRequest
 
 # What people ask for; a network that takes none of these takes no other either.
@@ -85,7 +85,7 @@ class Plan:
         timm's data configuration, as `timm.data.create_transform` takes it.
     deepest : int
         The index of the deepest level that there is.
-    taps : featx.backbones.timm_extras.Taps or None
+    taps : featx.models.timm.outputs.Taps or None
         What is to be taken from the whole network, where it is more than plain levels.
     """
 

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featx.catalogue import Catalogue, Entry
 from featx.errors import UsageError
+from featx.models.catalogue import Catalogue, Entry
 from featx.values import Description, ModelRequest, Weights
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Source -> which names are its, and the class that knows it; a name belongs to the first that it matches.
 SOURCES = {
-    "ultralytics": ("yolo*", "featx.backbones.yolo:Ultralytics"),
-    "timm": ("*", "featx.backbones.timm_source:Timm"),
+    "ultralytics": ("yolo*", "featx.models.yolo:Ultralytics"),
+    "timm": ("*", "featx.models.timm.library:Timm"),
 }
 
 

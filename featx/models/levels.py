@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from featx.errors import ModelError, UsageError
-from featx.tracing import Grid, Tracer
+from featx.models.tracing import Grid, Tracer
 from featx.values import Field, Level, Spacing
 
 

@@ -27,15 +27,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featx import catalogue
-from featx import weights as weights_
-from featx.backbones.levels import choose, fields_of, measure
-from featx.catalogue import Catalogue, Entry
-from featx.checkpoints import Checkpoint, read_checkpoint, require_checkpoint, split_part
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError, first_line, is_out_of_memory
 from featx.files import temporary_folder
+from featx.models import catalogue
+from featx.models import weights as weights_
+from featx.models.catalogue import Catalogue, Entry
+from featx.models.checkpoints import Checkpoint, read_checkpoint, require_checkpoint, split_part
+from featx.models.levels import choose, fields_of, measure
+from featx.models.tracing import Tracer
 from featx.process import ALONE, quiet, random_state, replaced
-from featx.tracing import Tracer
 from featx.values import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
 
 PARTS = ("backbone", "neck", "all")
@@ -74,7 +74,7 @@ class Graph:
 
 
 class Ultralytics:
-    """See `featx.backbones.Source`."""
+    """See `featx.models.libraries.Source`."""
 
     def __init__(self) -> None:
         self._tasks = _library()

@@ -11,11 +11,12 @@ from typing import Any
 
 import timm
 
-from featx.backbones import source_of, timm_loading
-from featx.backbones import timm as backbones
-from featx.checkpoints import is_safetensors
 from featx.errors import ModelError, OutputError
 from featx.files import write_atomically
+from featx.models.checkpoints import is_safetensors
+from featx.models.libraries import source_of
+from featx.models.timm import description as backbones
+from featx.models.timm import loading
 from featx.values import model_name
 
 CONFIGURATION = "config.json"
@@ -54,7 +55,7 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
         raise ModelError(f"Only timm's models can be fetched, and {name} is none", "Give its file with --weights")
     reference = backbones.resolve(name)
     _require_free(folder)
-    found, source = timm_loading.locate(reference)
+    found, source = loading.locate(reference)
     path, sha256 = found.path, found.sha256
     _require_same(folder, source)
     target = folder / ("model.safetensors" if is_safetensors(path) else "pytorch_model.bin")
