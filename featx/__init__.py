@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featx.extraction import extract as extract
     from featx.models.pyramid import load_pyramid as load_pyramid
     from featx.models.search import list_models as list_models
-    from featx.reading import open_run as open_run
+    from featx.runs.reading import open_run as open_run
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOMES = {
     "extract": "featx.extraction",
     "list_models": "featx.models.search",
     "load_pyramid": "featx.models.pyramid",
-    "open_run": "featx.reading",
+    "open_run": "featx.runs.reading",
 }
 
 __all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run"]

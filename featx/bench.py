@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, files, formats, isolation, pipeline
+from featx import extraction, files, isolation, pipeline
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import Pyramid, choose_devices, load
 from featx.paths import UNFINISHED
+from featx.runs import formats
 from featx.values import Item, Job, Outcome, Workers
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.

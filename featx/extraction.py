@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, formats, locking, manifest, resources, summaries
+from featx import files, resources
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.images import lists, sources
 from featx.paths import MANIFEST
-from featx.planning import Plan, plan_work
+from featx.runs import formats, lock, manifest, summary
+from featx.runs.planning import Plan, plan_work
 from featx.stopping import InterruptedByError, Stop
 from featx.values import (
     EMBEDDING,
@@ -225,18 +226,19 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     require_sound(job)
     found = sources.find(job.inputs, job.listed)
     output = job.output or Path("features") / folder_name(job.request.name)
-    locking.require_usable(output)
+    lock.require_usable(output)
     for text in _remarks(found, job):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
-    from featx import isolation, suspects
+    from featx import isolation
     from featx.models.pyramid import choose_devices, load
+    from featx.runs import suspects
 
     devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
     pyramids = [load(job.request, device) for device in devices]
     formats.require(job.format, pyramids[0].fields, job.dtype)
-    with locking.hold(output) as held:
-        before = summaries.read_summary(output)
+    with lock.hold(output) as held:
+        before = summary.read_summary(output)
         told: deque[str] = deque()
         setting = _set_up(pyramids, job, found.items, output, before, told.append)
         job, plan, workers = setting.job, setting.plan, setting.workers
@@ -310,7 +312,7 @@ def _set_up(
     earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
     recipe = _recipe(pyramids[0], job, workers)
-    summaries.require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
+    summary.require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     plan = plan_work(output, items, job)
     setting = _Setting(job, plan, computers, workers, recipe, earlier)
     if not earlier or not plan.is_worth_doing_again() or _unchosen(job, earlier) != _unchosen(job, None):
@@ -346,7 +348,7 @@ class _Crew:
 
     def clear(self, outcomes: Sequence[Outcome]) -> None:
         """Suspect images no more, now that they have their lines."""
-        from featx.suspects import keep_in_mind, mark_of
+        from featx.runs.suspects import keep_in_mind, mark_of
 
         cleared = {mark_of(outcome.item) for outcome in outcomes} & self.suspects.keys() if self.suspects else ()
         for mark in cleared:
@@ -422,7 +424,7 @@ def _tidy(writer: formats.Writer, output: Path, name: str) -> None:
 
 def _suspected(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
     """Return the images that runs ended with, but for those that have got their line since, or are gone."""
-    from featx import suspects
+    from featx.runs import suspects
 
     remembered = suspects.suspects(unfinished)
     if not remembered:

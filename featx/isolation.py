@@ -33,7 +33,7 @@ from featx.errors import FeatxError
 from featx.images import fitting
 from featx.images.frame import Frame
 from featx.images.placing import Placed, UnreadableError, place, reason_of
-from featx.suspects import Marks, mark_of
+from featx.runs.suspects import Marks, mark_of
 from featx.values import Item, Limits
 
 # Seconds that a decoding process has to get ready; it loads torch for timm's transform.

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from featx.computing import Arrays, Computer
 from featx.errors import OutputError, StuckError
-from featx.formats import Record, Stored, Writer
 from featx.images.frame import Frame
 from featx.images.placing import UnreadableError
 from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
-from featx.manifest import path_text, stat_of
+from featx.runs.formats import Record, Stored, Writer
+from featx.runs.manifest import path_text, stat_of
 from featx.stages import Stage
 from featx.values import Item, Outcome, Stat, Workers
 

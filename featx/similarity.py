@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from featx.errors import FeatxError, OutputError, UsageError
-from featx.formats import Array
 from featx.images import placing
 from featx.paths import printable, to_path
-from featx.reading import Run, open_run
+from featx.runs.formats import Array
+from featx.runs.reading import Run, open_run
 from featx.values import EMBEDDING, Limits
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from featx import files, formats, locking, manifest, resources, summaries
+from featx import files, resources
 from featx.errors import FeatxError, OutputError, StuckError
-from featx.formats import Array
 from featx.paths import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
-from featx.reading import Run, open_run
-from featx.suspects import remember_suspects
+from featx.runs import formats, lock, manifest, summary
+from featx.runs.formats import Array
+from featx.runs.reading import Run, open_run
+from featx.runs.suspects import remember_suspects
 from featx.values import Checked, Field, Item, Limits
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
@@ -158,8 +159,8 @@ def verify(
         If the folder is no run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
-    summaries.require_summary(folder)  # before its lock is looked for
-    holding: AbstractContextManager[Any] = locking.hold(folder, make=False) if repair else locking.look(folder)
+    summary.require_summary(folder)  # before its lock is looked for
+    holding: AbstractContextManager[Any] = lock.hold(folder, make=False) if repair else lock.look(folder)
     with holding as held:
         run = open_run(folder)
         verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
@@ -240,7 +241,7 @@ def _is_output(run: Run, path: str) -> bool:
         return False
 
 
-def _repair(run: Run, held: locking.Hold, verified: Verified) -> None:
+def _repair(run: Run, held: lock.Hold, verified: Verified) -> None:
     """Forget what is missing or damaged, and say in the summary that the run is not complete."""
     forgotten = {*verified.missing, *verified.damaged}
     remember_suspects(held.unfinished)

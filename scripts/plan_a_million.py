@@ -18,9 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import manifest, paths, reading, summaries
+from featx import paths
 from featx.images import lists, sources
-from featx.planning import plan_work
+from featx.runs import manifest, reading, summary
+from featx.runs.planning import plan_work
 from featx.values import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
@@ -52,12 +53,12 @@ def make(root: Path, count: int) -> None:
     (root / "sources").mkdir()
     run.mkdir()
     summary = {
-        **{fact: kind() for fact, kind in summaries.FACTS.items() if fact != "seconds"},
-        "featx_format": summaries.FORMAT,
+        **{fact: kind() for fact, kind in summary.FACTS.items() if fact != "seconds"},
+        "featx_format": summary.FORMAT,
         "weights": {"kind": "random", "source": "seed 0", "sha256": "0"},
         "input": {"height": 224, "width": 224, "configuration": "own"},
         "recipe": {
-            **dict.fromkeys(summaries.RECIPE),
+            **dict.fromkeys(summary.RECIPE),
             "levels": [],
             "format": "npz",
             "precision": "fp32",

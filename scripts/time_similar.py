@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.formats.npy import BLOCK
+from featx.runs.formats.npy import BLOCK
 from featx.similarity import nearest
 
 

@@ -17,8 +17,8 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx import extraction, pipeline
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
-from featx.formats import npz
 from featx.models.pyramid import Pyramid
+from featx.runs.formats import npz
 from featx.values import Note, Outcome, Planned
 from tests.conftest import natural_image
 

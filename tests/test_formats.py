@@ -11,9 +11,10 @@ import polars
 import pyarrow.parquet
 import pytest
 
-from featx import files, formats
+from featx import files
 from featx.errors import OutputError, UsageError
-from featx.formats import Record, npy
+from featx.runs import formats
+from featx.runs.formats import Record, npy
 from featx.values import Field, Item
 
 FIELDS = (Field("embedding", (6,), "float32"),)

@@ -88,7 +88,7 @@ def imports(tree):
             found.update(alias.name for alias in node.names)
 
         def visit_ImportFrom(self, node):
-            packages = ("featx", "featx.models.libraries", "featx.formats")
+            packages = ("featx", "featx.models.libraries", "featx.runs.formats")
             inner = {f"{node.module}.{alias.name}" for alias in node.names if node.module in packages}
             known = {name for name in inner if name.removeprefix("featx.") in KNOWN}
             found.update(known if len(known) == len(node.names) else {*known, node.module})

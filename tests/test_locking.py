@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from featx import lease as leases
-from featx import locking
 from featx.errors import BusyError, OutputError
-from featx.lease import Lease, is_held
 from featx.paths import LEASE, UNFINISHED
+from featx.runs import lease as leases
+from featx.runs import lock
+from featx.runs.lease import Lease, is_held
 from featx.values import Planned
 from featx.verification import verify
 from tests.runs import extract, lines, make_photos, notes, tree, write_lines
@@ -123,7 +123,7 @@ def test_the_error_that_ended_a_run_is_the_one_that_is_said(photos, run, monkeyp
         monkeypatch.setattr(os, "rmdir", refuse)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), locking.hold(run) as held:
+    with pytest.raises(ZeroDivisionError), lock.hold(run) as held:
         fail_on_a_disk_that_is_gone(held)
 
 
@@ -173,9 +173,7 @@ def test_without_locks_a_lease_keeps_other_runs_out(photos, tmp_path, lockless):
 
 
 def test_a_lease_of_a_process_that_ended_is_taken_over(tmp_path):
-    script = (
-        f"from featx.lease import Lease; from pathlib import Path; import os; Lease(Path({str(tmp_path / LEASE)!r}))"
-    )
+    script = f"from featx.runs.lease import Lease; from pathlib import Path; import os; Lease(Path({str(tmp_path / LEASE)!r}))"
     subprocess.run([sys.executable, "-c", f"{script}; os._exit(0)"], check=True)
     assert (tmp_path / LEASE).exists()
     Lease(tmp_path / LEASE).end()
@@ -221,7 +219,7 @@ def test_looking_for_a_lease_writes_nothing(tmp_path, monkeypatch):
 
 def test_who_has_lost_the_lease_changes_nothing_more(photos, run, monkeypatch, lockless):
     monkeypatch.setattr(leases, "RENEW_EVERY", 1e9)
-    with locking.hold(run) as held:
+    with lock.hold(run) as held:
         held.begin()
         held._lease.lost = True
         (run / LEASE).write_text('{"host": "another-machine", "pid": 1, "token": "x"}')
@@ -266,7 +264,7 @@ def test_what_a_manifest_says_outside_of_the_folder_is_not_removed(photos, run, 
     precious.write_bytes(b"precious")
     shutil.rmtree(run / "photos")
     (run / "photos").symlink_to(tmp_path / "elsewhere")
-    with locking.hold(run) as held:
+    with lock.hold(run) as held:
         for name in ("../elsewhere/0.jpg.npz", "photos/0.jpg.npz", str(precious)):
             with pytest.raises(OutputError, match="leads out of"):
                 held.remove(name)
@@ -280,7 +278,7 @@ def test_starting_anew_leaves_no_empty_folders(photos, run, tmp_path):
     (run / "linked").symlink_to(tmp_path / "elsewhere")
     write_lines(run, [*lines(run), {**lines(run)[0], "key": "x", "output": "linked/photos/x.npz"}])
     assert (run / "photos").is_dir()
-    with locking.hold(run) as held:
+    with lock.hold(run) as held:
         held.begin(anew=True)
     assert not (run / "photos").exists()
     assert (tmp_path / "elsewhere" / "photos").is_dir()

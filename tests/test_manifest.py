@@ -8,8 +8,9 @@ import os
 import pytest
 
 import featx
-from featx import files, formats, locking, manifest
+from featx import files
 from featx.errors import FeatxError, OutputError
+from featx.runs import formats, lock, manifest
 from featx.values import Item, Outcome, Stat
 from featx.verification import verify
 from tests.runs import extract, lines, make_photos, tree, write_lines
@@ -25,7 +26,7 @@ def run(tmp_path):
 def ledger(run):
     """The books of a run that goes on, and outcomes of new images whose outputs are in place."""
     summary = json.loads((run / "summary.json").read_text())
-    with locking.hold(run) as held:
+    with lock.hold(run) as held:
         held.begin()
         yield manifest.Ledger(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
 
@@ -134,7 +135,7 @@ def test_a_run_that_was_written_anew_is_not_read_with_old_positions(run, tmp_pat
 
 def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", 1)
-    monkeypatch.setattr("featx.formats.npz.Writer.largest", 100_000)
+    monkeypatch.setattr("featx.runs.formats.npz.Writer.largest", 100_000)
     with pytest.raises(featx.errors.UsageError, match=r"The arrays of one image take .* GB.*--image-size"):
         extract(photos, tmp_path / "out")
     assert not (tmp_path / "out").exists()

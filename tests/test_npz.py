@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.files import write_atomically
-from featx.formats import npz as formats
-from featx.formats.npz import ALIGNMENT, pack_npz, read_npz
+from featx.runs.formats import npz as formats
+from featx.runs.formats.npz import ALIGNMENT, pack_npz, read_npz
 
 ARRAYS = {
     "level_0": np.arange(3 * 5 * 7, dtype=np.float32).reshape(3, 5, 7),

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import featx
-from featx import formats, pipeline
+from featx import pipeline
 from featx.computing import Computer
 from featx.errors import ModelError, OutputError
-from featx.formats import npz
 from featx.isolation import Reader
 from featx.paths import UNFINISHED
+from featx.runs import formats
+from featx.runs.formats import npz
 from featx.values import Item, Limits, Workers
 from tests.conftest import natural_image
 

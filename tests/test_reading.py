@@ -88,7 +88,7 @@ def test_workers_that_are_no_forks_read_the_same(vectors, method):
     expected = [dataset[number] for number in range(len(dataset))]  # by which everything has been opened here
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["featx.dataset", "featx.reading"])
+        context.set_forkserver_preload(["featx.runs.dataset", "featx.runs.reading"])
     batches = list(DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=context))
     assert [key for batch in batches for key in batch["key"]] == [item["key"] for item in expected] == list(run)
     together = torch.cat([batch["embedding"] for batch in batches])

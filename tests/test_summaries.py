@@ -8,7 +8,7 @@ import pytest
 
 import featx
 from featx.errors import FeatxError
-from featx.reading import request_of
+from featx.runs.reading import request_of
 from featx.verification import verify
 from tests.runs import extract, lines, make_photos, write_lines
 

@@ -21,7 +21,7 @@ from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
 from featx.process import full_precision
-from featx.reading import request_of
+from featx.runs.reading import request_of
 from featx.values import Description, Field, Input, Level, ModelRequest, Weights
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.formats import npy, npz, parquet
+from featx.runs.formats import npy, npz, parquet
 
 # What writes, and all that touches the disk, below pathlib and the standard library, which call these by their names.
 WRITES = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate", "unlink")

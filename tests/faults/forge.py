@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from featx import cli, isolation
-from featx.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
+from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
 
 

@@ -18,7 +18,7 @@ from featx import isolation
 from featx.images import fitting
 from featx.images.placing import UnreadableError
 from featx.paths import UNFINISHED
-from featx.suspects import Marks, mark_of, marks_of, suspects
+from featx.runs.suspects import Marks, mark_of, marks_of, suspects
 from featx.values import Item, Limits
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs

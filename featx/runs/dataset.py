@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from featx.errors import UsageError
 
 if TYPE_CHECKING:
-    from featx.reading import Run
+    from featx.runs.reading import Run
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

@@ -18,13 +18,13 @@ import msgspec
 
 from featx import files
 from featx.errors import OutputError, UsageError
-from featx.formats import Reader
 from featx.paths import MANIFEST, SUFFIX, here, is_inside, to_path, to_text
-from featx.summaries import FORMAT
+from featx.runs.formats import Reader
+from featx.runs.summary import FORMAT
 from featx.values import Outcome, Stat, many_records
 
 if TYPE_CHECKING:
-    from featx.locking import Hold
+    from featx.runs.lock import Hold
 
 
 class Read(TypedDict):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featx import formats, manifest, paths
+from featx import paths
+from featx.runs import formats, manifest
 from featx.values import Item, Job, Outcome, many_records
 
 # An earlier call's images are done again in larger batches where there are so many times as many new ones.

@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from featx import files, manifest
+from featx import files
 from featx.errors import BusyError, OutputError
-from featx.lease import Lease, require_free
 from featx.paths import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
-from featx.summaries import ELSEWHERE, read_summary
+from featx.runs import manifest
+from featx.runs.lease import Lease, require_free
+from featx.runs.summary import ELSEWHERE, read_summary
 
 # What file systems answer that have no locks.
 LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

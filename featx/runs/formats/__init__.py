@@ -25,9 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Format -> the module with its Reader and Writer, and whether it keeps nothing but one vector an image.
 FORMATS = {
-    "npz": ("featx.formats.npz", False),
-    "npy": ("featx.formats.npy", True),
-    "parquet": ("featx.formats.parquet", True),
+    "npz": ("featx.runs.formats.npz", False),
+    "npy": ("featx.runs.formats.npy", True),
+    "parquet": ("featx.runs.formats.parquet", True),
 }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from featx import files
 from featx.errors import FeatxError, OutputError
-from featx.formats import Array, Record, Stored
+from featx.runs.formats import Array, Record, Stored
 from featx.values import EMBEDDING, Field
 
 try:

@@ -10,15 +10,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx import formats, manifest, summaries
 from featx.errors import FeatxError
-from featx.formats import Array
 from featx.images.frame import Frame
 from featx.paths import MANIFEST
+from featx.runs import formats, manifest, summary
+from featx.runs.formats import Array
 from featx.values import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 if TYPE_CHECKING:
-    from featx.dataset import FeatureDataset
+    from featx.runs.dataset import FeatureDataset
 
 REPAIR = "Run `featx verify --repair` on the folder, and the same extract again"
 
@@ -43,13 +43,13 @@ class Run(Mapping[str, Mapping[str, Array]]):
         All arrays of every image.
     failed : set of str
         Keys of the images that have no features because something was wrong with them.
-    reader : featx.formats.Reader
+    reader : featx.runs.formats.Reader
         What reads them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary = summaries.require_summary(folder)
+        self.summary = summary.require_summary(folder)
         self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
         final = self.summary.get("final")
         self.final = Level.from_json(final) if final else None
@@ -140,7 +140,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatureDataset
             Item `n` is a dict: ``key``, and a tensor for each array, such as (C, H, W) for ``level_N``.
         """
-        from featx.dataset import FeatureDataset
+        from featx.runs.dataset import FeatureDataset
 
         return FeatureDataset(self, levels)
 
