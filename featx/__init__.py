@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featx.engine.extract import extract as extract
     from featx.errors import FeatxError as FeatxError
-    from featx.extraction import extract as extract
     from featx.models.pyramid import load_pyramid as load_pyramid
     from featx.models.search import list_models as list_models
     from featx.runs.reading import open_run as open_run
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FeatxError": "featx.errors",
-    "extract": "featx.extraction",
+    "extract": "featx.engine.extract",
     "list_models": "featx.models.search",
     "load_pyramid": "featx.models.pyramid",
     "open_run": "featx.runs.reading",

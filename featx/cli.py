@@ -16,8 +16,8 @@ import typer
 
 import featx
 from featx import render, streams
+from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
-from featx.stopping import InterruptedByError, Stop
 from featx.values import Job, Limits, ModelRequest
 
 app = typer.Typer(
@@ -403,7 +403,7 @@ def extract(
     limits = _limits(max_pixels, max_bytes, time_limit, memory_limit)
     how = (device, _batch_size(batch_size), workers, dtype, format_, overwrite, retry_failed, hash_inputs, isolate)
     job = Job(named, request, listed, output, *how, limits, maps)
-    from featx.extraction import run
+    from featx.engine.extract import run
 
     with streams.libraries_apart() as chatter, render.progress(quiet=quiet or as_json, chatter=chatter) as listener:
         report = run(job, listener, STOP, chatter.size)
@@ -424,7 +424,7 @@ def similar(
     debug: Debug = False,
 ) -> None:
     """Find the images of a run that are most similar to another one, by the cosine of their embeddings."""
-    from featx import similarity
+    from featx.explore import similarity
 
     with render.waiting("looking"):
         found = similarity.similar(run, query, count, device=device)
@@ -461,7 +461,7 @@ def bench(
     request = _request(model, "random", 0, out_indices, strides, None, image_size, False, precision, backend)
     inputs = () if images is None else (images,)
     job = Job(inputs, request, (), None, device, _batch_size(batch_size), workers, dtype)
-    from featx import bench as benchmark
+    from featx.engine import bench as benchmark
 
     with render.waiting("timing"):
         value = benchmark.bench(job, count, rounds)
@@ -498,7 +498,7 @@ def verify(
 
     Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run is working there.
     """
-    from featx.verification import verify as check
+    from featx.explore.verify import verify as check
 
     with render.checking(quiet=as_json) as listener:
         verified = check(folder, recompute=recompute, repair=repair, listener=listener)

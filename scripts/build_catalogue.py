@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from featx import resources
+from featx.engine import resources
 from featx.models import catalogue
 from featx.models.catalogue import Entry
 from featx.models.timm import survey

@@ -30,7 +30,8 @@ import torch
 from timm.layers import weight_init
 from torch.overrides import TorchFunctionMode
 
-from featx import load_pyramid, resources
+from featx import load_pyramid
+from featx.engine import resources
 from featx.models import catalogue
 from featx.models.timm import description as backbones
 from featx.values import Description, ModelRequest

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.explore.similarity import nearest
 from featx.runs.formats.npy import BLOCK
-from featx.similarity import nearest
 
 
 def main() -> None:

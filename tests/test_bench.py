@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from featx import bench
+from featx.engine import bench
 from featx.errors import UsageError
 from featx.values import Job, ModelRequest
 from tests.conftest import natural_image

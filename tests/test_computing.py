@@ -10,8 +10,8 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx import computing, extraction
-from featx.computing import Computer, largest_worthwhile
+from featx.engine import computing, extract
+from featx.engine.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
 from featx.values import Job, ModelRequest, Note
@@ -237,9 +237,9 @@ def test_several_devices_take_turns(tmp_path, monkeypatch):
 
 def test_cores_are_shared_out_on_purpose(pyramid, monkeypatch):
     def spread(images, cores, **asked):
-        monkeypatch.setattr("featx.resources.cores", lambda: cores)
+        monkeypatch.setattr("featx.engine.resources.cores", lambda: cores)
         job = Job((), ModelRequest(MODEL), **asked)
-        workers = extraction.spread([pyramid], job, images, {})[1]
+        workers = extract.spread([pyramid], job, images, {})[1]
         return workers.batch_size, workers.forwards, workers.threads
 
     assert spread(1000, 2) == (8, 2, 1)

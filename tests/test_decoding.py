@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, WebPImagePlugin
 from timm.data import resolve_data_config
 
-from featx import isolation
+from featx.engine import isolation
 from featx.images import fitting
 from featx.images.containers import canvas_of
 from featx.images.fitting import DecodeError, decode, make

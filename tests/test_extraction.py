@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx import extraction, pipeline
+from featx.engine import extract, pipeline
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.models.pyramid import Pyramid
 from featx.runs.formats import npz
@@ -233,7 +233,7 @@ def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypat
 
 
 def test_one_photo_gets_all_cores_and_its_run_keeps_them(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("featx.resources.cores", lambda: 4)
+    monkeypatch.setattr("featx.engine.resources.cores", lambda: 4)
     before = torch.get_num_threads()
     assert extract(photos / "0.jpg", tmp_path / "one").summary["recipe"]["threads"] == 4
     assert extract(photos, tmp_path / "many", batch_size=2).summary["recipe"]["threads"] == 1
@@ -374,9 +374,9 @@ def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
 
 
 def test_the_folder_s_default_name():
-    assert extraction.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
-    assert extraction.folder_name("hf-hub:someone/net") == "someone--net"
-    assert extraction.folder_name("local-dir:/models/net/") == "net"
+    assert extract.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert extract.folder_name("hf-hub:someone/net") == "someone--net"
+    assert extract.folder_name("local-dir:/models/net/") == "net"
 
 
 def test_a_batch_of_none_is_refused(photos, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 import featx
 from featx import files
 from featx.errors import FeatxError, OutputError
+from featx.explore.verify import verify
 from featx.runs import formats, lock, manifest
 from featx.values import Item, Outcome, Stat
-from featx.verification import verify
 from tests.runs import extract, lines, make_photos, tree, write_lines
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import featx
-from featx import pipeline
-from featx.computing import Computer
+from featx.engine import pipeline
+from featx.engine.computing import Computer
+from featx.engine.isolation import Reader
 from featx.errors import ModelError, OutputError
-from featx.isolation import Reader
 from featx.paths import UNFINISHED
 from featx.runs import formats
 from featx.runs.formats import npz

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from featx import resources
-from featx.resources import cores
+from featx.engine import resources
+from featx.engine.resources import cores
 
 V2 = "30 24 0:26 {root} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (

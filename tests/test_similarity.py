@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import featx
-from featx import similarity
 from featx.errors import FeatxError, UsageError
+from featx.explore import similarity
 from tests.conftest import natural_image
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from featx.stages import Stage
+from featx.engine.stages import Stage
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from timm.models import _builder
 
 import featx
 from featx.errors import ModelError, OutputError, WeightsError
+from featx.explore.verify import verify
 from featx.models import weights
 from featx.models.pyramid import load_again
-from featx.verification import verify
 from tests.hub import serving
 
 MODEL = "test_resnet"

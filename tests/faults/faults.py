@@ -154,7 +154,7 @@ def _slow(seconds: float, after: int = 0, mark: str = "") -> None:
     """
     import time
 
-    from featx.computing import Computer
+    from featx.engine.computing import Computer
 
     def call(self, pixels):
         if next(begun) <= after:

@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from featx import cli, isolation
+from featx import cli
+from featx.engine import isolation
 from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
 

@@ -89,7 +89,7 @@ def test_numpy_load_is_no_verifier(run):
 
 
 def verify(folder, **options):
-    from featx.verification import verify as check
+    from featx.explore.verify import verify as check
 
     return check(folder, **options)
 

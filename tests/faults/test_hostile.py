@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import featx
-from featx import isolation
+from featx.engine import isolation
 from featx.images import fitting
 from featx.images.placing import UnreadableError
 from featx.paths import UNFINISHED

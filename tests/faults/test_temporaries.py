@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import featx
-from featx import files, isolation
+from featx import files
+from featx.engine import isolation
 from featx.errors import FeatxError
 from featx.values import Limits
 from tests.conftest import PHOTO, natural_image

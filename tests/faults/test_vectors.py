@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import featx
-from featx.verification import verify
+from featx.explore.verify import verify
 from tests.faults.conftest import lines, make_photos
 
 KINDS = ("ENOSPC", "EIO", "kill")

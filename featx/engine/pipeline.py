@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featx.computing import Arrays, Computer
+from featx.engine.computing import Arrays, Computer
+from featx.engine.isolation import LOOK_EVERY, Reader, ReadingThreads
+from featx.engine.stages import Stage
 from featx.errors import OutputError, StuckError
 from featx.images.frame import Frame
 from featx.images.placing import UnreadableError
-from featx.isolation import LOOK_EVERY, Reader, ReadingThreads
 from featx.runs.formats import Record, Stored, Writer
 from featx.runs.manifest import path_text, stat_of
-from featx.stages import Stage
 from featx.values import Item, Outcome, Stat, Workers
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.

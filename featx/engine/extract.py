@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import featx
-from featx import files, resources
+from featx import files
+from featx.engine import resources
+from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.images import lists, sources
 from featx.paths import MANIFEST
 from featx.runs import formats, lock, manifest, summary
 from featx.runs.planning import Plan, plan_work
-from featx.stopping import InterruptedByError, Stop
 from featx.values import (
     EMBEDDING,
     OUTPUT_OPTIONS,
@@ -41,8 +42,8 @@ from featx.values import (
 if TYPE_CHECKING:
     import torch
 
-    from featx.computing import Computer
-    from featx.isolation import Reader
+    from featx.engine.computing import Computer
+    from featx.engine.isolation import Reader
     from featx.models.pyramid import Pyramid
 
 DTYPES = ("float32", "float16")
@@ -219,7 +220,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     stop : Stop or None
         Looked at while images are worked on.
     chatter : callable
-        How many bytes libraries have written to standard error; see `featx.isolation.Reader`.
+        How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
     maps = not formats.vectors_only(job.format) if job.maps is None else job.maps
     job = replace(job, request=replace(job.request, maps=maps))
@@ -230,7 +231,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     for text in _remarks(found, job):
         listener(Note(text))
     # torch takes seconds to load; a wrong path should not cost them.
-    from featx import isolation
+    from featx.engine import isolation
     from featx.models.pyramid import choose_devices, load
     from featx.runs import suspects
 
@@ -359,7 +360,7 @@ class _Crew:
 
 def _work_off(items: list[Item], crew: _Crew, ledger: manifest.Ledger, listener: Listener) -> list[Outcome]:
     """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
-    from featx import pipeline
+    from featx.engine import pipeline
 
     left, failures = deque(items), []
 
@@ -491,7 +492,7 @@ def spread(
     """
     import torch
 
-    from featx.computing import Computer
+    from featx.engine.computing import Computer
 
     cores = resources.cores()
     batch_size = job.batch_size or earlier.get("batch_size")

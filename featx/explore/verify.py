@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from featx import files, resources
+from featx import files
+from featx.engine import resources
 from featx.errors import FeatxError, OutputError, StuckError
 from featx.paths import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
 from featx.runs import formats, lock, manifest, summary
@@ -259,7 +260,7 @@ def _repair(run: Run, held: lock.Hold, verified: Verified) -> None:
 def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     """Extract some images again, into a folder that does not stay, and compare."""
     # torch takes seconds to load, and is needed for nothing else here.
-    from featx import extraction, isolation, pipeline
+    from featx.engine import extract, isolation, pipeline
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
@@ -271,8 +272,8 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    again = extraction.set_up_again(run.summary, recipe["device"], len(items))
-    with files.temporary_folder() as scratch, extraction.machine(again.devices, again.workers):
+    again = extract.set_up_again(run.summary, recipe["device"], len(items))
+    with files.temporary_folder() as scratch, extract.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.pyramid.fields)
@@ -311,7 +312,7 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
 
 
 def _other_versions(summary: dict[str, Any]) -> list[str]:
-    from featx.extraction import versions
+    from featx.engine.extract import versions
 
     then, now = summary["recipe"]["versions"], versions(summary["source"], summary["recipe"]["backend"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]

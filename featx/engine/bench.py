@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx import extraction, files, isolation, pipeline
+from featx import files
+from featx.engine import extract, isolation, pipeline
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import Pyramid, choose_devices, load
@@ -57,13 +58,13 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     FeatxError
         If the model cannot be run, or no image can be read.
     """
-    extraction.require_sound(job)
+    extract.require_sound(job)
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
     with files.temporary_folder() as scratch:
         items = _items(job, count, scratch / "photos")
-        computers, workers = extraction.spread(pyramids, job, len(items), {})
-        extraction.hand_over(computers, workers)
+        computers, workers = extract.spread(pyramids, job, len(items), {})
+        extract.hand_over(computers, workers)
         alone = _emptied(scratch / "alone")
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         work = pipeline.Work(computers, _writer(pyramids[0], alone), workers.batch_size, reader)
@@ -73,7 +74,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         batches = _cut(ready, workers.batch_size)
         seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
         sizes: list[int] = []
-        with extraction.machine(devices, workers):
+        with extract.machine(devices, workers):
             work.compute(batches[0])  # the first pass sets things up
             for _ in range(rounds):
                 writer = _writer(pyramids[0], _emptied(alone))
