@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featx.models.search import list_models as list_models
     from featx.runs.reading import open_run as open_run
 
-__version__ = "0.1.0"
+from featx.version import __version__ as __version__
 
 _HOMES = {
     "FeatxError": "featx.errors",

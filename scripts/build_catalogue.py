@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-# The catalogue's making: every architecture of the installed timm, measured on the meta device, into featx/data.
-"""Measure the models of the installed timm, and write ``featx/data/catalogue.json``."""
+# The catalogue's making: every architecture of the installed timm, measured on the meta device, into featx/models/data.
+"""Measure the models of the installed timm, and write ``featx/models/data/catalogue.json``."""
 
 from __future__ import annotations
 

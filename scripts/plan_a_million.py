@@ -20,8 +20,9 @@ from pathlib import Path
 
 from featx import paths
 from featx.images import lists, sources
-from featx.runs import manifest, reading, summary
+from featx.runs import manifest, reading
 from featx.runs.planning import plan_work
+from featx.runs.summary import FACTS, FORMAT, RECIPE
 from featx.values import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
@@ -53,12 +54,12 @@ def make(root: Path, count: int) -> None:
     (root / "sources").mkdir()
     run.mkdir()
     summary = {
-        **{fact: kind() for fact, kind in summary.FACTS.items() if fact != "seconds"},
-        "featx_format": summary.FORMAT,
+        **{fact: kind() for fact, kind in FACTS.items() if fact != "seconds"},
+        "featx_format": FORMAT,
         "weights": {"kind": "random", "source": "seed 0", "sha256": "0"},
         "input": {"height": 224, "width": 224, "configuration": "own"},
         "recipe": {
-            **dict.fromkeys(summary.RECIPE),
+            **dict.fromkeys(RECIPE),
             "levels": [],
             "format": "npz",
             "precision": "fp32",

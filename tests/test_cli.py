@@ -12,7 +12,7 @@ import timm
 from PIL import Image
 
 import featx
-from featx import cli
+from featx.cli.commands import commands
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -331,7 +331,7 @@ def test_numbers_that_cannot_be_are_one_line(tmp_path, options, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     command = ["featx", "extract", "photo.png", "--model", "test_resnet", "--weights", "random", *options]
     monkeypatch.setattr("sys.argv", command)
-    status = cli._status()
+    status = commands._status()
     said = capsys.readouterr().err
     assert status in (1, 2)
     assert "Unexpected" not in said

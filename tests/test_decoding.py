@@ -347,7 +347,8 @@ def peak_of(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     script = (
         "import sys, resource\n"
-        "from featx.images.placing import place\nfrom featx.images.fitting import make\nfrom featx.values import Limits\n"
+        "from featx.images.placing import place\nfrom featx.images.fitting import make\n"
+        "from featx.values import Limits\n"
         f"made = make({config('center', (224, 224))!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "place(made, sys.argv[1], Limits())\n"

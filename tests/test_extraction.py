@@ -15,7 +15,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx.engine import extract, pipeline
+from featx.engine import extract as engine
+from featx.engine import pipeline
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.models.pyramid import Pyramid
 from featx.runs.formats import npz
@@ -374,9 +375,9 @@ def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
 
 
 def test_the_folder_s_default_name():
-    assert extract.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
-    assert extract.folder_name("hf-hub:someone/net") == "someone--net"
-    assert extract.folder_name("local-dir:/models/net/") == "net"
+    assert engine.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert engine.folder_name("hf-hub:someone/net") == "someone--net"
+    assert engine.folder_name("local-dir:/models/net/") == "net"
 
 
 def test_a_batch_of_none_is_refused(photos, tmp_path):

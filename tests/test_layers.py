@@ -4,57 +4,30 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "featx"
 
-# A module may import those of earlier rows only, unless the arrow is named below.
-ROWS = [
-    {"errors"},
-    {"records", "resources", "stopping", "stages"},
-    {"files", "naming", "lists", "walking"},
-    {"streams"},
-    {"geometry", "sources", "formats", "tracing", "catalogue", "lease", "tiff", "jpeg2000", "pieces"},
-    {"containers", "colours"},
-    {"summaries", "formats.npz", "formats.npy", "formats.parquet", "backbones"},
-    {"manifest"},
-    {"suspects", "locking", "planning", "process", "filetypes"},
-    {"checkpoints"},
-    {"weights", "preprocess", "dataset", "reading"},
-    {"backbones.levels"},
-    {"backbones.timm", "backbones.yolo"},
-    {"backbones.timm_extras"},
-    {"backbones.timm_loading"},
-    {"backbones.timm_survey"},
-    {"backbones.timm_source"},
-    {"decoding"},
-    {"isolation"},
-    {"networks"},
-    {"pyramid", "models", "fetching"},
-    {"computing"},
-    {"pipeline"},
-    {"extraction"},
-    {"bench", "verification", "similarity"},
-    {"render"},
-    {"cli"},
-    {"__main__"},
-]
+# The rooms from the ground up; a room may import those before it. What is not in a room is the ground floor.
+ROOMS = ("floor", "images", "models", "runs", "engine", "explore", "cli")
 
-KNOWN = set().union(*ROWS) | {"__init__"}
+# Rooms on one storey, which do not know each other.
+APART = {("models", "runs"), ("runs", "models")}
 
-# Imported by one file only.
+# Imported by some modules only.
 ALONE = {
-    "typer": {"cli"},
-    "rich": {"render"},
+    "typer": {"cli.commands"},
+    "rich": {"cli.tables"},
     "timm": {
-        *("backbones.timm", "backbones.timm_extras", "backbones.timm_loading", "backbones.timm_survey"),
-        *("fetching", "preprocess"),
+        *("models.timm.description", "models.timm.outputs", "models.timm.loading", "models.timm.survey"),
+        *("models.fetching", "images.fitting"),
     },
-    "ultralytics": {"backbones.yolo"},
-    "pyarrow": {"formats.parquet"},
-    "huggingface_hub": {"weights"},
+    "ultralytics": {"models.yolo"},
+    "pyarrow": {"runs.formats.parquet"},
+    "huggingface_hub": {"models.weights"},
 }
 
 # Never imported when the command line starts.
@@ -62,17 +35,20 @@ HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "saf
 
 
 # Named by no other file: the tables find them by their names.
-PLUGINS = {"formats.npz", "formats.npy", "formats.parquet", "backbones.yolo", "backbones.timm_source"}
+PLUGINS = {"runs.formats.npz", "runs.formats.npy", "runs.formats.parquet", "models.yolo", "models.timm.library"}
 
 
 def modules():
-    """Return the syntax trees of all modules by their names: ``pipeline``, ``formats.npz``, ``formats``."""
+    """Return the syntax trees of all modules by their names: ``files``, ``runs.formats.npz``, ``runs.formats``."""
     return {_name(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
 def _name(path):
     pieces = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(pieces[:-1] if pieces[-1] == "__init__" and len(pieces) > 1 else pieces)
+
+
+KNOWN = set(modules())
 
 
 def imports(tree):
@@ -88,28 +64,50 @@ def imports(tree):
             found.update(alias.name for alias in node.names)
 
         def visit_ImportFrom(self, node):
-            packages = ("featx", "featx.models.libraries", "featx.runs.formats")
-            inner = {f"{node.module}.{alias.name}" for alias in node.names if node.module in packages}
-            known = {name for name in inner if name.removeprefix("featx.") in KNOWN}
-            found.update(known if len(known) == len(node.names) else {*known, node.module})
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner.removeprefix("featx.") in KNOWN else node.module)
 
     Visitor().visit(tree)
     return found
 
 
-def test_every_module_has_its_row():
-    assert set(modules()) == KNOWN
+def own_imports():
+    """Return, of every module, which modules of featx it imports."""
+    return {
+        name: {dotted.removeprefix("featx.") for dotted in imports(tree) if dotted.startswith("featx.")}
+        for name, tree in modules().items()
+    }
 
 
-@pytest.mark.parametrize("name", sorted(set().union(*ROWS)))
-def test_imports_point_one_way(name):
-    row = next(number for number, row in enumerate(ROWS) if name in row)
-    allowed = set().union(*ROWS[:row])
-    if name == "reading":
-        allowed.add("dataset")  # which torch's data loaders need, and readers of arrays do not
-    own = {dotted.removeprefix("featx.") for dotted in imports(modules()[name]) if dotted.startswith("featx.")}
-    assert own <= allowed
-    assert not own & PLUGINS
+def room(name):
+    return name.split(".")[0] if name.split(".")[0] in ROOMS else "floor"
+
+
+def test_every_room_is_known():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(ROOMS) - {"floor"}
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN - {"__main__"}))
+def test_arrows_between_rooms_point_one_way(name):
+    here = room(name)
+    for other in own_imports()[name]:
+        there = room(other)
+        assert ROOMS.index(there) <= ROOMS.index(here), f"{name} imports {other}"
+        assert (here, there) not in APART, f"{name} imports {other}"
+        assert other not in PLUGINS or (here == "models" and other.startswith("models.")), f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_through_others():
+    arrows = own_imports()
+    graph = TopologicalSorter({name: arrows[name] & KNOWN for name in arrows})
+    graph.prepare()
+
+
+def test_no_module_imports_the_package_s_face():
+    users = {name for name, tree in modules().items() if "featx" in imports(tree)}
+    assert users <= {"cli.commands"}
 
 
 @pytest.mark.parametrize("library", ALONE)
@@ -129,7 +127,7 @@ def test_the_first_line_says_what_lives_there(path):
 
 
 def test_the_bodies_of_commands_are_short():
-    for node in modules()["cli"].body:
+    for node in modules()["cli.commands"].body:
         if isinstance(node, ast.FunctionDef):
             body = [
                 statement for statement in node.body if not isinstance(getattr(statement, "value", None), ast.Constant)
@@ -139,7 +137,7 @@ def test_the_bodies_of_commands_are_short():
 
 def test_nothing_is_printed_by_the_library():
     for name, tree in modules().items():
-        if name not in ("cli", "render", "__main__"):
+        if room(name) != "cli":
             called = {
                 node.func.id
                 for node in ast.walk(tree)
@@ -148,7 +146,9 @@ def test_nothing_is_printed_by_the_library():
             assert "print" not in called, name
 
 
-@pytest.mark.parametrize("code", ["import featx", "import featx.cli", "from featx.cli import app; app(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import featx", "import featx.cli.commands", "from featx.cli.commands import app; app(['--help'])"]
+)
 def test_starting_loads_nothing_heavy(code):
     loaded = f"print([module for module in {HEAVY} if module in sys.modules], file=sys.stderr)"
     script = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\n{loaded}"

@@ -173,7 +173,8 @@ def test_without_locks_a_lease_keeps_other_runs_out(photos, tmp_path, lockless):
 
 
 def test_a_lease_of_a_process_that_ended_is_taken_over(tmp_path):
-    script = f"from featx.runs.lease import Lease; from pathlib import Path; import os; Lease(Path({str(tmp_path / LEASE)!r}))"
+    lease = f"Lease(Path({str(tmp_path / LEASE)!r}))"
+    script = f"from featx.runs.lease import Lease; from pathlib import Path; import os; {lease}"
     subprocess.run([sys.executable, "-c", f"{script}; os._exit(0)"], check=True)
     assert (tmp_path / LEASE).exists()
     Lease(tmp_path / LEASE).end()

@@ -103,7 +103,8 @@ def test_a_tag_of_another_size_has_its_own_levels():
 )
 def test_nothing_heavy_is_loaded_to_answer(arguments):
     script = (
-        "import os, sys; from featx.cli import main; os._exit = sys.exit; sys.argv = ['featx', *sys.argv[1:]]\n"
+        "import os, sys; from featx.cli.commands import main\n"
+        "os._exit = sys.exit; sys.argv = ['featx', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'timm', 'numpy', 'PIL') if name in sys.modules], file=sys.stderr)"
     )
@@ -291,12 +292,12 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
 
 @pytest.mark.parametrize(("text", "count"), [("30M", 30_000_000), ("1.5g", 1_500_000_000), ("250k", 250_000), ("7", 7)])
 def test_numbers_of_parameters(text, count):
-    from featx import cli
+    from featx.cli.commands import commands
 
-    assert cli._amount(text, "--max-params") == count
+    assert commands._amount(text, "--max-params") == count
     for wrong in ("many", "1.2.3M", "M", "-3M", ""):
         with pytest.raises(UsageError, match="--max-params"):
-            cli._amount(wrong, "--max-params")
+            commands._amount(wrong, "--max-params")
 
 
 # Another timm

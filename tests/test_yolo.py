@@ -413,7 +413,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, command):
         "    return honest(name)\n"
         "metadata.version = version\n"
         f"sys.argv = ['featx', {', '.join(map(repr, command))}, '--model', 'yolov8n']\n"
-        "from featx.cli import main; main()\n"
+        "from featx.cli.commands import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (1, "")

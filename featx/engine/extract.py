@@ -15,15 +15,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import featx
 from featx import files
 from featx.engine import resources
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.images import lists, sources
 from featx.paths import MANIFEST
-from featx.runs import formats, lock, manifest, summary
+from featx.runs import formats, lock, manifest
 from featx.runs.planning import Plan, plan_work
+from featx.runs.summary import read_summary, require_same_recipe
 from featx.values import (
     EMBEDDING,
     OUTPUT_OPTIONS,
@@ -38,6 +38,7 @@ from featx.values import (
     Planned,
     Workers,
 )
+from featx.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -239,7 +240,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     pyramids = [load(job.request, device) for device in devices]
     formats.require(job.format, pyramids[0].fields, job.dtype)
     with lock.hold(output) as held:
-        before = summary.read_summary(output)
+        before = read_summary(output)
         told: deque[str] = deque()
         setting = _set_up(pyramids, job, found.items, output, before, told.append)
         job, plan, workers = setting.job, setting.plan, setting.workers
@@ -313,7 +314,7 @@ def _set_up(
     earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
     recipe = _recipe(pyramids[0], job, workers)
-    summary.require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
+    require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     plan = plan_work(output, items, job)
     setting = _Setting(job, plan, computers, workers, recipe, earlier)
     if not earlier or not plan.is_worth_doing_again() or _unchosen(job, earlier) != _unchosen(job, None):
@@ -616,7 +617,7 @@ def versions(source: str, backend: str) -> dict[str, str]:
     """Return the versions that numbers depend on."""
     more = {"ultralytics": ("ultralytics", "opencv-python"), "openvino": ("openvino",)}
     libraries = ("torch", "torchvision", "timm", "pillow", *more.get(source, ()), *more.get(backend, ()))
-    return {"featx": featx.__version__, **{name: _version(name) for name in libraries}}
+    return {"featx": __version__, **{name: _version(name) for name in libraries}}
 
 
 def _version(name: str) -> str:

@@ -21,9 +21,10 @@ from featx import files
 from featx.engine import resources
 from featx.errors import FeatxError, OutputError, StuckError
 from featx.paths import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
-from featx.runs import formats, lock, manifest, summary
+from featx.runs import formats, lock, manifest
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
+from featx.runs.summary import require_summary
 from featx.runs.suspects import remember_suspects
 from featx.values import Checked, Field, Item, Limits
 
@@ -160,7 +161,7 @@ def verify(
         If the folder is no run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
-    summary.require_summary(folder)  # before its lock is looked for
+    require_summary(folder)  # before its lock is looked for
     holding: AbstractContextManager[Any] = lock.hold(folder, make=False) if repair else lock.look(folder)
     with holding as held:
         run = open_run(folder)

@@ -1,10 +1,10 @@
 # What there is to know of models without loading timm: the catalogue's files, searched. Standard library only.
 """The catalogue: an entry for every architecture of one version of a source of models.
 
-An entry is what `featx.models.libraries.Source.entry` measured: family, parameters, layout, input, sizes, output strides,
-default levels, all levels, what there is besides levels, and pretrained tags with what is different for them.
-``data/catalogue.json`` has them for the timm version that featx was made with; for another one, and for other sources,
-they are looked up once, and kept in the user's cache folder.
+An entry is what `featx.models.libraries.Source.entry` measured: family, parameters, layout, input, sizes,
+output strides, default levels, all levels, what there is besides levels, and pretrained tags with what is different
+for them. ``data/catalogue.json`` has them for the timm version that featx was made with; for another one, and for
+other sources, they are looked up once, and kept in the user's cache folder.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import featx
 from featx.errors import UsageError, enough_memory
 from featx.images import fitting
 from featx.images.frame import Frame
@@ -23,6 +22,7 @@ from featx.models.levels import require_arrays, to_nchw
 from featx.process import full_precision
 from featx.runs.reading import request_of
 from featx.values import Description, Field, Input, Level, ModelRequest, Weights
+from featx.version import __version__
 
 
 class Pyramid:
@@ -189,7 +189,7 @@ class Pyramid:
                 "architecture": self.architecture,
                 "weights": self.weights.identity,
                 "fields": [field.to_json() for field in self.fields],
-                "versions": [featx.__version__, *(metadata.version(name) for name in (self.source, "torch"))],
+                "versions": [__version__, *(metadata.version(name) for name in (self.source, "torch"))],
             },
         )
         with enough_memory(f"There is not enough memory for {self.name} with --backend {self.backend}"):

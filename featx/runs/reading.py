@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from featx.errors import FeatxError
 from featx.images.frame import Frame
 from featx.paths import MANIFEST
-from featx.runs import formats, manifest, summary
+from featx.runs import formats, manifest
 from featx.runs.formats import Array
+from featx.runs.summary import require_summary
 from featx.values import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary = summary.require_summary(folder)
+        self.summary = require_summary(folder)
         self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
         final = self.summary.get("final")
         self.final = Level.from_json(final) if final else None

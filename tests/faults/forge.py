@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from featx import cli
+from featx.cli.commands import commands
 from featx.engine import isolation
 from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
@@ -60,9 +60,9 @@ def warm_up() -> None:
             "64",
         ]
         with suppress(SystemExit):
-            cli.app([*arguments, "--quiet", "--device", "cpu", "--output", f"{folder}/out"])
+            commands.app([*arguments, "--quiet", "--device", "cpu", "--output", f"{folder}/out"])
         with suppress(SystemExit):
-            cli.app(["verify", f"{folder}/out"])
+            commands.app(["verify", f"{folder}/out"])
 
 
 def serve(request: dict) -> dict:
@@ -131,7 +131,7 @@ def run(request: dict) -> None:
     if "fault" in request:
         faults.inject(**request["fault"])
     sys.argv = ["featx", *request["arguments"]]
-    cli.main()
+    commands.main()
 
 
 if __name__ == "__main__":

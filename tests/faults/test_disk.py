@@ -131,7 +131,10 @@ def test_every_call_of_every_command(forge, tmp_path, command, request):
     before, counter = tmp_path / "before", tmp_path / "calls"
     if (tmp_path / "out").exists():
         shutil.copytree(tmp_path / "out", before)
-    below = [*(str(tmp_path / name) for name in ("out", "photos", "model")), str(Path(featx.__file__).parent / "data")]
+    below = [
+        *(str(tmp_path / name) for name in ("out", "photos", "model")),
+        str(Path(featx.__file__).parent / "models" / "data"),
+    ]
     fault = {"name": "call", "number": 0, "kind": "EIO", "counter": str(counter), "below": below, "every": True}
     assert forge(tmp_path, *arguments, fault=fault, isolation=True)["status"] in good
     calls = len(counter.read_text().split())

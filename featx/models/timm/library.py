@@ -11,7 +11,8 @@ from torch import nn
 from featx.errors import ModelError, UsageError
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
-from featx.models.timm import description, loading, outputs, survey
+from featx.models.timm import loading, outputs, survey
+from featx.models.timm.description import describe
 from featx.values import Description, Level, ModelRequest, Weights
 
 
@@ -21,7 +22,7 @@ class Timm:
     def describe(self, request: ModelRequest) -> Description:
         """Describe levels, and what was asked for besides them."""
         _require_backbone(request)
-        plain = description.describe(request)
+        plain = describe(request)
         _require_as_catalogued(plain, request)
         return outputs.extend(plain, request) if outputs.wanted(request) else plain
 

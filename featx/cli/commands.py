@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-import featx
-from featx import render, streams
+from featx.cli import streams, tables
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 from featx.values import Job, Limits, ModelRequest
+from featx.version import __version__
 
 app = typer.Typer(
     name="featx",
@@ -197,7 +197,7 @@ def common(
 ) -> None:
     """Do what concerns every command."""
     if version:
-        print(f"featx {featx.__version__}")  # noqa: T201 - data, for scripts
+        print(f"featx {__version__}")  # noqa: T201 - data, for scripts
         raise typer.Exit
 
 
@@ -237,6 +237,8 @@ def list_models(
     debug: Debug = False,
 ) -> None:
     """List the models that can be used, with the stride and channels of their levels."""
+    from featx.models.search import list_models as find
+
     wanted: dict[str, Any] = {
         "pretrained": pretrained,
         "strides": [number for text in stride or () for number in _numbers(text, float, "--stride", "8 or 4,8")],
@@ -249,9 +251,9 @@ def list_models(
         "sort": sort,
         "limit": limit,
     }
-    with render.searching() as listener:
-        found = featx.list_models(patterns or (), **wanted, listener=listener)
-    render.models(found, names=names, as_json=as_json)
+    with tables.searching() as listener:
+        found = find(patterns or (), **wanted, listener=listener)
+    tables.models(found, names=names, as_json=as_json)
 
 
 @app.command(epilog="Example: featx info --model regnety_032 --image-size 384")
@@ -278,9 +280,9 @@ def info(
         test_size=test_size,
         part=part,
     )
-    with render.searching() as listener:
+    with tables.searching() as listener:
         described = describe_model(request, listener)
-    render.description(described, as_json=as_json)
+    tables.description(described, as_json=as_json)
 
 
 @app.command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
@@ -405,9 +407,9 @@ def extract(
     job = Job(named, request, listed, output, *how, limits, maps)
     from featx.engine.extract import run
 
-    with streams.libraries_apart() as chatter, render.progress(quiet=quiet or as_json, chatter=chatter) as listener:
+    with streams.libraries_apart() as chatter, tables.progress(quiet=quiet or as_json, chatter=chatter) as listener:
         report = run(job, listener, STOP, chatter.size)
-    render.report(report, quiet=quiet, as_json=as_json)
+    tables.report(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
 
 
@@ -426,9 +428,9 @@ def similar(
     """Find the images of a run that are most similar to another one, by the cosine of their embeddings."""
     from featx.explore import similarity
 
-    with render.waiting("looking"):
+    with tables.waiting("looking"):
         found = similarity.similar(run, query, count, device=device)
-    render.neighbours(found, as_json=as_json)
+    tables.neighbours(found, as_json=as_json)
     if output:
         similarity.draw(found, output)
 
@@ -463,9 +465,9 @@ def bench(
     job = Job(inputs, request, (), None, device, _batch_size(batch_size), workers, dtype)
     from featx.engine import bench as benchmark
 
-    with render.waiting("timing"):
+    with tables.waiting("timing"):
         value = benchmark.bench(job, count, rounds)
-    render.timings(value, as_json=as_json)
+    tables.timings(value, as_json=as_json)
 
 
 @app.command(epilog="Example: featx fetch --model resnet50.a1_in1k --output models/resnet50")
@@ -478,7 +480,7 @@ def fetch(
     """Fetch weights and configuration into a folder, for --model local-dir:DIR on a machine without a network."""
     from featx.models import fetching
 
-    render.fetched(fetching.fetch(model, output), as_json=as_json)
+    tables.fetched(fetching.fetch(model, output), as_json=as_json)
 
 
 @app.command(epilog="Example: featx verify features/photos --recompute 20")
@@ -500,9 +502,9 @@ def verify(
     """
     from featx.explore.verify import verify as check
 
-    with render.checking(quiet=as_json) as listener:
+    with tables.checking(quiet=as_json) as listener:
         verified = check(folder, recompute=recompute, repair=repair, listener=listener)
-    render.verified(verified, as_json=as_json)
+    tables.verified(verified, as_json=as_json)
     raise typer.Exit(0 if verified.sound and verified.complete else 1)
 
 
@@ -565,7 +567,7 @@ def _fail(error: FeatxError) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     else:
-        render.error(error)
+        tables.error(error)
     return error.exit_status
 
 

@@ -22,10 +22,10 @@ from featx.values import Checked, Event, Listener, Note, Outcome, Planned, Searc
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from featx.cli.streams import Chatter
     from featx.engine.extract import Report
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
-    from featx.streams import Chatter
 
 # Seconds between two lines of progress where there is no terminal to draw on.
 LINE_EVERY = 10.0
