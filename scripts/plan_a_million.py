@@ -18,12 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import paths
+from featx import files
 from featx.images import lists, sources
-from featx.runs import manifest, reading
+from featx.options import Job, ModelRequest
+from featx.runs import layout, reading
 from featx.runs.planning import plan_work
 from featx.runs.summary import FACTS, FORMAT, RECIPE
-from featx.values import Job, ModelRequest
 
 # Links that a file may have on common file systems, with room to spare.
 LINKS = 30_000
@@ -70,9 +70,9 @@ def make(root: Path, count: int) -> None:
         "counts": {"done": count, "failed": 0, "total": count},
         "seconds": 0,
     }
-    (run / paths.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+    (run / layout.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     with (
-        (run / paths.MANIFEST).open("w", encoding="utf-8") as lines,
+        (run / layout.MANIFEST).open("w", encoding="utf-8") as lines,
         (root / "list.txt").open("w", encoding="utf-8") as listed,
     ):
         for number in range(count):
@@ -86,7 +86,7 @@ def make(root: Path, count: int) -> None:
             os.link(source, root / key)
             os.link(source, run / f"{key}.npz")
             listed.write(f"{root}/{key}\n")
-            stat = manifest.stat_of(f"{root}/{key}")
+            stat = files.stat_of(f"{root}/{key}")
             frame = {"original": [500, 375], "input": [224, 224], "scale": [0.63, 0.63], "offset": [-45.3, -6.2]}
             line = {
                 "key": key,

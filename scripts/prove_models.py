@@ -34,7 +34,8 @@ from featx import load_pyramid
 from featx.engine import resources
 from featx.models import catalogue
 from featx.models.timm import description as backbones
-from featx.values import Description, ModelRequest
+from featx.options import ModelRequest
+from featx.values import Description
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
 LARGEST_WORK = 0.2e9 * 224**2

@@ -11,7 +11,8 @@ import featx
 from featx.errors import FeatxError, ModelError, UsageError
 from featx.models import levels
 from featx.models.timm import description as backbones
-from featx.values import Level, ModelRequest
+from featx.options import ModelRequest
+from featx.values import Level
 from tests.families import FAMILIES, SMALLER
 
 

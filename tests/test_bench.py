@@ -7,7 +7,7 @@ import pytest
 
 from featx.engine import bench
 from featx.errors import UsageError
-from featx.values import Job, ModelRequest
+from featx.options import Job, ModelRequest
 from tests.conftest import natural_image
 
 

@@ -235,8 +235,9 @@ def test_a_model_too_large_for_memory_is_described():
     """Its weights would take gigabytes; on the meta device they take none. The process reads its own peak: what the
     system counts for children includes the memory of the process that started them."""
     script = """
-import featx.models.search, featx.values, re
-value = featx.models.search.describe_model(featx.values.ModelRequest("vit_giant_patch14_dinov2", image_size=(518, 252)))
+import featx.models.search, featx.options, re
+request = featx.options.ModelRequest("vit_giant_patch14_dinov2", image_size=(518, 252))
+value = featx.models.search.describe_model(request)
 print(value["parameters"], re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

@@ -14,7 +14,8 @@ from featx.engine import computing, extract
 from featx.engine.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
-from featx.values import Job, ModelRequest, Note
+from featx.options import Job, ModelRequest
+from featx.values import Note
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"

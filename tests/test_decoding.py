@@ -19,7 +19,7 @@ from featx.images.containers import canvas_of
 from featx.images.fitting import DecodeError, decode, make
 from featx.images.frame import Frame
 from featx.images.placing import UnreadableError, place, reason_of
-from featx.values import Limits
+from featx.options import Limits
 from tests.conftest import natural_image
 
 SMALL = {"fit": "letterbox", "input_size": (3, 72, 96)}

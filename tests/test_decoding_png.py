@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from featx.images.fitting import DecodeError, decode, make, upright_rgb
 from featx.images.placing import place
-from featx.values import Limits
+from featx.options import Limits
 from tests import pngs
 from tests.pngs import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
 from featx.images.placing import UnreadableError, place
-from featx.values import Limits
+from featx.options import Limits
 from tests import tiffs
 from tests.tiffs import ASSOCIATED, BLACK_IS_ZERO, CMYK, PALETTE, RGB, UNASSOCIATED, UNSPECIFIED, WHITE_IS_ZERO, YCBCR
 

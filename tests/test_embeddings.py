@@ -12,7 +12,7 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models.timm import outputs
 from featx.models.timm.library import Timm
-from featx.values import ModelRequest
+from featx.options import ModelRequest
 from tests.families import EVERY_KIND, FAMILIES, SMALLER
 
 SOURCE = Timm()

@@ -17,10 +17,11 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx.engine import extract as engine
 from featx.engine import pipeline
+from featx.engine.events import Planned
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.models.pyramid import Pyramid
 from featx.runs.formats import npz
-from featx.values import Note, Outcome, Planned
+from featx.values import Note, Outcome
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"

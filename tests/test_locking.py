@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from featx.engine.events import Planned
 from featx.errors import BusyError, OutputError
 from featx.explore.verify import verify
-from featx.paths import LEASE, UNFINISHED
 from featx.runs import lease as leases
 from featx.runs import lock
+from featx.runs.layout import LEASE, UNFINISHED
 from featx.runs.lease import Lease, is_held
-from featx.values import Planned
 from tests.runs import extract, lines, make_photos, notes, tree, write_lines
 
 

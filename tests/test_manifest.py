@@ -11,7 +11,7 @@ import featx
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.explore.verify import verify
-from featx.runs import formats, lock, manifest
+from featx.runs import formats, lock, recorder
 from featx.values import Item, Outcome, Stat
 from tests.runs import extract, lines, make_photos, tree, write_lines
 
@@ -28,7 +28,7 @@ def ledger(run):
     summary = json.loads((run / "summary.json").read_text())
     with lock.hold(run) as held:
         held.begin()
-        yield manifest.Ledger(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
+        yield recorder.Ledger(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
 
 
 def outcomes(run, *numbers, frame=None):

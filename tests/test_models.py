@@ -17,7 +17,8 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models import catalogue, search
 from featx.models.timm import survey
-from featx.values import ModelRequest, Note, Surveyed
+from featx.options import ModelRequest
+from featx.values import Note, Surveyed
 
 BOOK = catalogue.read()
 

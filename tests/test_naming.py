@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.paths import LONGEST, fold, is_inside, output_of, to_path, to_text
+from featx.paths import fold, to_path, to_text
+from featx.runs.layout import LONGEST, is_inside, output_of
 
 names = st.binary(min_size=1, max_size=40).filter(lambda name: b"/" not in name and b"\0" not in name)
 paths = st.lists(names, min_size=1, max_size=4).map(lambda pieces: os.fsdecode(b"/".join(pieces)))

@@ -15,11 +15,13 @@ import featx
 from featx.engine import pipeline
 from featx.engine.computing import Computer
 from featx.engine.isolation import Reader
+from featx.engine.resources import Workers
 from featx.errors import ModelError, OutputError
-from featx.paths import UNFINISHED
+from featx.options import Limits
 from featx.runs import formats
 from featx.runs.formats import npz
-from featx.values import Item, Limits, Workers
+from featx.runs.layout import UNFINISHED
+from featx.values import Item
 from tests.conftest import natural_image
 
 WORKERS = Workers(batch_size=4, forwards=2, threads=1, readers=2, writers=2)

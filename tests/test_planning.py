@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 import featx
-from featx.values import Planned
+from featx.engine.events import Planned
 from tests.runs import extract, lines, make_photos, notes, tree
 
 

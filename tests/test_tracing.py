@@ -8,7 +8,7 @@ from torch import nn
 
 from featx.models.timm import description as backbones
 from featx.models.tracing import Axis, Tracer
-from featx.values import ModelRequest
+from featx.options import ModelRequest
 
 
 def opened(network: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from featx.errors import FeatxError, ModelError, UsageError, WeightsError
 from featx.images import fitting
 from featx.models import libraries, yolo
 from featx.models.yolo import Ultralytics
-from featx.values import ModelRequest
+from featx.options import ModelRequest
 from tests.conftest import natural_image
 
 pytest.importorskip("cv2", exc_type=ImportError, reason="OpenCV misses libraries of the system")

@@ -17,7 +17,7 @@ import typer
 from featx.cli import streams, tables
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
-from featx.values import Job, Limits, ModelRequest
+from featx.options import Job, Limits, ModelRequest
 from featx.version import __version__
 
 app = typer.Typer(

@@ -15,9 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from featx.engine.events import Event, Listener, Planned
 from featx.errors import FeatxError
-from featx.paths import MANIFEST, printable
-from featx.values import Checked, Event, Listener, Note, Outcome, Planned, SearchListener, Surveyed
+from featx.explore.verify import Checked
+from featx.paths import printable
+from featx.runs.layout import MANIFEST
+from featx.values import Note, Outcome, SearchListener, Surveyed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

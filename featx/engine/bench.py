@@ -19,12 +19,14 @@ from PIL import Image
 
 from featx import files
 from featx.engine import extract, isolation, pipeline
+from featx.engine.resources import Workers
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import Pyramid, choose_devices, load
-from featx.paths import UNFINISHED
+from featx.options import Job
 from featx.runs import formats
-from featx.values import Item, Job, Outcome, Workers
+from featx.runs.layout import UNFINISHED
+from featx.values import Item, Outcome
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
 STAGES = ("read", "forward", "write", "settle")

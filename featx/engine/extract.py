@@ -17,27 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featx import files
 from featx.engine import resources
+from featx.engine.events import Listener, Planned
+from featx.engine.resources import Workers
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import OutputError, StoppedError, StuckError, UsageError
 from featx.images import lists, sources
-from featx.paths import MANIFEST
-from featx.runs import formats, lock, manifest
+from featx.options import OUTPUT_OPTIONS, Job, Limits, ModelRequest
+from featx.runs import formats, lock, manifest, recorder
+from featx.runs.layout import MANIFEST
 from featx.runs.planning import Plan, plan_work
-from featx.runs.summary import read_summary, require_same_recipe
-from featx.values import (
-    EMBEDDING,
-    OUTPUT_OPTIONS,
-    Field,
-    Item,
-    Job,
-    Limits,
-    Listener,
-    ModelRequest,
-    Note,
-    Outcome,
-    Planned,
-    Workers,
-)
+from featx.runs.recipe import require_same_recipe
+from featx.runs.summary import read_summary
+from featx.values import EMBEDDING, Field, Item, Note, Outcome
 from featx.version import __version__
 
 if TYPE_CHECKING:
@@ -258,7 +249,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
         suspected = pending.keys() & suspects.marks_of(plan.to_do) if pending else set()
         facts = {**_facts(pyramids[0], setting.recipe), "unchosen": sorted(_unchosen(job, setting.earlier))}
         counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
-        ledger = manifest.Ledger(output, held, facts, *counts, setting.earlier)
+        ledger = recorder.Ledger(output, held, facts, *counts, setting.earlier)
         ledger.save("running")
         listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
         for text in (*held.notes, *_surprises(setting, suspected)):
@@ -359,7 +350,7 @@ class _Crew:
             keep_in_mind(self.unfinished, self.suspects)
 
 
-def _work_off(items: list[Item], crew: _Crew, ledger: manifest.Ledger, listener: Listener) -> list[Outcome]:
+def _work_off(items: list[Item], crew: _Crew, ledger: recorder.Ledger, listener: Listener) -> list[Outcome]:
     """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
     from featx.engine import pipeline
 
@@ -395,7 +386,7 @@ def _work_off(items: list[Item], crew: _Crew, ledger: manifest.Ledger, listener:
 
 
 @contextmanager
-def _booked(ledger: manifest.Ledger, crew: _Crew) -> Iterator[None]:
+def _booked(ledger: recorder.Ledger, crew: _Crew) -> Iterator[None]:
     """Leave the books in order, however the work ends."""
     try:
         yield
@@ -421,7 +412,7 @@ def _tidy(writer: formats.Writer, output: Path, name: str) -> None:
         files.synchronise(output / MANIFEST)  # what it says is not to be lost after what it no longer vouches for
         writer.tidy(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}", manifest.ROOM) from error
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}", recorder.ROOM) from error
 
 
 def _suspected(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:

@@ -33,8 +33,9 @@ from featx.errors import FeatxError
 from featx.images import fitting
 from featx.images.frame import Frame
 from featx.images.placing import Placed, UnreadableError, place, reason_of
+from featx.options import Limits
 from featx.runs.suspects import Marks, mark_of
-from featx.values import Item, Limits
+from featx.values import Item
 
 # Seconds that a decoding process has to get ready; it loads torch for timm's transform.
 START = 120.0

@@ -25,13 +25,15 @@ from torch import Tensor
 
 from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import LOOK_EVERY, Reader, ReadingThreads
+from featx.engine.resources import Workers
 from featx.engine.stages import Stage
 from featx.errors import OutputError, StuckError
+from featx.files import stat_of
 from featx.images.frame import Frame
 from featx.images.placing import UnreadableError
+from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
-from featx.runs.manifest import path_text, stat_of
-from featx.values import Item, Outcome, Stat, Workers
+from featx.values import Item, Outcome, Stat
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
@@ -90,3 +91,26 @@ def _text(path: Path) -> str:
         return path.read_text(errors="replace")
     except (OSError, ValueError):
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How a run is spread over the machine.
+
+    Attributes
+    ----------
+    batch_size : int
+        Images in one forward pass.
+    forwards : int
+        Forward passes at a time.
+    threads : int
+        Threads of each; one core a pass loses nothing to waiting for each other.
+    readers, writers : int
+        Threads that decode, and that write.
+    """
+
+    batch_size: int
+    forwards: int
+    threads: int
+    readers: int
+    writers: int

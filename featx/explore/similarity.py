@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from featx.errors import FeatxError, OutputError, UsageError
 from featx.images import placing
+from featx.options import Limits
 from featx.paths import printable, to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.values import EMBEDDING, Limits
+from featx.values import EMBEDDING
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
 BLOCK = 2048

@@ -20,13 +20,15 @@ import numpy as np
 from featx import files
 from featx.engine import resources
 from featx.errors import FeatxError, OutputError, StuckError
-from featx.paths import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED, to_path
-from featx.runs import formats, lock, manifest
+from featx.options import Limits
+from featx.paths import to_path
+from featx.runs import formats, lock, manifest, recorder
 from featx.runs.formats import Array
+from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import remember_suspects
-from featx.values import Checked, Field, Item, Limits
+from featx.values import Field, Item
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
@@ -254,7 +256,7 @@ def _repair(run: Run, held: lock.Hold, verified: Verified) -> None:
             held.save({**run.summary, "state": "stopped", "counts": counts})
             held.drop(forgotten)
         except OSError as error:
-            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", manifest.ROOM) from error
+            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", recorder.ROOM) from error
     verified.repaired = True
 
 
@@ -299,7 +301,7 @@ def _unchanged(run: Run, key: str) -> Item | None:
     """The image of an output, if it is still the one that was read."""
     line = run.line(key)
     path, then = to_path(line["path"]), line["input"]
-    now = manifest.stat_of(path)
+    now = files.stat_of(path)
     same = now and then and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
     return Item(key, path) if same else None
 
@@ -317,3 +319,11 @@ def _other_versions(summary: dict[str, Any]) -> list[str]:
 
     then, now = summary["recipe"]["versions"], versions(summary["source"], summary["recipe"]["backend"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One of a run's outputs was checked: `done` of `total`."""
+
+    done: int
+    total: int

@@ -27,7 +27,7 @@ from featx.images.colours import loaded, to_rgb
 from featx.images.containers import UPRIGHT, canvas_of, open_image, orientation_of
 from featx.images.frame import Frame
 from featx.images.pieces import Notes
-from featx.values import Limits
+from featx.options import Limits
 
 __all__ = ["DecodeError", "Evaluation", "Letterbox", "Preprocessor", "decode", "make", "orientation_of", "upright_rgb"]
 

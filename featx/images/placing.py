@@ -21,7 +21,7 @@ from PIL import Image
 
 from featx.images import fitting
 from featx.images.frame import Frame
-from featx.values import Limits
+from featx.options import Limits
 
 # What goes wrong inside a decoder that runs out of a file's bytes, or into senseless ones; the words mean nothing.
 INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)

@@ -14,7 +14,8 @@ from pathlib import Path
 from featx import paths
 from featx.errors import UsageError
 from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
-from featx.paths import absolute, fold, output_of, to_text
+from featx.paths import absolute, fold, to_text
+from featx.runs.layout import output_of
 from featx.values import Item, many_records
 
 

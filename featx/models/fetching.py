@@ -17,7 +17,7 @@ from featx.models.checkpoints import is_safetensors
 from featx.models.libraries import source_of
 from featx.models.timm import description as backbones
 from featx.models.timm import loading
-from featx.values import model_name
+from featx.options import model_name
 
 CONFIGURATION = "config.json"
 

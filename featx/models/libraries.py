@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from featx.errors import UsageError
 from featx.models.catalogue import Catalogue, Entry
-from featx.values import Description, ModelRequest, Weights
+from featx.options import ModelRequest
+from featx.values import Description, Weights
 
 if TYPE_CHECKING:
     from torch import nn

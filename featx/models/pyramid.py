@@ -19,9 +19,10 @@ from featx.images import fitting
 from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
+from featx.options import ModelRequest
 from featx.process import full_precision
 from featx.runs.reading import request_of
-from featx.values import Description, Field, Input, Level, ModelRequest, Weights
+from featx.values import Description, Field, Input, Level, Weights
 from featx.version import __version__
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from featx.errors import ModelError
 from featx.models import catalogue, libraries
 from featx.models.catalogue import Catalogue, Entry
-from featx.values import ModelRequest, Note, SearchListener, Surveyed
+from featx.options import ModelRequest
+from featx.values import Note, SearchListener, Surveyed
 
 # Models that are measured between two times that the catalogue of another timm is kept.
 KEEP_EVERY = 50

@@ -35,8 +35,9 @@ from featx.models.catalogue import Catalogue, Entry
 from featx.models.checkpoints import Checkpoint, read_checkpoint, require_checkpoint, split_part
 from featx.models.levels import choose, fields_of, measure
 from featx.models.tracing import Tracer
+from featx.options import OUTPUT_OPTIONS, ModelRequest
 from featx.process import ALONE, quiet, random_state, replaced
-from featx.values import OUTPUT_OPTIONS, Description, Input, Level, ModelRequest, Weights
+from featx.values import Description, Input, Level, Weights
 
 PARTS = ("backbone", "neck", "all")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from featx import files
 from featx.errors import BusyError, OutputError
-from featx.paths import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
-from featx.runs import manifest
+from featx.runs import manifest, recorder
+from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary
 
@@ -67,7 +67,7 @@ class Hold:
                     "after a power cut, the last images may have to be computed again"
                 )
         except OSError as error:
-            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", manifest.ROOM) from error
+            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", recorder.ROOM) from error
         self._begun = True
 
     def append(self, lines: bytes) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featx import paths
-from featx.runs import formats, manifest
-from featx.values import Item, Job, Outcome, many_records
+from featx.options import Job
+from featx.runs import formats, layout
+from featx.runs.known import Known, count_gone, place_of, read_known, require_same_images, standing_of
+from featx.values import Item, Outcome, many_records
 
 # An earlier call's images are done again in larger batches where there are so many times as many new ones.
 WORTH_DOING_AGAIN = 16
@@ -65,7 +67,7 @@ class Plan:
 @many_records()
 def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
     """Hold the images against the manifest; linear, and small enough for a million of them."""
-    known = {} if job.overwrite else manifest.known(folder)
+    known = {} if job.overwrite else read_known(folder)
     planner = _Planner(folder, job)
     plan = planner.plan
     fresh: list[int] = []
@@ -77,7 +79,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
             fresh.append(len(plan.to_do))
             plan.to_do.append(item)
             continue
-        if line.place != manifest.place_of(manifest.path_text(item.path)):
+        if line.place != place_of(paths.path_text(item.path)):
             elsewhere[item.key] = item.path
         if item.alias and line.output:
             taken.add(paths.fold(line.output))  # which it got before others came that are called nearly the same
@@ -86,7 +88,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
                 fresh.append(len(plan.to_do))
             plan.to_do.append(again)
     if elsewhere:
-        manifest.require_same_images(folder, elsewhere)
+        require_same_images(folder, elsewhere)
     if known and fresh:
         plan.known_as = _known_as(known, (plan.to_do[place] for place in fresh))
         fresh = planner.rename(fresh, known)
@@ -94,7 +96,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
     others = sum(line.done for line in known.values())
     plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
-        plan.gone += manifest.gone(folder, {key for key, line in known.items() if line.done})
+        plan.gone += count_gone(folder, {key for key, line in known.items() if line.done})
         taken.update(paths.fold(line.output) for line in known.values())
     if taken:
         _tell_apart(plan.to_do, fresh, taken)
@@ -110,10 +112,10 @@ class _Planner:
         self._own_files = not formats.vectors_only(job.format)
         self._job = job
 
-    def again(self, item: Item, line: manifest.Known) -> Item | None:
+    def again(self, item: Item, line: Known) -> Item | None:
         """Return the image if it is to be done again; None if its line stands."""
         plan = self.plan
-        standing = manifest.standing(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
+        standing = standing_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
         if standing == "stale" or (self._job.retry_failed and not line.done):
             plan.again += line.done
             if not line.done:
@@ -127,7 +129,7 @@ class _Planner:
             plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
         return None
 
-    def rename(self, fresh: list[int], known: dict[str, manifest.Known]) -> list[int]:
+    def rename(self, fresh: list[int], known: dict[str, Known]) -> list[int]:
         """Give images that the manifest has under another key that key, and decide about them; returns the others."""
         plan = self.plan
         to_do: list[Item] = []
@@ -147,12 +149,12 @@ class _Planner:
         return left
 
 
-def _known_as(known: Mapping[str, manifest.Known], fresh: Iterable[Item]) -> dict[str, str]:
+def _known_as(known: Mapping[str, Known], fresh: Iterable[Item]) -> dict[str, str]:
     """Find images that are in the manifest under another key, by their paths."""
     places = {line.place: key for key, line in known.items()}
     found = {}
     for item in fresh:
-        if key := places.get(manifest.place_of(manifest.path_text(item.path))):
+        if key := places.get(place_of(paths.path_text(item.path))):
             found[item.key] = key
     return found
 
@@ -161,5 +163,5 @@ def _tell_apart(items: list[Item], fresh: Iterable[int], taken: set[str]) -> Non
     """Give new images whose outputs could be taken for those of other images a name of their own."""
     for place in fresh:
         item = items[place]
-        if not item.alias and paths.fold(paths.output_of(item.key)) in taken:
-            items[place] = replace(item, alias=paths.output_of(item.key, apart=True))
+        if not item.alias and paths.fold(layout.output_of(item.key)) in taken:
+            items[place] = replace(item, alias=layout.output_of(item.key, apart=True))

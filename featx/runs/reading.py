@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import FeatxError
 from featx.images.frame import Frame
-from featx.paths import MANIFEST
+from featx.options import OUTPUT_OPTIONS, ModelRequest
 from featx.runs import formats, manifest
 from featx.runs.formats import Array
+from featx.runs.layout import MANIFEST
 from featx.runs.summary import require_summary
-from featx.values import EMBEDDING, OUTPUT_OPTIONS, Field, Level, ModelRequest
+from featx.values import EMBEDDING, Field, Level
 
 if TYPE_CHECKING:
     from featx.runs.dataset import FeatureDataset

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from featx import files
 from featx.errors import OutputError
-from featx.paths import KEPT
-from featx.runs.manifest import path_text
+from featx.paths import path_text
+from featx.runs.layout import KEPT
 from featx.values import Item
 
 MARKS, SLOTS, SLOT = "reading", 128, 4096

@@ -287,7 +287,7 @@ def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_
 
 
 def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
-    from featx.paths import UNFINISHED
+    from featx.runs.layout import UNFINISHED
     from featx.runs.suspects import Marks, suspects
     from featx.values import Item
 

@@ -17,9 +17,10 @@ import featx
 from featx.engine import isolation
 from featx.images import fitting
 from featx.images.placing import UnreadableError
-from featx.paths import UNFINISHED
+from featx.options import Limits
+from featx.runs.layout import UNFINISHED
 from featx.runs.suspects import Marks, mark_of, marks_of, suspects
-from featx.values import Item, Limits
+from featx.values import Item
 from tests.conftest import natural_image
 from tests.faults.conftest import MODEL, lines, make_photos, outputs
 

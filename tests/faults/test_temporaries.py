@@ -15,7 +15,7 @@ import featx
 from featx import files
 from featx.engine import isolation
 from featx.errors import FeatxError
-from featx.values import Limits
+from featx.options import Limits
 from tests.conftest import PHOTO, natural_image
 from tests.faults.conftest import MODEL, ROOT, lines, make_photos, outputs
 

@@ -25,9 +25,10 @@ from featx.models import catalogue
 from featx.models import weights as weights_
 from featx.models.levels import choose, fields_of, measure, to_nchw
 from featx.models.tracing import Tracer
+from featx.options import ModelRequest
 from featx.paths import expanded
 from featx.process import random_state
-from featx.values import Description, Input, Level, ModelRequest
+from featx.values import Description, Input, Level
 
 # What people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)

@@ -13,7 +13,8 @@ from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
-from featx.values import Description, Level, ModelRequest, Weights
+from featx.options import ModelRequest
+from featx.values import Description, Level, Weights
 
 
 class Timm:

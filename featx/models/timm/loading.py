@@ -18,8 +18,9 @@ from featx.models import weights as weights_
 from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.models.timm.description import Plan, Reference, create
 from featx.models.timm.outputs import Tapped
+from featx.options import ModelRequest
 from featx.process import quiet, random_state, replaced
-from featx.values import Description, ModelRequest, Weights
+from featx.values import Description, Weights
 
 
 def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:

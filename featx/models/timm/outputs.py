@@ -33,7 +33,8 @@ from featx.models.timm.description import (
     real,
     trace,
 )
-from featx.values import EMBEDDING, FINAL, Description, Field, Level, ModelRequest
+from featx.options import ModelRequest
+from featx.values import EMBEDDING, FINAL, Description, Field, Level
 
 POOLS = ("avg", "max", "gem", "cls")
 

@@ -14,7 +14,7 @@ from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.timm import description as backbones
 from featx.models.timm import loading, outputs
-from featx.values import ModelRequest
+from featx.options import ModelRequest
 
 
 def empty_catalogue() -> Catalogue:

@@ -21,8 +21,8 @@ import numpy as np
 
 from featx import files
 from featx.errors import OutputError
-from featx.paths import KEYS, VECTORS
 from featx.runs.formats import Array, Record, Stored, read_header
+from featx.runs.layout import KEYS, VECTORS
 from featx.values import EMBEDDING, Field
 
 FLOAT32 = np.dtype("<f4")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from featx import files
-from featx.paths import output_of
 from featx.runs.formats import Array, Record, Stored, read_header
+from featx.runs.layout import output_of
 from featx.values import EMBEDDING, Field
 
 # Vectors that are read together.

@@ -1,0 +1,40 @@
+# What an engine tells whoever listens, as it happens.
+"""Events of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featx.values import Note, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Work is about to begin.
+
+    Attributes
+    ----------
+    summary : dict
+        The run's summary as it stands.
+    output : Path
+        The run's folder.
+    to_do, done : int
+        Images to compute now; images that an earlier call finished.
+    failures : tuple of Outcome
+        Images that an earlier call failed on, and that are unchanged since.
+    """
+
+    summary: dict[str, Any]
+    output: Path
+    to_do: int
+    done: int
+    failures: tuple[Outcome, ...]
+
+
+Event = Note | Planned | Outcome
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,73 @@
+# The layout of a run's folder: what its files are called, and the output of every key.
+"""Names that no file system trips over."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+SUFFIX = ".npz"
+
+
+# Of all that outputs are kept in, and what formats for vectors call their files.
+SUFFIXES = (SUFFIX, ".npy", ".parquet")
+
+
+VECTORS, KEYS = "embeddings.npy", "keys.txt"
+
+
+# What the run itself keeps in its folder; the folders of outputs stay clear of these names.
+SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
+
+
+# The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
+KEPT = "suspects"
+
+
+# Bytes in one name, on nearly every file system.
+LONGEST = 255
+
+
+_OURS = "|".join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED, LEASE)))
+
+
+_TAKEN = re.compile(rf"(.*{re.escape(SUFFIX)}|{_OURS})~*", re.IGNORECASE | re.DOTALL)
+
+
+def output_of(key: str, *, apart: bool = False) -> str:
+    """Name the output of a key: the key itself and a suffix, unless that cannot be.
+
+    Parameters
+    ----------
+    key : str
+        A relative path with forward slashes, without empty pieces and ``..``.
+    apart : bool
+        Whether another key's output would be taken for the same; a part of the key's sha256 then tells them apart.
+
+    Returns
+    -------
+    str
+        Every name in it fits into `LONGEST` bytes, and no folder is called what an output or the run's books are.
+    """
+    *folders, name = key.split("/")
+    places = [_fitted(folder, "~" if _TAKEN.fullmatch(folder) else "", "") for folder in folders]
+    return "/".join([*places, _fitted(name, _mark(key) if apart else "", SUFFIX)])
+
+
+def is_inside(output: str) -> bool:
+    """Whether a name out of a manifest, which anybody could have written, stays in the run's folder."""
+    return not output.startswith("/") and (".." not in output or ".." not in output.split("/"))
+
+
+def _fitted(name: str, mark: str, suffix: str) -> str:
+    """Put a name together; one that is too long loses its end to a part of its sha256."""
+    whole = f"{name}{mark}{suffix}"
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    mark = mark if len(mark) > 1 else _mark(name)
+    room = LONGEST - len(f"{mark}{suffix}")
+    return f"{name.encode()[:room].decode(errors='ignore')}{mark}{suffix}"
+
+
+def _mark(text: str) -> str:
+    return f"~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
