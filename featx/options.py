@@ -12,13 +12,10 @@ from typing import Any, Literal
 # What a model in a folder is called by.
 LOCAL = "local-dir:"
 
-
 # A model of timm's as its page on the hub has it, and any repository by its page's address.
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 
-
 _OF_TIMM = re.compile(r"timm/([\w.-]+)")
-
 
 # What may be asked of a model besides which levels.
 OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")
@@ -191,3 +188,9 @@ class Job:
     isolate: bool = False
     limits: Limits = Limits()
     maps: bool | None = None
+
+
+def folder_name(model: str) -> str:
+    """Name the folder of a model's features: its own name, without prefix and without slashes."""
+    prefix, _, rest = model.rpartition(":")
+    return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")

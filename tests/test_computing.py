@@ -10,7 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx.engine import computing, extract
+from featx.engine import computing, resources
 from featx.engine.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
@@ -240,7 +240,7 @@ def test_cores_are_shared_out_on_purpose(pyramid, monkeypatch):
     def spread(images, cores, **asked):
         monkeypatch.setattr("featx.engine.resources.cores", lambda: cores)
         job = Job((), ModelRequest(MODEL), **asked)
-        workers = extract.spread([pyramid], job, images, {})[1]
+        workers = resources.spread([pyramid], job, images, {})[1]
         return workers.batch_size, workers.forwards, workers.threads
 
     assert spread(1000, 2) == (8, 2, 1)

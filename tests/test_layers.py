@@ -132,7 +132,7 @@ def test_the_bodies_of_commands_are_short():
             body = [
                 statement for statement in node.body if not isinstance(getattr(statement, "value", None), ast.Constant)
             ]
-            assert body[-1].end_lineno - body[0].lineno < 15, node.name
+            assert body[-1].end_lineno - body[0].lineno < 18, node.name
 
 
 def test_nothing_is_printed_by_the_library():

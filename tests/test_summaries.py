@@ -7,9 +7,9 @@ import json
 import pytest
 
 import featx
+from featx.engine.again import request_of
 from featx.errors import FeatxError
 from featx.explore.verify import verify
-from featx.runs.reading import request_of
 from tests.runs import extract, lines, make_photos, write_lines
 
 SENSELESS = (..., None, "x", -1, [], {}, [None], float("inf"), "\ud800", "a\0b", "../../x")

@@ -19,10 +19,10 @@ from PIL import Image
 from timm.models import _builder
 
 import featx
+from featx.engine.again import load_again
 from featx.errors import ModelError, OutputError, WeightsError
 from featx.explore.verify import verify
 from featx.models import weights
-from featx.models.pyramid import load_again
 from tests.hub import serving
 
 MODEL = "test_resnet"

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from featx.engine.events import Event, Listener, Planned
+from featx.engine.events import Checked, Event, Listener, Planned
 from featx.errors import FeatxError
-from featx.explore.verify import Checked
 from featx.paths import printable
 from featx.runs.layout import MANIFEST
 from featx.values import Note, Outcome, SearchListener, Surveyed

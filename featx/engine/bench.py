@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from featx import files
-from featx.engine import extract, isolation, pipeline
+from featx.engine import checks, isolation, pipeline, resources
 from featx.engine.resources import Workers
 from featx.errors import UsageError
 from featx.images import sources
@@ -60,13 +60,13 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     FeatxError
         If the model cannot be run, or no image can be read.
     """
-    extract.require_sound(job)
+    checks.require_sound(job)
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
     with files.temporary_folder() as scratch:
         items = _items(job, count, scratch / "photos")
-        computers, workers = extract.spread(pyramids, job, len(items), {})
-        extract.hand_over(computers, workers)
+        computers, workers = resources.spread(pyramids, job, len(items), {})
+        resources.hand_over(computers, workers)
         alone = _emptied(scratch / "alone")
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         work = pipeline.Work(computers, _writer(pyramids[0], alone), workers.batch_size, reader)
@@ -76,7 +76,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         batches = _cut(ready, workers.batch_size)
         seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
         sizes: list[int] = []
-        with extract.machine(devices, workers):
+        with resources.machine(devices, workers):
             work.compute(batches[0])  # the first pass sets things up
             for _ in range(rounds):
                 writer = _writer(pyramids[0], _emptied(alone))

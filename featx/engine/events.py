@@ -38,3 +38,11 @@ Event = Note | Planned | Outcome
 
 
 Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One of a run's outputs was checked: `done` of `total`."""
+
+    done: int
+    total: int

@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from featx.options import Job
+
+if TYPE_CHECKING:
+    import torch
+
+    from featx.engine.computing import Computer
+    from featx.models.pyramid import Pyramid
+
 import math
 import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -114,3 +125,67 @@ class Workers:
     threads: int
     readers: int
     writers: int
+
+
+# Where a batch stops making a processor faster; measured on ResNet-50 at 224, one thread a pass.
+LARGEST_BATCH = 8
+
+# Passes at a time on a graphics card: while one is computed, another is copied there and a third one back.
+STREAMS = 3
+
+
+def spread(
+    pyramids: list[Pyramid],
+    job: Job,
+    images: int,
+    earlier: dict[str, Any],
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Computer], Workers]:
+    """Spread the work over the machine; what changes numbers and was not asked for stays what an earlier call took.
+
+    On a processor every core has a forward pass to itself: passes of one thread do not wait for each other, and
+    reading and writing fill what they leave. Only where there are fewer batches than cores do passes get more threads.
+    """
+    import torch
+
+    from featx.engine.computing import Computer
+
+    available = cores()
+    batch_size = job.batch_size or earlier.get("batch_size")
+    computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
+    if pyramids[0].device.type == "cpu":
+        batch_size = batch_size or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
+        batches = -(-images // batch_size)
+        threads = earlier.get("threads") or available // (job.workers or min(available, batches)) or 1
+        forwards = job.workers or max(1, available // threads)
+    else:
+        batch_size = batch_size or min(images, computers[0].best_batch_size())
+        forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
+    for computer in computers:
+        computer.largest = batch_size
+    return computers, Workers(batch_size, forwards, threads, readers=available, writers=available)
+
+
+def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
+    """Have each network run by the backend that was asked for, from now on."""
+    for computer in computers:
+        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.tell)
+
+
+@contextmanager
+def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]:
+    """Set what torch and Pillow keep for the whole process, for as long as the run takes."""
+    import torch
+    from PIL import Image
+
+    from featx.images.fitting import lift_pillow_limit
+    from featx.process import full_precision
+
+    threads, pixels = torch.get_num_threads(), lift_pillow_limit()
+    torch.set_num_threads(workers.threads)
+    try:
+        with full_precision(devices[0]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        Image.MAX_IMAGE_PIXELS = pixels

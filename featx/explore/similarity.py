@@ -147,17 +147,18 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     """
     import torch
 
-    from featx.engine import extract
+    from featx.engine.again import set_up_again
+    from featx.engine.resources import machine
 
     if not os.path.lexists(image):
         raise UsageError(f"There is no image {image}", "Check the path")
-    again = extract.set_up_again(run.summary, device, 1)
+    again = set_up_again(run.summary, device, 1)
     try:
         placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
     except placing.UnreadableError as error:
         raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
     computer = again.computers[0]
-    with extract.machine(again.devices, again.workers):
+    with machine(again.devices, again.workers):
         arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
     names = [field.key for field in again.pyramid.fields]
     vector: Array = arrays.values[names.index(EMBEDDING)][0].numpy()

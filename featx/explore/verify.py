@@ -19,6 +19,7 @@ import numpy as np
 
 from featx import files
 from featx.engine import resources
+from featx.engine.events import Checked
 from featx.errors import FeatxError, OutputError, StuckError
 from featx.options import Limits
 from featx.paths import to_path
@@ -263,7 +264,8 @@ def _repair(run: Run, held: lock.Hold, verified: Verified) -> None:
 def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     """Extract some images again, into a folder that does not stay, and compare."""
     # torch takes seconds to load, and is needed for nothing else here.
-    from featx.engine import extract, isolation, pipeline
+    from featx.engine import isolation, pipeline
+    from featx.engine.again import set_up_again
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
@@ -275,8 +277,8 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    again = extract.set_up_again(run.summary, recipe["device"], len(items))
-    with files.temporary_folder() as scratch, extract.machine(again.devices, again.workers):
+    again = set_up_again(run.summary, recipe["device"], len(items))
+    with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.pyramid.fields)
@@ -315,15 +317,7 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
 
 
 def _other_versions(summary: dict[str, Any]) -> list[str]:
-    from featx.engine.extract import versions
+    from featx.runs.recipe import versions
 
     then, now = summary["recipe"]["versions"], versions(summary["source"], summary["recipe"]["backend"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """One of a run's outputs was checked: `done` of `total`."""
-
-    done: int
-    total: int

@@ -7,7 +7,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from featx import paths
 from featx.errors import UsageError
 from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
 from featx.paths import absolute, fold, to_text
-from featx.runs.layout import output_of
 from featx.values import Item, many_records
 
 
@@ -37,6 +36,8 @@ class Found:
         Path and key of one of them that would have got another key; empty if there is none.
     closed : int
         Folders inside folders that cannot be read.
+    crowded : list of int
+        Places of items whose keys differ from those of others only in what a file system may not tell apart.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Found:
     repeated: int = 0
     example: tuple[str, ...] = ()
     closed: int = 0
+    crowded: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
 
     A file's key is its name; a folder's images keep the folder's name in front (``cats/1.jpg``), and so do those of a
     pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash. Keys
-    are text (`featx.paths.to_text`). A file that is named in several ways gets its first key. Where some differ only
-    in what a file system may not tell apart, their outputs get names that are told apart everywhere.
+    are text (`featx.paths.to_text`). A file that is named in several ways gets its first key.
 
     Parameters
     ----------
@@ -114,10 +115,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
         else:
             crowds.setdefault(fold(key), [place]).append(new)
             found.items.append(Item(key, path))
-    for place in chain.from_iterable(crowds.values()):
-        item = found.items[place]
-        if item.key != fold(item.key):  # a name of its own, whichever of them comes first
-            found.items[place] = replace(item, alias=output_of(item.key, apart=True))
+    found.crowded = list(chain.from_iterable(crowds.values()))
     if not found.items:
         raise UsageError("There are no images to work on", "Give image files, folders, patterns, or a list")
     return found

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -21,7 +21,6 @@ from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
 from featx.options import ModelRequest
 from featx.process import full_precision
-from featx.runs.reading import request_of
 from featx.values import Description, Field, Input, Level, Weights
 from featx.version import __version__
 
@@ -299,20 +298,6 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
     with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
         module, weights = source.build(description, request)
         return Pyramid(description, module, weights, device, request)
-
-
-def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
-    """Load the pyramid of a run as it was then.
-
-    Raises
-    ------
-    UsageError
-        If its weights are others by now.
-    """
-    pyramid = load(request_of(summary), device)
-    if pyramid.weights.sha256 != summary["weights"]["sha256"]:
-        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
-    return pyramid
 
 
 def dtype_of(precision: str) -> torch.dtype:

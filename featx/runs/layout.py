@@ -5,31 +5,29 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from featx.paths import fold
+from featx.values import Item
 
 SUFFIX = ".npz"
-
 
 # Of all that outputs are kept in, and what formats for vectors call their files.
 SUFFIXES = (SUFFIX, ".npy", ".parquet")
 
-
 VECTORS, KEYS = "embeddings.npy", "keys.txt"
-
 
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
 
-
 # The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
 KEPT = "suspects"
-
 
 # Bytes in one name, on nearly every file system.
 LONGEST = 255
 
-
 _OURS = "|".join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED, LEASE)))
-
 
 _TAKEN = re.compile(rf"(.*{re.escape(SUFFIX)}|{_OURS})~*", re.IGNORECASE | re.DOTALL)
 
@@ -52,6 +50,14 @@ def output_of(key: str, *, apart: bool = False) -> str:
     *folders, name = key.split("/")
     places = [_fitted(folder, "~" if _TAKEN.fullmatch(folder) else "", "") for folder in folders]
     return "/".join([*places, _fitted(name, _mark(key) if apart else "", SUFFIX)])
+
+
+def tell_apart(items: list[Item], places: Iterable[int]) -> None:
+    """Give items, in place, outputs that every file system tells apart, though it may take their keys for the same."""
+    for place in places:
+        item = items[place]
+        if item.key != fold(item.key):  # whichever of them comes first
+            items[place] = replace(item, alias=output_of(item.key, apart=True))
 
 
 def is_inside(output: str) -> bool:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import FeatxError
 from featx.images.frame import Frame
-from featx.options import OUTPUT_OPTIONS, ModelRequest
 from featx.runs import formats, manifest
 from featx.runs.formats import Array
 from featx.runs.layout import MANIFEST
@@ -183,26 +182,6 @@ def require_format(summary: dict[str, Any]) -> str:
     name = str(summary["recipe"].get("format"))
     formats.require(name)
     return name
-
-
-def request_of(summary: dict[str, Any]) -> ModelRequest:
-    """Ask for the model of a run again, as it was asked for then."""
-    recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
-    several = recipe["part"] == "all"
-    file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
-    return ModelRequest.of(
-        summary["model"],
-        weights=file if weights["kind"] == "file" else weights["kind"],
-        seed=weights.get("seed", 0),
-        out_indices=None if several else recipe["levels"] or None,
-        strides=recipe["strides"] if several else None,
-        output_stride=recipe["output_stride"],
-        image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
-        test_size=feed["configuration"] == "test",
-        precision=recipe["precision"],
-        backend=recipe["backend"],
-        **{option: recipe[option] for option in OUTPUT_OPTIONS},
-    )
 
 
 def open_run(folder: str | PathLike[str]) -> Run:

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from featx.errors import OutputError
+from featx.options import OUTPUT_OPTIONS, Job, ModelRequest
+from featx.values import Field, Input, Level, Weights
+from featx.version import __version__
 
 ANEW = "Choose another folder with --output, or start anew with --overwrite"
 
@@ -47,3 +54,93 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+class Model(Protocol):
+    """What a run has to know of the pyramid that makes it; see `featx.models.pyramid.Pyramid`."""
+
+    @property
+    def request(self) -> ModelRequest: ...  # noqa: D102 - as there
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def architecture(self) -> str: ...  # noqa: D102
+    @property
+    def weights(self) -> Weights: ...  # noqa: D102
+    @property
+    def levels(self) -> Sequence[Level]: ...  # noqa: D102
+    @property
+    def final(self) -> Level | None: ...  # noqa: D102
+    @property
+    def fields(self) -> Sequence[Field]: ...  # noqa: D102
+    @property
+    def input(self) -> Input: ...  # noqa: D102
+    @property
+    def rebuilt(self) -> bool: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> Any: ...  # noqa: D102
+
+
+def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[str, Any]:
+    """Everything that changes the numbers."""
+    request = pyramid.request
+    recipe = {
+        "model": pyramid.name,
+        "weights": pyramid.weights.identity,
+        "levels": [level.index for level in pyramid.levels],
+        "strides": request.strides if request.part == "all" else None,  # elsewhere the levels say it
+        **{option: getattr(request, option) for option in OUTPUT_OPTIONS},
+        "output_stride": request.output_stride,
+        "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
+        "rebuilt": pyramid.rebuilt,
+        "precision": pyramid.precision,
+        "backend": pyramid.backend,
+        "dtype": job.dtype,
+        "format": job.format,
+        "batch_size": batch_size,
+        "memory_format": "channels_last",
+        "device": pyramid.device.type,
+        "threads": threads,
+        "versions": versions(pyramid.source, pyramid.backend),
+    }
+    # As it is read again: what is a tuple here is a list there.
+    return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
+
+
+def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The part of a summary that does not change while the run goes on."""
+    return {
+        "model": pyramid.name,
+        "source": pyramid.source,
+        "architecture": pyramid.architecture,
+        "weights": pyramid.weights.to_json(),
+        "levels": [{**level.to_json(), "dtype": recipe["dtype"]} for level in pyramid.levels],
+        **({"final": {**pyramid.final.to_json(), "dtype": recipe["dtype"]}} if pyramid.final else {}),
+        "arrays": [
+            replace(field, dtype="float32" if field.is_vector else recipe["dtype"]).to_json()
+            for field in pyramid.fields
+        ],
+        "input": pyramid.input.to_json(),
+        "recipe": recipe,
+        "versions": recipe["versions"],
+    }
+
+
+def versions(source: str, backend: str) -> dict[str, str]:
+    """Return the versions that numbers depend on."""
+    more = {"ultralytics": ("ultralytics", "opencv-python"), "openvino": ("openvino",)}
+    libraries = ("torch", "torchvision", "timm", "pillow", *more.get(source, ()), *more.get(backend, ()))
+    return {"featx": __version__, **{name: _version(name) for name in libraries}}
+
+
+def _version(name: str) -> str:
+    """Return the version of a library, which may be installed without what draws windows."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return metadata.version(f"{name}-headless")

@@ -19,7 +19,6 @@ from featx.values import Outcome, Stat
 if TYPE_CHECKING:
     from featx.runs.lock import Hold
 
-
 ROOM = "Make room or mend the disk, and run the same command to resume"
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from featx import files
 from featx.errors import OutputError
 from featx.paths import path_text
+from featx.runs import manifest
 from featx.runs.layout import KEPT
+from featx.runs.planning import Plan
 from featx.values import Item
 
 MARKS, SLOTS, SLOT = "reading", 128, 4096
@@ -132,3 +134,19 @@ def mark_of(item: Item) -> bytes:
 def mark_of_key(key: str) -> bytes:
     """Return what stands for the image of a key."""
     return key.encode()[: SLOT - 2]
+
+
+def still_suspected(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
+    """Return the images that runs ended with, but for those that have got their line since, or are gone."""
+    remembered = suspects(unfinished)
+    if not remembered:
+        return remembered
+    to_do = marks_of(plan.to_do)
+    lined = {mark_of_key(line["key"]) for _, line in manifest.lines(output)}
+    pending = {
+        mark: path
+        for mark, path in remembered.items()
+        if mark in to_do or (mark not in lined and (not path or os.path.lexists(path)))
+    }
+    keep_in_mind(unfinished, pending)
+    return pending

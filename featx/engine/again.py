@@ -1,0 +1,81 @@
+# A run's model loaded again, and run in the same batches, so that the same photo gives the same bits.
+"""What it takes to make features as a run's were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featx.engine.resources import Workers, hand_over, spread
+from featx.errors import UsageError
+from featx.models.pyramid import Pyramid, choose_devices, load
+from featx.options import OUTPUT_OPTIONS, Job, ModelRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from featx.engine.computing import Computer
+
+
+def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
+    """Load the pyramid of a run as it was then.
+
+    Raises
+    ------
+    UsageError
+        If its weights are others by now.
+    """
+    pyramid = load(request_of(summary), device)
+    if pyramid.weights.sha256 != summary["weights"]["sha256"]:
+        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+    return pyramid
+
+
+def request_of(summary: dict[str, Any]) -> ModelRequest:
+    """Ask for the model of a run again, as it was asked for then."""
+    recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
+    several = recipe["part"] == "all"
+    file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
+    return ModelRequest.of(
+        summary["model"],
+        weights=file if weights["kind"] == "file" else weights["kind"],
+        seed=weights.get("seed", 0),
+        out_indices=None if several else recipe["levels"] or None,
+        strides=recipe["strides"] if several else None,
+        output_stride=recipe["output_stride"],
+        image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
+        test_size=feed["configuration"] == "test",
+        precision=recipe["precision"],
+        backend=recipe["backend"],
+        **{option: recipe[option] for option in OUTPUT_OPTIONS},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What it takes to make features as a run's were made."""
+
+    devices: list[torch.device]
+    computers: list[Computer]
+    workers: Workers
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The run's."""
+        return self.computers[0].pyramid
+
+
+def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
+    """Load the model of a run, and have it run in the same batches by the same backend.
+
+    Raises
+    ------
+    FeatxError
+        If the model cannot be had as it was.
+    """
+    devices = choose_devices(device)[:1]
+    pyramid = load_again(summary, devices[0])
+    job = Job((), pyramid.request, dtype=summary["recipe"]["dtype"])
+    computers, workers = spread([pyramid], job, images, summary["recipe"])
+    hand_over(computers, workers)
+    return Again(devices, computers, workers)

@@ -1,0 +1,101 @@
+# The crew of a run: what works on its images, until they are done or something stops it.
+"""The images of a call done, and each entered in the run."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featx.engine.events import Listener
+from featx.engine.resources import Workers
+from featx.engine.stopping import InterruptedByError, Stop
+from featx.errors import OutputError, StoppedError, StuckError
+from featx.runs import formats, recorder
+from featx.values import Item, Note, Outcome
+
+if TYPE_CHECKING:
+    from featx.engine.computing import Computer
+    from featx.engine.isolation import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """What works on the images, and what may stop it."""
+
+    computers: list[Computer]
+    writer: formats.Writer
+    workers: Workers
+    reader: Reader
+    stop: Stop
+    told: deque[str]
+    unfinished: Path
+    suspects: dict[bytes, bytes]
+
+    def clear(self, outcomes: Sequence[Outcome]) -> None:
+        """Suspect images no more, now that they have their lines."""
+        from featx.runs.suspects import keep_in_mind, mark_of
+
+        cleared = {mark_of(outcome.item) for outcome in outcomes} & self.suspects.keys() if self.suspects else ()
+        for mark in cleared:
+            del self.suspects[mark]
+        if cleared:
+            keep_in_mind(self.unfinished, self.suspects)
+
+
+def work_off(items: list[Item], crew: Crew, ledger: recorder.Ledger, listener: Listener) -> list[Outcome]:
+    """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
+    from featx.engine import pipeline
+
+    left, failures = deque(items), []
+
+    def enter(group: Sequence[Outcome]) -> None:
+        entered = ledger.enter(group)
+        crew.clear(entered)
+        for outcome in entered:
+            left.popleft()
+            listener(outcome)
+            if not outcome.done:
+                failures.append(outcome)
+
+    while left and not crew.stop.asked():
+        outcomes = pipeline.run(crew.computers, list(left), crew.writer, crew.workers, crew.reader, crew.stop.asked)
+        try:
+            with closing(outcomes), crew.stop.gently():
+                for group in outcomes:
+                    while crew.told:
+                        listener(Note(crew.told.popleft()))
+                    enter(group)
+        except StuckError as stuck:
+            if stuck.item in left:
+                left.remove(stuck.item)
+                left.appendleft(stuck.item)
+                enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
+            listener(Note("An image hung: from here on images are read in processes of their own"))
+            crew.reader.give_up()
+    if left:
+        raise InterruptedByError
+    return failures
+
+
+@contextmanager
+def booked(ledger: recorder.Ledger, crew: Crew) -> Iterator[None]:
+    """Leave the books in order, however the work ends."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OutputError):  # the disk may be what is wrong; the books are good without it
+            ledger.save("stopped")
+        if isinstance(error, KeyboardInterrupt | InterruptedByError):
+            raise StoppedError(
+                f"Stopped: {ledger.progress}", "Run the same command to resume", crew.stop.signal or signal.SIGINT
+            ) from error
+        if isinstance(error, OutputError):
+            raise type(error)(f"{error.message} ({ledger.progress})", error.hint) from error
+        raise
+    finally:
+        crew.reader.close()

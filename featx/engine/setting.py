@@ -1,0 +1,72 @@
+# The setting of a call: batches and threads, the recipe that follows from them, and what is to be done.
+"""How a call is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featx.engine.resources import Workers, spread
+from featx.options import Job
+from featx.runs import manifest
+from featx.runs.planning import Plan, plan_work
+from featx.runs.recipe import recipe_of, require_same_recipe
+from featx.values import Item
+
+if TYPE_CHECKING:
+    from featx.engine.computing import Computer
+    from featx.models.pyramid import Pyramid
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a call is to go: what is to be done, by what, and which summary of an earlier call it continues."""
+
+    job: Job
+    plan: Plan
+    computers: list[Computer]
+    workers: Workers
+    recipe: dict[str, Any]
+    earlier: dict[str, Any] | None
+    done_again: int = 0
+
+
+def set_up(
+    pyramids: list[Pyramid],
+    job: Job,
+    items: list[Item],
+    output: Path,
+    before: dict[str, Any] | None,
+    tell: Callable[[str], None],
+) -> Setting:
+    """Choose batches and threads, make sure that the recipe is the folder's, and plan.
+
+    What nobody chose was chosen for an earlier call's images. Where those were few, and now there are many, they are
+    done again as suits the many: all features of a folder come from one recipe.
+    """
+    # Where no line was written, or all are about to go, there is nothing that another recipe could be mixed with.
+    earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
+    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
+    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
+    require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
+    plan = plan_work(output, items, job)
+    setting = Setting(job, plan, computers, workers, recipe, earlier)
+    if not earlier or not plan.is_worth_doing_again() or unchosen(job, earlier) != unchosen(job, None):
+        return setting
+    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, tell)
+    if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
+        return setting
+    job = replace(job, overwrite=True)
+    done_again = plan.kept_done + plan.again
+    plan = plan_work(output, plan.renamed(items), job)
+    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads)
+    return Setting(job, plan, computers, suitable, recipe, None, done_again)
+
+
+def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:
+    """Name what changes numbers and was chosen by featx, in this call and those before it."""
+    asked = {"batch_size": job.batch_size, "threads": job.workers}
+    now = {name for name, value in asked.items() if value is None}
+    return now & set(earlier.get("unchosen", ())) if earlier else now
