@@ -1,7 +1,7 @@
 # python -m featx
 """Run the command line."""
 
-from featx.cli.commands import main
+from featx.cli.main import main
 
 if __name__ == "__main__":  # processes that images are read in import it under another name
     main()

@@ -1,102 +1,29 @@
-# Every option a person can set: its name, its type, its default, and what it may be.
-"""What is asked for: plain frozen values."""
+# Every option a person can set, declared once: name, type, default, check, help, and whether it is in the recipe.
+"""What is asked for: frozen values in groups, read by the command line, the Python functions and the recipe."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from featx.declaring import Options, amount, declaration, declared, group, numbers, one_of, option, seconds, size, whole
+from featx.errors import UsageError
 
 # What a model in a folder is called by.
 LOCAL = "local-dir:"
 
 # A model of timm's as its page on the hub has it, and any repository by its page's address.
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
-
 _OF_TIMM = re.compile(r"timm/([\w.-]+)")
 
-# What may be asked of a model besides which levels.
-OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")
+PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
+BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
-
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
-    """Which pyramid somebody wants.
-
-    Attributes
-    ----------
-    name : str
-        timm's name: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; see `model_name`.
-    weights : str
-        ``pretrained``, ``random`` or a checkpoint file, with ``:part`` where one of its containers is meant.
-    seed : int
-        Of random weights.
-    out_indices : tuple of int, "all" or None
-        Levels by timm's index, negative ones from the end; None takes timm's default.
-    strides : tuple of float or None
-        Levels by stride instead: the deepest level of each.
-    output_stride : int or None
-        Dilate the network so that no level is coarser than this.
-    image_size : (int, int) or None
-        Height and width of the model's input; None takes the model's own.
-    test_size : bool
-        Take the size and crop that the weights' authors tested with, where they differ from the model's own.
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``: what the network computes in.
-    backend : str
-        What runs the network: ``torch``, ``compile`` or ``openvino``.
-    part : str
-        Of a detector: ``backbone``, ``neck`` or ``all``.
-    maps : bool
-        Whether the levels are wanted at all.
-    norm : bool
-        Apply a transformer's final norm to its levels.
-    prefix_tokens : bool
-        Give the class and register tokens of each level, too.
-    final : bool
-        Give the map that the embedding is made of, too.
-    embedding : bool
-        Give the vector before the classifier, too.
-    pool : str or None
-        Make the embedding of the final map by ``avg``, ``max`` or ``gem``, or take its class token, ``cls``; None
-        leaves it to the network's own head.
-    """
-
-    name: str
-    weights: str = "pretrained"
-    seed: int = 0
-    out_indices: tuple[int, ...] | Literal["all"] | None = None
-    strides: tuple[float, ...] | None = None
-    output_stride: int | None = None
-    image_size: tuple[int, int] | None = None
-    test_size: bool = False
-    precision: str = "fp32"
-    backend: str = "torch"
-    part: str = "backbone"
-    maps: bool = True
-    norm: bool = False
-    prefix_tokens: bool = False
-    final: bool = False
-    embedding: bool = False
-    pool: str | None = None
-
-    def __post_init__(self) -> None:
-        """Call a model by one name, however it was written."""
-        object.__setattr__(self, "name", model_name(self.name))
-
-    @classmethod
-    def of(cls, name: str, **wanted: Any) -> ModelRequest:
-        """Make a request of what people write: lists for tuples, one number for a square, paths for strings."""
-        indices, strides, size = (wanted.get(option) for option in ("out_indices", "strides", "image_size"))
-        plain = {
-            "weights": str(wanted.get("weights", "pretrained")),
-            "out_indices": indices if isinstance(indices, str | None) else tuple(indices),
-            "strides": None if strides is None else tuple(strides),
-            "image_size": (size, size) if isinstance(size, int) else size,
-        }
-        return cls(name, **{**wanted, **plain})
+# More images in one forward pass are a slip of the hand.
+MOST_IMAGES = 65_536
 
 
 def model_name(text: str) -> str:
@@ -113,84 +40,392 @@ def model_name(text: str) -> str:
     return of_timm[1] if of_timm else f"hf-hub:{repository}" if page else text
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+def folder_name(model: str) -> str:
+    """Name the folder of a model's features: its own name, without prefix and without slashes."""
+    prefix, _, rest = model.rpartition(":")
+    return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
+
+
+def _text(_: str, value: Any) -> str:
+    return str(value)
+
+
+def _path(_: str, value: Any) -> Path:
+    return Path(value)
+
+
+def _model(_: str, value: Any) -> str:
+    return model_name(str(value))
+
+
+@group
+class ModelOptions(Options):
+    """Which network, with which weights, and which of its levels."""
+
+    panel: ClassVar[str] = "Model"
+
+    model: str = option(
+        kw_only=False,
+        help="timm's name (arch, arch.tag, hf-hub:owner/name, local-dir:path), or ultralytics' (yolov8n).",
+        convert=_model,
+        metavar="NAME",
+        flags=("-m",),
+    )
+    weights: str = option(
+        default="pretrained",
+        help="Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. "
+        "Pretrained weights are never replaced by anything else.",
+        convert=_text,
+        metavar="pretrained|random|FILE",
+        accepts="str | PathLike[str]",
+    )
+    seed: int = option(
+        default=0,
+        help="Random seed, used with --weights random.",
+        convert=whole(-(1 << 63), (1 << 64) - 1),
+        metavar="N",
+    )
+    out_indices: tuple[int, ...] | Literal["all"] | None = option(
+        default=None,
+        help="Levels by timm's index; negative ones count from the end.",
+        convert=numbers(int, "0,2,-1", "all"),
+        metavar="0,2,-1|all",
+        shown="timm's choice for the model",
+        accepts='Sequence[int] | int | Literal["all"] | None',
+    )
+    strides: tuple[float, ...] | None = option(
+        default=None,
+        help="Levels by stride: the deepest of each.",
+        convert=numbers(float, "8,16,32"),
+        metavar="8,16,32",
+        accepts="Sequence[float] | float | None",
+        in_recipe=True,
+    )
+    output_stride: int | None = option(
+        default=None,
+        help="Dilate the network so that no level is coarser. About a third of the networks can.",
+        convert=whole(1, 1 << 20),
+        metavar="8",
+        in_recipe=True,
+    )
+    part: str = option(
+        default="backbone",
+        help="Part of a detector: its backbone, its neck (the maps that enter the head), or both.",
+        convert=one_of(*PARTS),
+        metavar="|".join(PARTS),
+        in_recipe=True,
+    )
+
+
+@group
+class ImageOptions(Options):
+    """How a photo is brought to the model's input."""
+
+    panel: ClassVar[str] = "Images"
+
+    image_size: tuple[int, int] | None = option(
+        default=None,
+        help="Size of the model's input: one side, or height x width.",
+        convert=size,
+        metavar="384|256x320",
+        shown="the model's own",
+        accepts="int | tuple[int, int] | None",
+    )
+    test_size: bool = option(
+        default=False,
+        help="Use the size and crop that the weights were tested with, where they differ from the model's own.",
+    )
+
+
+@group
+class KeepOptions(Options):
+    """Which of a network's outputs to keep."""
+
+    panel: ClassVar[str] = "What to keep"
+
+    embedding: bool = option(default=False, help="Keep the vector before the classifier, as embedding.", in_recipe=True)
+    pool: str | None = option(
+        default=None,
+        help="Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class "
+        "token.",
+        convert=one_of(*POOLS),
+        metavar="|".join(POOLS),
+        in_recipe=True,
+    )
+    final: bool = option(default=False, help="Keep the map that the embedding is made from, as final.", in_recipe=True)
+    maps: bool | None = option(
+        default=None,
+        help="Keep the maps of the levels.",
+        flags=("--maps/--no-maps",),
+        shown="where the format can hold them",
+        in_recipe=True,
+    )
+    prefix_tokens: bool = option(
+        default=False, help="Keep the class and register tokens of every level, as level_N_prefix.", in_recipe=True
+    )
+    norm: bool = option(
+        default=False,
+        help="Apply a transformer's final norm to its levels; featx info says whether it has one.",
+        in_recipe=True,
+    )
+
+
+@group
+class StoreOptions(Options):
+    """How what is kept is stored."""
+
+    panel: ClassVar[str] = "What to keep"
+
+    format: str = option(
+        default="npz",
+        help="One .npz file an image, or all embeddings in one array (npy) or table (parquet).",
+        convert=_text,
+        metavar="npz|npy|parquet",
+        in_recipe=True,
+    )
+    dtype: str = option(
+        default="float32",
+        help="Type in which maps are stored; embeddings are always float32.",
+        convert=one_of(*DTYPES),
+        metavar="|".join(DTYPES),
+        in_recipe=True,
+    )
+
+
+@group
+class OutputOptions(Options):
+    """Where a run is written, and what becomes of what is there."""
+
+    panel: ClassVar[str] = "Output"
+
+    output: Path | None = option(
+        default=None,
+        help="Folder of the run.",
+        convert=_path,
+        metavar="DIR",
+        flags=("-o",),
+        shown="features/MODEL",
+        accepts="str | PathLike[str] | None",
+    )
+    overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
+    retry_failed: bool = option(default=False, help="Try unchanged images again that failed before.")
+    hash_inputs: bool = option(
+        default=False, help="Recognise changed images by their sha256 instead of by size and modification time."
+    )
+
+
+@group
+class NetworkOptions(Options):
+    """What the network computes in, and what runs it."""
+
+    panel: ClassVar[str] = "Run"
+
+    precision: str = option(
+        default="fp32",
+        help="Number type that the network computes in; fp32 is exact.",
+        convert=one_of(*PRECISIONS),
+        metavar="|".join(PRECISIONS),
+        in_recipe=True,
+    )
+    backend: str = option(
+        default="torch",
+        help="What runs the network.",
+        convert=one_of(*BACKENDS),
+        metavar="|".join(BACKENDS),
+        in_recipe=True,
+    )
+
+
+@group
+class RunOptions(Options):
+    """How the work is spread over the machine."""
+
+    panel: ClassVar[str] = "Run"
+
+    device: str = option(
+        default="auto", help="Where to compute.", convert=_text, metavar="auto|cpu|cuda|cuda:0,1|all|mps"
+    )
+    batch_size: int | None = option(
+        default=None,
+        help="Images in one forward pass.",
+        convert=whole(1, MOST_IMAGES, auto=True),
+        metavar="N|auto",
+        shown="auto",
+        accepts='int | Literal["auto"] | None',
+    )
+    workers: int | None = option(
+        default=None,
+        help="Forward passes at the same time.",
+        convert=whole(1, 1 << 16),
+        metavar="N",
+        shown="one per core",
+    )
+    isolate: bool = option(
+        default=False, help="Decode in separate processes from the start; otherwise only after a crash or a hang."
+    )
+
+
+@group
+class Limits(Options):
     """What one image may take; one that takes more is a failure.
 
-    Attributes
-    ----------
-    pixels : int
-        Width times height. The default is where Pillow itself would stop (twice its `MAX_IMAGE_PIXELS` as shipped).
-    bytes : int
-        Of the file.
-    seconds : float
-        To read and decode it.
-    memory : int
-        Bytes that decoding may take; held to where images are decoded in processes of their own.
+    The default of the pixels is where Pillow itself would stop (twice its `MAX_IMAGE_PIXELS` as shipped).
     """
 
-    pixels: int = 179_000_000
-    bytes: int = 1_000_000_000
-    seconds: float = 120.0
-    memory: int = 4_000_000_000
+    panel: ClassVar[str] = "Limits for one image"
+
+    max_pixels: int = option(
+        default=179_000_000,
+        help="Width times height, as stored and as resized; an image with more fails.",
+        convert=amount("179M"),
+        metavar="179M",
+        shown="179M",
+        accepts="int | str",
+    )
+    max_bytes: int = option(
+        default=1_000_000_000,
+        help="Size of the file; a larger one fails.",
+        convert=amount("1G"),
+        metavar="1G",
+        shown="1G",
+        accepts="int | str",
+    )
+    time_limit: float = option(
+        default=120.0, help="Seconds to read and decode an image.", convert=seconds(0.1), metavar="SECONDS", shown="120"
+    )
+    memory_limit: int = option(
+        default=4_000_000_000,
+        help="Memory to decode an image; enforced with --isolate, on Linux.",
+        convert=amount("4G"),
+        metavar="4G",
+        shown="4G",
+        accepts="int | str",
+    )
+
+    pixels = property(lambda self: self.max_pixels)  # SHIM
+    bytes = property(lambda self: self.max_bytes)  # SHIM
+    seconds = property(lambda self: self.time_limit)  # SHIM
+    memory = property(lambda self: self.memory_limit)  # SHIM
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One call of ``featx extract``.
+OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")  # SHIM
+
+
+@group
+class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
+    """Which pyramid somebody wants: all that its network, its weights and its arrays follow from."""
+
+    def __post_init__(self) -> None:
+        """Check and convert; maps are wanted unless they are said not to be."""
+        super().__post_init__()
+        if self.maps is None:
+            object.__setattr__(self, "maps", True)
+        require_consistent(self)
+
+    @property
+    def name(self) -> str:  # SHIM
+        """Shim."""
+        return self.model
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> ModelRequest:  # SHIM
+        """Shim."""
+        return cls(model=name, **options)
+
+
+@group
+class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits):
+    """One call of ``featx extract``: its images and all of its options.
 
     Attributes
     ----------
     inputs : tuple of str
         Files, folders and glob patterns.
-    request : ModelRequest
-        The pyramid.
     listed : tuple of str
         Paths out of lists (``--from-file``, standard input).
-    output : Path or None
-        The run's folder; None takes ``features/<model>``.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:0,1``, ``all`` or ``mps``.
-    batch_size : int or None
-        Images in one forward pass; None lets featx choose.
-    workers : int or None
-        Forward passes at a time; None lets featx choose.
-    dtype : str
-        ``float32`` or ``float16``: what the maps are written as.
-    format : str
-        How outputs are kept: ``npz``, ``npy`` or ``parquet``.
-    overwrite : bool
-        Start anew: what an earlier call left in the folder is removed first.
-    retry_failed : bool
-        Try images again that an earlier call failed on.
-    hash_inputs : bool
-        Tell by its sha256, not by size and time, whether an image was changed.
-    isolate : bool
-        Decode images in processes of their own from the start.
-    limits : Limits
-        What one image may take.
-    maps : bool or None
-        Whether levels are wanted; None takes them where the format can hold them.
     """
 
-    inputs: tuple[str, ...]
-    request: ModelRequest
+    inputs: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
-    output: Path | None = None
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    dtype: str = "float32"
-    format: str = "npz"
-    overwrite: bool = False
-    retry_failed: bool = False
-    hash_inputs: bool = False
-    isolate: bool = False
-    limits: Limits = Limits()
-    maps: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check and convert."""
+        super().__post_init__()
+        require_consistent(self)
+
+    @property
+    def request(self) -> ModelRequest:
+        """The pyramid that is wanted."""
+        return ModelRequest(**{each.name: getattr(self, each.name) for each in declared(ModelRequest)})
+
+    @property
+    def limits(self) -> Limits:
+        """What one image may take."""
+        return Limits(**{each.name: getattr(self, each.name) for each in declared(Limits)})
 
 
-def folder_name(model: str) -> str:
-    """Name the folder of a model's features: its own name, without prefix and without slashes."""
-    prefix, _, rest = model.rpartition(":")
-    return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
+# All groups, in the order of the help and the reference.
+GROUPS: tuple[type[Options], ...] = (
+    ModelOptions,
+    ImageOptions,
+    KeepOptions,
+    StoreOptions,
+    OutputOptions,
+    NetworkOptions,
+    RunOptions,
+    Limits,
+)
+
+# Options that change the numbers, with the values of runs that were made before there was the option.
+RECIPE: dict[str, Any] = {
+    **{each.name: each.default for of in GROUPS for each in declared(of) if declaration(each).in_recipe},
+    "maps": True,
+}
+
+_WITHOUT_MAPS = "maps were switched off (--no-maps)"
+
+
+def _contradictions(asked: Any) -> Iterable[tuple[bool, str, str]]:
+    """Yield what cannot go together: whether it was asked for, what is wrong, and the way out."""
+    levels = asked.out_indices is not None or asked.strides is not None
+    no_maps = asked.maps is False
+    yield (
+        asked.out_indices is not None and asked.strides is not None,
+        ("--out-indices and --strides both choose the levels"),
+        "Use one of them",
+    )
+    yield (
+        asked.test_size and asked.image_size is not None,
+        ("--image-size and --test-size both choose the input size"),
+        "Use one of them",
+    )
+    yield asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"
+    yield (
+        no_maps and not asked.final and not asked.embedding,
+        (f"Nothing is left to keep: {_WITHOUT_MAPS}"),
+        "Add --embedding or --final",
+    )
+    yield no_maps and levels, f"Levels were chosen, but {_WITHOUT_MAPS}", "Leave out one of the two"
+    yield (
+        no_maps and (asked.norm or asked.prefix_tokens),
+        (f"--norm and --prefix-tokens need levels, but {_WITHOUT_MAPS}"),
+        "Leave out one of the two",
+    )
+    yield (
+        getattr(asked, "dtype", "float32") != "float32" and no_maps and not asked.final,
+        (f"--dtype is about maps, but {_WITHOUT_MAPS}"),
+        "Leave out --dtype; embeddings are always float32",
+    )
+
+
+def require_consistent(asked: ModelRequest | Job) -> None:
+    """Refuse options that contradict each other, for every command and function at this one place.
+
+    Raises
+    ------
+    UsageError
+        Naming the options, and the way out.
+    """
+    for wrong, what, hint in _contradictions(asked):
+        if wrong:
+            raise UsageError(what, hint)

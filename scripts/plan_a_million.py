@@ -20,7 +20,7 @@ from pathlib import Path
 
 from featx import files
 from featx.images import lists, sources
-from featx.options import Job, ModelRequest
+from featx.options import Job
 from featx.runs import layout, reading
 from featx.runs.planning import plan_work
 from featx.runs.summary import FACTS, FORMAT, RECIPE
@@ -29,7 +29,7 @@ from featx.runs.summary import FACTS, FORMAT, RECIPE
 LINKS = 30_000
 FOLDER = 1000
 
-JOB = Job((), ModelRequest("resnet50"))
+JOB = Job(model="resnet50")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from featx.engine import bench
 from featx.errors import UsageError
-from featx.options import Job, ModelRequest
+from featx.options import Job
 from tests.conftest import natural_image
 
 
@@ -38,6 +38,6 @@ def test_the_table_and_own_photos(featx_command, tmp_path):
 
 def test_images_that_cannot_be_read_are_no_benchmark(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"no image")
-    job = Job((str(tmp_path),), ModelRequest("test_resnet", "random"), device="cpu")
+    job = Job(inputs=(str(tmp_path),), model="test_resnet", weights="random", device="cpu")
     with pytest.raises(UsageError, match="too few images"):
         bench.bench(job, 8, 1)

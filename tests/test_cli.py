@@ -12,7 +12,7 @@ import timm
 from PIL import Image
 
 import featx
-from featx.cli.commands import commands
+from featx.cli import main
 from tests.conftest import natural_image
 
 MODEL = "test_resnet"
@@ -132,10 +132,10 @@ AT_ONCE = {
     "no such input": (["nothing.jpg"], 2, "There is no nothing.jpg"),
     "no input": ([], 2, "no images to work on"),
     "an empty folder": (["empty"], 2, "no images in empty"),
-    "a bad size": (["photos", "--image-size", "huge"], 2, "'huge' is no size"),
-    "no size at all": (["photos", "--image-size", "0"], 2, "'0' is no size"),
-    "bad indices": (["photos", "--out-indices", "1,x"], 2, "'1,x' is no list of numbers"),
-    "bad strides": (["photos", "--strides", "8;16"], 2, "'8;16' is no list of numbers"),
+    "a bad size": (["photos", "--image-size", "huge"], 2, "height x width (256x320) in pixels, not 'huge'"),
+    "no size at all": (["photos", "--image-size", "0"], 2, "in pixels, not '0'"),
+    "bad indices": (["photos", "--out-indices", "1,x"], 2, "such as 0,2,-1, or all, not '1,x'"),
+    "bad strides": (["photos", "--strides", "8;16"], 2, "such as 8,16,32, not '8;16'"),
     "no such list": (["--from-file", "none.txt"], 2, "list none.txt cannot be read"),
     "an output that is a file": (["photos", "-o", "photos/0.jpg"], 1, "photos/0.jpg is a file"),
     "an output with other things": (["photos", "-o", "photos"], 1, "other things than a run"),
@@ -332,7 +332,7 @@ def test_numbers_that_cannot_be_are_one_line(tmp_path, options, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     command = ["featx", "extract", "photo.png", "--model", "test_resnet", "--weights", "random", *options]
     monkeypatch.setattr("sys.argv", command)
-    status = commands._status()
+    status = main._status()
     said = capsys.readouterr().err
     assert status in (1, 2)
     assert "Unexpected" not in said

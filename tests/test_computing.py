@@ -14,7 +14,7 @@ from featx.engine import computing, resources
 from featx.engine.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
-from featx.options import Job, ModelRequest
+from featx.options import Job
 from featx.values import Note
 from tests.conftest import natural_image
 
@@ -239,7 +239,7 @@ def test_several_devices_take_turns(tmp_path, monkeypatch):
 def test_cores_are_shared_out_on_purpose(pyramid, monkeypatch):
     def spread(images, cores, **asked):
         monkeypatch.setattr("featx.engine.resources.cores", lambda: cores)
-        job = Job((), ModelRequest(MODEL), **asked)
+        job = Job(model=MODEL, **asked)
         workers = resources.spread([pyramid], job, images, {})[1]
         return workers.batch_size, workers.forwards, workers.threads
 

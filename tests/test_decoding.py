@@ -289,8 +289,8 @@ def test_the_limit_in_between_can_be_raised(tmp_path):
     Image.new("RGB", (1, 300)).save(tmp_path / "a.png")
     preprocessor = make(config("center", (64, 64)))
     with pytest.raises(UnreadableError, match="megapixels, more than the 1 allowed"):
-        place(preprocessor, str(tmp_path / "a.png"), Limits(pixels=1_000_000))
-    assert place(preprocessor, str(tmp_path / "a.png"), Limits(pixels=2_000_000)).pixels.shape == (64, 64, 3)
+        place(preprocessor, str(tmp_path / "a.png"), Limits(max_pixels=1_000_000))
+    assert place(preprocessor, str(tmp_path / "a.png"), Limits(max_pixels=2_000_000)).pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])

@@ -19,8 +19,8 @@ APART = {("models", "runs"), ("runs", "models")}
 
 # Imported by some modules only.
 ALONE = {
-    "typer": {"cli.commands"},
-    "rich": {"cli.tables"},
+    "typer": {"cli.arguments", "cli.commands"},
+    "rich": {"cli.progress", "cli.streams", "cli.tables"},
     "timm": {
         *("models.timm.description", "models.timm.outputs", "models.timm.loading", "models.timm.survey"),
         *("models.fetching", "images.fitting"),

@@ -104,7 +104,7 @@ def test_a_tag_of_another_size_has_its_own_levels():
 )
 def test_nothing_heavy_is_loaded_to_answer(arguments):
     script = (
-        "import os, sys; from featx.cli.commands import main\n"
+        "import os, sys; from featx.cli.main import main\n"
         "os._exit = sys.exit; sys.argv = ['featx', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'timm', 'numpy', 'PIL') if name in sys.modules], file=sys.stderr)"
@@ -232,7 +232,7 @@ def test_misspelt_names_get_the_nearest():
     ],
 )
 def test_a_model_has_one_name_however_it_is_written(written, name):
-    assert ModelRequest(written).name == ModelRequest.of(written).name == name
+    assert ModelRequest(written).model == name
 
 
 def test_a_name_may_be_copied_from_the_hub_s_page(featx_command, photo, tmp_path):
@@ -293,12 +293,12 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
 
 @pytest.mark.parametrize(("text", "count"), [("30M", 30_000_000), ("1.5g", 1_500_000_000), ("250k", 250_000), ("7", 7)])
 def test_numbers_of_parameters(text, count):
-    from featx.cli.commands import commands
+    from featx.declaring import amount
 
-    assert commands._amount(text, "--max-params") == count
+    assert amount("30M")("--max-params", text) == count
     for wrong in ("many", "1.2.3M", "M", "-3M", ""):
         with pytest.raises(UsageError, match="--max-params"):
-            commands._amount(wrong, "--max-params")
+            amount("30M")("--max-params", wrong)
 
 
 # Another timm

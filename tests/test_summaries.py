@@ -85,7 +85,7 @@ def test_any_damage_of_a_line_is_one_error(run):
         (("levels", 0, "stride"), "levels lacks 'stride'"),
         (("arrays", 0, "shape"), "arrays lacks 'shape'"),
         (("weights", "sha256"), "weights lacks 'sha256'"),
-        (("recipe", "precision"), "recipe lacks 'precision'"),
+        (("recipe", "versions"), "recipe lacks 'versions'"),
         (("counts", "total"), "counts lacks 'total'"),
         (("input", "height"), "input lacks 'height'"),
     ],

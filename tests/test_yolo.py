@@ -133,7 +133,7 @@ def test_other_tasks_have_the_same_levels():
 )
 def test_what_cannot_be_is_refused(asked, error, message):
     with pytest.raises(error, match=message):
-        SOURCE.describe(ModelRequest(**{"name": "yolov8n", **asked}))
+        SOURCE.describe(ModelRequest(**{"model": "yolov8n", **asked}))
 
 
 # Images
@@ -413,7 +413,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, command):
         "    return honest(name)\n"
         "metadata.version = version\n"
         f"sys.argv = ['featx', {', '.join(map(repr, command))}, '--model', 'yolov8n']\n"
-        "from featx.cli.commands import main; main()\n"
+        "from featx.cli.main import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (1, "")

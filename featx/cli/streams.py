@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from rich.console import Console
+
 from featx import files
 
 
@@ -46,13 +48,13 @@ def protect() -> None:
         pass
     os.close(spare)
     output = sys.stdout or os.fdopen(1, "w")
-    talk = sys.stderr or os.fdopen(2, "w")
-    for stream in (output, talk):
+    messages = sys.stderr or os.fdopen(2, "w")
+    for stream in (output, messages):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     # A pager that ended is none of our business; a full disk behind standard output is.
     sys.stdout = _Steadfast(output, BrokenPipeError)
-    sys.stderr = _Steadfast(talk, OSError)
+    sys.stderr = _Steadfast(messages, OSError)
 
 
 def leave(status: int) -> None:
@@ -65,7 +67,7 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-class Chatter:
+class CapturedOutput:
     """What libraries write to standard error while they are kept apart; nothing where no file takes it."""
 
     def __init__(self, file: BinaryIO | None) -> None:
@@ -84,22 +86,36 @@ class Chatter:
 
 
 @contextmanager
-def libraries_apart() -> Iterator[Chatter]:
+def captured_libraries() -> Iterator[CapturedOutput]:
     """Have what libraries write to descriptor 2 go to a file, while `sys.stderr` still goes where it went."""
     file = files.nameless()
     if not file:
-        yield Chatter(None)
+        yield CapturedOutput(None)
         return
     sys.stderr.flush()
     before, ours = sys.stderr, os.dup(2)
     with file:
-        talk = os.fdopen(ours, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
-        sys.stderr = _Steadfast(talk, OSError)
+        stream = os.fdopen(ours, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
+        sys.stderr = _Steadfast(stream, OSError)
         os.dup2(file.fileno(), 2)
         try:
-            yield Chatter(file)
+            yield CapturedOutput(file)
         finally:
             sys.stderr.flush()
             os.dup2(ours, 2)
             sys.stderr = before
-            talk.close()
+            stream.close()
+
+
+# Columns of what goes to a file or another program: more than any table has.
+WIDE = 1000
+
+
+def stdout() -> Console:
+    """Standard output: as wide as the terminal, and as wide as it takes where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def stderr() -> Console:
+    """Standard error, where all that is for people goes."""
+    return Console(stderr=True, highlight=False)

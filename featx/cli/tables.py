@@ -5,32 +5,23 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from featx.engine.events import Checked, Event, Listener, Planned
+from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
 from featx.paths import printable
 from featx.runs.layout import MANIFEST
-from featx.values import Note, Outcome, SearchListener, Surveyed
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from featx.cli.streams import Chatter
     from featx.engine.extract import Report
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
 
-# Seconds between two lines of progress where there is no terminal to draw on.
-LINE_EVERY = 10.0
 
 # Where an input size comes from, in words.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
@@ -38,18 +29,12 @@ CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as a
 # What the levels of a model in a list may take of a terminal's width.
 LEVELS_WIDTH = 44
 
-# Characters of libraries' messages that are remembered while a run goes on, and lines of the rest that are shown.
-CHATTER, CHATTER_LINES = 100_000, 5
-
-# Columns of what goes to a file or another program: more than any table has.
-WIDE = 1000
-
 
 def error(failure: Exception) -> None:
     """One line: what went wrong, and the way out."""
     message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
     text = printable(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
-    _talk().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
+    stderr().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
 
 
 def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> None:
@@ -61,7 +46,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
     else:
         headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
         _columns(headings, [_model_row(entry) for entry in entries])
-        _talk().print(f"{len(entries)} model{'' if len(entries) == 1 else 's'}")
+        stderr().print(f"{len(entries)} model{'' if len(entries) == 1 else 's'}")
 
 
 def description(value: dict[str, Any], *, as_json: bool) -> None:
@@ -69,7 +54,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
         return
-    out = _data()
+    out = stdout()
     facts = Table.grid(padding=(0, 2))
     for name, text in _model_facts(value).items():
         facts.add_row(f"[dim]{name}[/]", escape(text))
@@ -91,7 +76,7 @@ def fetched(value: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
         return
-    out = _data()
+    out = stdout()
     out.print(f"{escape(value['output'])}/{value['file']}  {_bytes(value['bytes'])}", soft_wrap=True)
     out.print(f"[dim]sha256 {value['sha256']}, from {escape(value['source'])}[/]", soft_wrap=True)
     out.print(f"use it as --model local-dir:{escape(value['output'])}", soft_wrap=True)
@@ -102,7 +87,7 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
         return
-    out, workers = _data(), value["workers"]
+    out, workers = stdout(), value["workers"]
     table = _table("stage", ">images/s", ">threads", "work")
     for stage, threads, work in (
         ("read", "readers", "decode, resize, crop"),
@@ -124,77 +109,11 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
     if as_json:
         _print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
         return
-    out, table = _data(), _table(">rank", ">cosine", "image")
+    out, table = stdout(), _table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
-    _talk().print(f"[dim]of {_images(value.images)}[/]")
-
-
-@contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Say that something takes its time, where there is a terminal."""
-    with _talk().status(text):
-        yield
-
-
-@contextmanager
-def searching() -> Iterator[SearchListener]:
-    """Give a listener for looking up models: notes are printed, models that have to be measured are counted."""
-    talk = _talk()
-    last = time.monotonic()
-    with talk.status("") as status:
-        status.stop()
-
-        def hear(event: Note | Surveyed) -> None:
-            nonlocal last
-            if isinstance(event, Note):
-                talk.print(event.text, markup=False, highlight=False, soft_wrap=True)
-                return
-            text = f"{event.done} of {event.total} models measured"
-            if talk.is_terminal:
-                status.update(text)
-                status.start()
-            elif time.monotonic() - last >= LINE_EVERY:
-                last = time.monotonic()
-                talk.print(text, soft_wrap=True)
-
-        yield hear
-
-
-@contextmanager
-def progress(*, quiet: bool, chatter: Chatter) -> Iterator[Listener]:
-    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
-
-    What libraries wrote in the meantime, and no image has in its record, is shown at the end.
-    """
-    talk = _talk()
-    told = ""
-
-    def hear(event: Event) -> None:
-        nonlocal told
-        if isinstance(event, Outcome) and event.messages:
-            told = f"{told}\n{event.messages}"[-CHATTER:]
-        shown.hear(event)
-
-    try:
-        with _Bar(talk) if talk.is_terminal and not quiet else _Lines(talk, quiet=quiet) as shown:
-            yield hear
-    finally:
-        unheard = [] if quiet else [line for line in chatter.lines() if line not in told]
-        for line in unheard[:CHATTER_LINES]:
-            talk.print(f"said by a library: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
-    """Give a listener that counts what has been checked."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=_talk(), transient=True, disable=quiet or not _talk().is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda event: bar.update(task, completed=event.done, total=event.total)
+    stderr().print(f"[dim]of {_images(value.images)}[/]")
 
 
 def verified(value: Verified, *, as_json: bool) -> None:
@@ -202,7 +121,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     if as_json:
         _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound, "complete": value.complete})
         return
-    out = _data()
+    out = stdout()
 
     def say(text: str) -> None:
         out.print(text, markup=False, soft_wrap=True)
@@ -255,7 +174,7 @@ def report(value: Report, *, quiet: bool, as_json: bool) -> None:
         return
     if quiet:
         return
-    summary, out = value.summary, _data()
+    summary, out = value.summary, stdout()
     if summary["levels"]:
         out.print(_levels([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
     others = [array for array in summary["arrays"] if not summary["levels"] or len(array["shape"]) != 3]
@@ -275,139 +194,8 @@ def report(value: Report, *, quiet: bool, as_json: bool) -> None:
     out.print(f"{escape(str(value.output))}/", soft_wrap=True, highlight=False)
 
 
-class _Lines:
-    """Progress where nothing can be drawn over: a line at the start, one every ten seconds, and the failures."""
-
-    def __init__(self, talk: Console, *, quiet: bool) -> None:
-        self._talk, self._quiet = talk, quiet
-        self._tally = _Tally()
-        self._last = time.monotonic()
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._quiet and self._tally.finished:
-            self._say(self._tally.line())
-
-    def hear(self, event: Event) -> None:
-        self._tally.hear(event)
-        if isinstance(event, Outcome):
-            if not event.done:
-                self._say(_failure(event))
-        elif isinstance(event, Planned):
-            self._begin(event)
-        elif not self._quiet:
-            self._say(printable(event.text))
-        if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            self._say(self._tally.line())
-
-    def _begin(self, plan: Planned) -> None:
-        if not self._quiet:
-            self._say(_opening(plan))
-        for outcome in plan.failures:
-            self._say(_failure(outcome, "earlier and unchanged"))
-
-    def _say(self, text: str) -> None:
-        self._talk.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Bar:
-    """Progress on a terminal."""
-
-    def __init__(self, talk: Console) -> None:
-        self._talk = talk
-        self._tally = _Tally()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._waiting = talk.status("loading the model")
-
-    def __enter__(self) -> _Bar:
-        self._waiting.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.stop()
-        if self._progress:
-            self._progress.stop()
-
-    def hear(self, event: Event) -> None:
-        self._tally.hear(event)
-        if isinstance(event, Planned):
-            self._begin(event)
-        elif isinstance(event, Note):
-            self._talk.print(printable(event.text), markup=False, highlight=False)
-        elif self._progress and self._task is not None:
-            if not event.done:
-                self._progress.console.print(
-                    _failure(event), style="red", markup=False, highlight=False, soft_wrap=True
-                )
-            self._progress.update(self._task, advance=1, rates=self._tally.rates())
-
-    def _warn(self, text: str) -> None:
-        self._talk.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-    def _begin(self, plan: Planned) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._waiting.stop()
-        self._talk.print(_opening(plan), markup=False, highlight=False)
-        for outcome in plan.failures:
-            self._warn(_failure(outcome, "earlier and unchanged"))
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        self._progress = Progress(*columns, console=self._talk, transient=True)
-        self._task = self._progress.add_task("", total=plan.to_do, rates="")
-        self._progress.start()
-
-
-class _Tally:
-    """Counts and speeds of a run."""
-
-    def __init__(self) -> None:
-        self.planned = self.finished = self.failed = self.bytes = 0
-        self._began = time.monotonic()
-
-    def hear(self, event: Event) -> None:
-        if isinstance(event, Planned):
-            self.planned, self._began = event.to_do, time.monotonic()
-        elif isinstance(event, Outcome):
-            self.finished += 1
-            self.failed += not event.done
-            self.bytes += event.bytes
-
-    def rates(self) -> str:
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.finished / seconds:.1f} images/s, {self.bytes / seconds / 1e6:.1f} MB/s{failed}"
-
-    def line(self) -> str:
-        left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
-        remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
-        return f"{self.finished} of {_images(self.planned)}, {self.rates()}{remaining}"
-
-
-def _opening(plan: Planned) -> str:
-    earlier = f"; {plan.done} done before" if plan.done else ""
-    failed = f", {len(plan.failures)} failed before (--retry-failed)" if plan.failures else ""
-    work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
-    feed = plan.summary["input"]
-    at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
-    return f"{plan.summary['model']} at {at}: {work}{earlier}{failed}"
-
-
 def _images(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
-
-
-def _failure(outcome: Outcome, when: str = "") -> str:
-    said = f" ({outcome.messages})" if outcome.messages else ""
-    return printable(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")
 
 
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:
@@ -482,7 +270,7 @@ def _strides_and_channels(entry: dict[str, Any]) -> str:
 
 def _columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a plain table of any length at once, cut off at the terminal's right edge; rich takes half a second."""
-    out = _data()
+    out = stdout()
     if sys.stdout.isatty():
         rows = [[row[0], _cut(row[1], LEVELS_WIDTH), *row[2:]] for row in rows]
     titles = [heading.lstrip(">") for heading in headings]
@@ -573,12 +361,3 @@ def _sentence(text: str) -> str:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _data() -> Console:
-    """Standard output: as wide as the terminal, and as wide as it takes where there is none."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-
-
-def _talk() -> Console:
-    return Console(stderr=True, highlight=False)

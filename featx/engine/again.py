@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featx.declaring import declaration, declared
 from featx.engine.resources import Workers, hand_over, spread
 from featx.errors import UsageError
 from featx.models.pyramid import Pyramid, choose_devices, load
-from featx.options import OUTPUT_OPTIONS, Job, ModelRequest
+from featx.options import Job, ModelRequest
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +37,15 @@ def request_of(summary: dict[str, Any]) -> ModelRequest:
     recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
     several = recipe["part"] == "all"
     file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
-    return ModelRequest.of(
-        summary["model"],
+    same = {each.name: recipe[each.name] for each in declared(ModelRequest) if declaration(each).in_recipe}
+    return ModelRequest(
+        **{**same, "strides": recipe["strides"] if several else None},
+        model=summary["model"],
         weights=file if weights["kind"] == "file" else weights["kind"],
         seed=weights.get("seed", 0),
         out_indices=None if several else recipe["levels"] or None,
-        strides=recipe["strides"] if several else None,
-        output_stride=recipe["output_stride"],
         image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
         test_size=feed["configuration"] == "test",
-        precision=recipe["precision"],
-        backend=recipe["backend"],
-        **{option: recipe[option] for option in OUTPUT_OPTIONS},
     )
 
 
@@ -75,7 +73,7 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     """
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])
-    job = Job((), pyramid.request, dtype=summary["recipe"]["dtype"])
+    job = Job(model=pyramid.name, dtype=summary["recipe"]["dtype"])
     computers, workers = spread([pyramid], job, images, summary["recipe"])
     hand_over(computers, workers)
     return Again(devices, computers, workers)

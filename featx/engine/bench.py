@@ -60,7 +60,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     FeatxError
         If the model cannot be run, or no image can be read.
     """
-    checks.require_sound(job)
+    job = checks.completed(job)
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
     with files.temporary_folder() as scratch:
@@ -98,10 +98,10 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
     limit = min(shared, rates["settle"]) if devices[0].type == "cpu" else min(rates[stage] for stage in STAGES)
     return {
-        "model": job.request.name,
+        "model": job.model,
         "device": ",".join(map(str, devices)),
-        "precision": job.request.precision,
-        "backend": job.request.backend,
+        "precision": job.precision,
+        "backend": job.backend,
         "dtype": job.dtype,
         "workers": {name: getattr(workers, name) for name in Workers.__slots__},
         "images": len(items),

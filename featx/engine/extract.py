@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from featx.engine.checks import require_sound
+from featx.declaring import keywords
+from featx.engine.checks import completed
 from featx.engine.crew import Crew, booked, work_off
 from featx.engine.events import Listener, Planned
 from featx.engine.notes import remarks, surprises
@@ -18,7 +19,7 @@ from featx.engine.resources import hand_over, machine
 from featx.engine.setting import set_up, unchosen
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.options import Job, Limits, ModelRequest, folder_name
+from featx.options import GROUPS, Job, folder_name
 from featx.runs import formats, layout, lock, recorder
 from featx.runs.clearing import ANY_VECTOR, clear_up
 from featx.runs.recipe import facts_of
@@ -53,39 +54,15 @@ class Report:
     failures: list[Outcome]
 
 
+@keywords(*GROUPS, without=("model", "output"))
 def extract(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     model: str,
     output: str | PathLike[str] | None = None,
     *,
     from_file: str | PathLike[str] | None = None,
-    weights: str | PathLike[str] = "pretrained",
-    seed: int = 0,
-    out_indices: Sequence[int] | Literal["all"] | None = None,
-    strides: Sequence[float] | None = None,
-    output_stride: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    test_size: bool = False,
-    device: str = "auto",
-    precision: str = "fp32",
-    backend: str = "torch",
-    part: str = "backbone",
-    maps: bool | None = None,
-    norm: bool = False,
-    prefix_tokens: bool = False,
-    final: bool = False,
-    embedding: bool = False,
-    pool: str | None = None,
-    dtype: str = "float32",
-    format: str = "npz",  # noqa: A002 - the word of the command line
-    batch_size: int | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    hash_inputs: bool = False,
-    isolate: bool = False,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
     listener: Listener | None = None,
+    **options: Any,
 ) -> Report:
     """Write the features of every image to a folder; calling it again goes on where it stopped.
 
@@ -99,35 +76,10 @@ def extract(
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
         A list of images, one path a line.
-    weights, seed, out_indices, strides, output_stride, image_size, test_size, device, precision
-        As `featx.load_pyramid` has them; the device may also be several, ``cuda:0,1`` or ``all``.
-    backend : str
-        What runs the network: ``torch``, ``compile`` (torch.compile) or ``openvino``.
-    part, norm, prefix_tokens, final, embedding, pool
-        As `featx.load_pyramid` has them.
-    maps : bool or None
-        Whether levels are wanted at all; None takes them where the format can hold them.
-    dtype : str
-        ``float32`` or ``float16``: what maps are written as; an embedding is always float32.
-    format : str
-        ``npz``, a file an image; or, for embeddings alone, ``npy`` (one array, and ``keys.txt``) or ``parquet``.
-    batch_size : int or None
-        Images in one forward pass; None takes what an earlier call took, or what suits the device.
-    workers : int or None
-        Forward passes at a time; None takes one a core, or what suits a graphics card.
-    overwrite : bool
-        Start anew: what an earlier call left in the folder is removed first.
-    retry_failed : bool
-        Try images again that an earlier call failed on, and that are unchanged.
-    hash_inputs : bool
-        Tell by its sha256, not by size and time, whether an image was changed.
-    isolate : bool
-        Decode images in processes of their own from the start. Without it that is done after a crash or a hang, and
-        for images that failed before.
-    limits : Limits
-        What one image may take of pixels, bytes, seconds and memory.
     listener : callable or None
-        Called with `featx.values.Note`, `Planned` and `Outcome` as they come.
+        Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
+    **options
+        Every option of ``featx extract``, by the same name.
 
     Returns
     -------
@@ -140,44 +92,14 @@ def extract(
         If the run cannot begin or go on; see `featx.errors`.
     """
     one = isinstance(inputs, str | PathLike)
-    request = ModelRequest.of(
-        model,
-        weights=weights,
-        seed=seed,
-        out_indices=out_indices,
-        strides=strides,
-        output_stride=output_stride,
-        image_size=image_size,
-        test_size=test_size,
-        precision=precision,
-        backend=backend,
-        part=part,
-        norm=norm,
-        prefix_tokens=prefix_tokens,
-        final=final,
-        embedding=embedding,
-        pool=pool,
+    job = Job(
+        inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
+        listed=lists.read_file(from_file) if from_file is not None else (),
+        model=model,
+        output=Path(output) if output is not None else None,
+        **options,
     )
-    return run(
-        Job(
-            inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
-            request=request,
-            listed=lists.read_file(from_file) if from_file is not None else (),
-            output=Path(output) if output is not None else None,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            dtype=dtype,
-            format=format,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            hash_inputs=hash_inputs,
-            isolate=isolate,
-            limits=limits,
-            maps=maps,
-        ),
-        listener or (lambda _: None),
-    )
+    return run(job, listener or (lambda _: None))
 
 
 def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callable[[], int] = lambda: 0) -> Report:
@@ -194,12 +116,10 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     chatter : callable
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
-    maps = not formats.vectors_only(job.format) if job.maps is None else job.maps
-    job = replace(job, request=replace(job.request, maps=maps))
-    require_sound(job)
+    job = completed(job)
     found = sources.find(job.inputs, job.listed)
     layout.tell_apart(found.items, found.crowded)
-    output = job.output or Path("features") / folder_name(job.request.name)
+    output = job.output or Path("features") / folder_name(job.model)
     lock.require_usable(output)
     for text in remarks(found, job):
         listener(Note(text))

@@ -35,7 +35,7 @@ from featx.values import Field, Item
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
 
 # None; images that were done before are within those of the run.
-LIMITS = Limits(pixels=sys.maxsize, bytes=sys.maxsize)
+LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
 
 # What reading a file raises that is no output, whatever it is.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from featx.errors import OutputError
-from featx.options import OUTPUT_OPTIONS, Job, ModelRequest
+from featx.options import RECIPE, Job
 from featx.values import Field, Input, Level, Weights
 from featx.version import __version__
 
@@ -60,9 +60,7 @@ class Model(Protocol):
     """What a run has to know of the pyramid that makes it; see `featx.models.pyramid.Pyramid`."""
 
     @property
-    def request(self) -> ModelRequest: ...  # noqa: D102 - as there
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...  # noqa: D102 - as there
     @property
     def source(self) -> str: ...  # noqa: D102
     @property
@@ -80,37 +78,36 @@ class Model(Protocol):
     @property
     def rebuilt(self) -> bool: ...  # noqa: D102
     @property
-    def precision(self) -> str: ...  # noqa: D102
-    @property
-    def backend(self) -> str: ...  # noqa: D102
-    @property
     def device(self) -> Any: ...  # noqa: D102
 
 
+# The order in which recipes are written; options that came later follow.
+ORDER = (
+    *("model", "weights", "levels", "strides", "part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool"),
+    *("output_stride", "input", "rebuilt", "precision", "backend", "dtype", "format", "batch_size", "memory_format"),
+    *("device", "threads", "versions"),
+)
+
+
 def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[str, Any]:
-    """Everything that changes the numbers."""
-    request = pyramid.request
+    """Everything that changes the numbers: the options that say so of themselves, and what they came to."""
     recipe = {
+        **{name: getattr(job, name) for name in RECIPE},
+        "strides": job.strides if job.part == "all" else None,  # elsewhere the levels say it
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
-        "strides": request.strides if request.part == "all" else None,  # elsewhere the levels say it
-        **{option: getattr(request, option) for option in OUTPUT_OPTIONS},
-        "output_stride": request.output_stride,
         "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
         "rebuilt": pyramid.rebuilt,
-        "precision": pyramid.precision,
-        "backend": pyramid.backend,
-        "dtype": job.dtype,
-        "format": job.format,
         "batch_size": batch_size,
         "memory_format": "channels_last",
         "device": pyramid.device.type,
         "threads": threads,
-        "versions": versions(pyramid.source, pyramid.backend),
+        "versions": versions(pyramid.source, job.backend),
     }
+    ordered = {name: recipe[name] for name in (*ORDER, *(name for name in recipe if name not in ORDER))}
     # As it is read again: what is a tuple here is a list there.
-    return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(ordered))  # type: ignore[no-any-return]
 
 
 def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:

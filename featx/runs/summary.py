@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from featx import options
 from featx.errors import FeatxError, OutputError
-from featx.options import OUTPUT_OPTIONS, ModelRequest
 from featx.runs.layout import SUMMARY
 from featx.values import Field, Level
 
@@ -102,7 +102,7 @@ def _check_recipe(summary: dict[str, Any]) -> None:
     numbers = (recipe["batch_size"], recipe["threads"])
     if not isinstance(recipe["levels"], list) or not all(isinstance(number, int) for number in numbers):
         raise TypeError
-    if recipe["precision"] not in PRECISIONS or recipe["dtype"] not in DTYPES or min(numbers) < 1:
+    if recipe["precision"] not in options.PRECISIONS or recipe["dtype"] not in options.DTYPES or min(numbers) < 1:
         raise ValueError
 
 
@@ -116,12 +116,8 @@ def _has(part: str, names: Collection[str]) -> Callable[[dict[str, Any]], None]:
     return check
 
 
-# What a recipe must say, and may.
-PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
-RECIPE = (
-    *("model", "weights", "levels", "strides", "output_stride", "precision", "backend", "dtype", "format", "device"),
-    *("batch_size", "threads", "versions", *OUTPUT_OPTIONS),
-)
+# What a recipe must say.
+RECIPE = ("model", "weights", "levels", "device", "batch_size", "threads", "versions", *options.RECIPE)
 
 # Of a summary, what is read later, and what makes sure of it.
 PARTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -136,8 +132,6 @@ PARTS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 def _completed(summary: dict[str, Any]) -> dict[str, Any]:
     """Add what runs did not say as long as there were nothing but levels in files of their own."""
-    plain = ModelRequest(summary["model"])
-    unsaid = {"strides": None, **{option: getattr(plain, option) for option in OUTPUT_OPTIONS}, "format": "npz"}
     arrays = [
         {
             "key": f"level_{level['index']}",
@@ -146,7 +140,7 @@ def _completed(summary: dict[str, Any]) -> dict[str, Any]:
         }
         for level in summary["levels"]
     ]
-    recipe = {**unsaid, **summary["recipe"]}
+    recipe = {**options.RECIPE, **summary["recipe"]}
     return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
 
 

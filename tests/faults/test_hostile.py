@@ -298,7 +298,7 @@ def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
 def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
     """A machine that sleeps does not make an image late, nor does waiting for another one that is large."""
     pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
-    reader = isolation.Reader(pyramid.preprocessor, Limits(seconds=3), tmp_path)
+    reader = isolation.Reader(pyramid.preprocessor, Limits(time_limit=3), tmp_path)
     monkeypatch.setattr("featx.images.fitting.LARGE", 100)
     begun, go_on = threading.Event(), threading.Event()
     honest = fitting.upright_rgb

@@ -234,9 +234,7 @@ def test_standard_input_that_is_no_list_is_wrong_usage(tmp_path, photos, redirec
 @pytest.mark.parametrize("arguments", ["photo.jpg", ".", "'*'", "--from-file ../list"])
 def test_a_current_folder_that_is_gone_is_said(tmp_path, arguments):
     (tmp_path / "list").write_text("photo.jpg\n")
-    gone = (
-        'mkdir gone && cd gone && rmdir ../gone && exec "$0" -c "from featx.cli.commands import main; main()" extract'
-    )
+    gone = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -c "from featx.cli.main import main; main()" extract'
     done = shell(f"{gone} {arguments} --model test_resnet --output /dev/null/out", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "featx: The current folder is not there any more." in done.stderr

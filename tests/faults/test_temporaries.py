@@ -76,12 +76,12 @@ def test_detectors_say_so(monkeypatch):
 def test_what_libraries_write_is_kept_in_memory_or_left_alone(memory, expected, shown):
     script = f"""
 import os
-from featx import streams
+from featx.cli import streams
 if not {memory}:
     os.__dict__.pop("memfd_create", None)
-with streams.libraries_apart() as chatter:
+with streams.captured_libraries() as captured:
     os.write(2, b"said\\n")
-    print((chatter.size(), chatter.lines()))
+    print((captured.size(), captured.lines()))
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env={**os.environ, **HOMELESS}, capture_output=True, text=True, check=True)

@@ -1,0 +1,79 @@
+# The border of the command line: signals, streams, and every error as one line and an exit status.
+"""What ``featx`` and ``python -m featx`` run."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+import warnings
+
+from featx.cli import commands, streams, tables
+from featx.engine.stopping import InterruptedByError
+from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
+
+
+def main() -> None:
+    """Run the command line, and turn every error into one line and an exit status."""
+    streams.protect()
+    commands.STOP.listen()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and what is wrong with a download into one of ours
+    streams.leave(_status())
+
+
+def _status() -> int:
+    """Run a command, and return its exit status."""
+    try:
+        _require_words(sys.argv[1:])
+        commands.app(prog_name="featx")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except InterruptedByError:
+        return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
+    except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
+        return _fail(_described(error))
+    return 0
+
+
+def _require_words(arguments: list[str]) -> None:
+    """Refuse an empty argument, which would be read as the current folder, or as nothing at all.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    empty = next((text for text in arguments if re.fullmatch(r"(--[\w-]+=)?", text)), None)
+    if empty is not None:
+        what = f"{empty.removesuffix('=')} has an empty value" if empty else "One of the arguments is empty"
+        raise UsageError(what, "Check the quotes, and variables that may not be set")
+
+
+def _described(error: Exception) -> FeatxError:
+    """Describe an error that no other place has described."""
+    if isinstance(error, FeatxError):
+        return error
+    if is_out_of_memory(error):
+        described = FeatxError("There is not enough memory", LESS)
+    elif isinstance(error, StuckError):
+        described = FeatxError(f"{error.item.path} {error}", "Leave that image out")
+    elif isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        described = FeatxError(f"{where}{reason}", "Check the path and the disk")
+    else:
+        described = FeatxError(
+            f"Unexpected {type(error).__name__}: {error}", "Run it again with --debug, and report it"
+        )
+    described.__cause__ = error
+    return described
+
+
+def _fail(error: FeatxError) -> int:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    else:
+        tables.error(error)
+    return error.exit_status

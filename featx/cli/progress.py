@@ -1,0 +1,227 @@
+# Progress: what a person is told while work goes on, on a terminal and where there is none.
+"""Listeners that write to standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from featx.cli.streams import stderr
+from featx.cli.tables import CONFIGURATIONS, _images
+from featx.engine.events import Checked, Event, Listener, Planned
+from featx.paths import printable
+from featx.values import Note, Outcome, SearchListener, Surveyed
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from featx.cli.streams import CapturedOutput
+
+
+# Seconds between two lines of progress where there is no terminal to draw on.
+LINE_EVERY = 10.0
+
+
+# Characters of libraries' messages that are remembered while a run goes on, and lines of the rest that are shown.
+REMEMBERED, WARNINGS = 100_000, 5
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show that something takes its time, where there is a terminal."""
+    with stderr().status(text):
+        yield
+
+
+@contextmanager
+def searching() -> Iterator[SearchListener]:
+    """Give a listener for looking up models: notes are printed, models that have to be measured are counted."""
+    console = stderr()
+    last = time.monotonic()
+    with console.status("") as status:
+        status.stop()
+
+        def handle(event: Note | Surveyed) -> None:
+            nonlocal last
+            if isinstance(event, Note):
+                console.print(event.text, markup=False, highlight=False, soft_wrap=True)
+                return
+            text = f"{event.done} of {event.total} models measured"
+            if console.is_terminal:
+                status.update(text)
+                status.start()
+            elif time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                console.print(text, soft_wrap=True)
+
+        yield handle
+
+
+@contextmanager
+def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
+    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
+
+    What libraries wrote in the meantime, and no image has in its record, is shown at the end.
+    """
+    console = stderr()
+    recorded = ""
+
+    def handle(event: Event) -> None:
+        nonlocal recorded
+        if isinstance(event, Outcome) and event.messages:
+            recorded = f"{recorded}\n{event.messages}"[-REMEMBERED:]
+        shown.handle(event)
+
+    try:
+        with _Bar(console) if console.is_terminal and not quiet else _Lines(console, quiet=quiet) as shown:
+            yield handle
+    finally:
+        unrecorded = [] if quiet else [line for line in libraries.lines() if line not in recorded]
+        for line in unrecorded[:WARNINGS]:
+            console.print(f"library warning: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
+    """Give a listener that counts what has been checked."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=stderr(), transient=True, disable=quiet or not stderr().is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda event: bar.update(task, completed=event.done, total=event.total)
+
+
+class _Lines:
+    """Progress where nothing can be drawn over: a line at the start, one every ten seconds, and the failures."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._tally = _Tally()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._quiet and self._tally.finished:
+            self._print(self._tally.line())
+
+    def handle(self, event: Event) -> None:
+        self._tally.handle(event)
+        if isinstance(event, Outcome):
+            if not event.done:
+                self._print(_failure(event))
+        elif isinstance(event, Planned):
+            self._begin(event)
+        elif not self._quiet:
+            self._print(printable(event.text))
+        if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            self._print(self._tally.line())
+
+    def _begin(self, plan: Planned) -> None:
+        if not self._quiet:
+            self._print(_opening(plan))
+        for outcome in plan.failures:
+            self._print(_failure(outcome, "earlier and unchanged"))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tally = _Tally()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._waiting = console.status("loading the model")
+
+    def __enter__(self) -> _Bar:
+        self._waiting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.stop()
+        if self._progress:
+            self._progress.stop()
+
+    def handle(self, event: Event) -> None:
+        self._tally.handle(event)
+        if isinstance(event, Planned):
+            self._begin(event)
+        elif isinstance(event, Note):
+            self._console.print(printable(event.text), markup=False, highlight=False)
+        elif self._progress and self._task is not None:
+            if not event.done:
+                self._progress.console.print(
+                    _failure(event), style="red", markup=False, highlight=False, soft_wrap=True
+                )
+            self._progress.update(self._task, advance=1, rates=self._tally.rates())
+
+    def _fail(self, text: str) -> None:
+        self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _begin(self, plan: Planned) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._waiting.stop()
+        self._console.print(_opening(plan), markup=False, highlight=False)
+        for outcome in plan.failures:
+            self._fail(_failure(outcome, "earlier and unchanged"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._task = self._progress.add_task("", total=plan.to_do, rates="")
+        self._progress.start()
+
+
+class _Tally:
+    """Counts and speeds of a run."""
+
+    def __init__(self) -> None:
+        self.planned = self.finished = self.failed = self.bytes = 0
+        self._began = time.monotonic()
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Planned):
+            self.planned, self._began = event.to_do, time.monotonic()
+        elif isinstance(event, Outcome):
+            self.finished += 1
+            self.failed += not event.done
+            self.bytes += event.bytes
+
+    def rates(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.finished / seconds:.1f} images/s, {self.bytes / seconds / 1e6:.1f} MB/s{failed}"
+
+    def line(self) -> str:
+        left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
+        remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
+        return f"{self.finished} of {_images(self.planned)}, {self.rates()}{remaining}"
+
+
+def _opening(plan: Planned) -> str:
+    earlier = f"; {plan.done} done before" if plan.done else ""
+    failed = f", {len(plan.failures)} failed before (--retry-failed)" if plan.failures else ""
+    work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
+    feed = plan.summary["input"]
+    at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
+    return f"{plan.summary['model']} at {at}: {work}{earlier}{failed}"
+
+
+def _failure(outcome: Outcome, when: str = "") -> str:
+    said = f" ({outcome.messages})" if outcome.messages else ""
+    return printable(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")

@@ -1,0 +1,245 @@
+# Declaring an option: all there is to know of it stands in one place, where every border reads it.
+"""How `featx.options` says what an option is; what a person writes, as text or as a Python value, becomes one value."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
+
+from featx.errors import UsageError
+
+# Turns what was given, text or a value, into the option's value; it is told the option's name for its errors.
+Convert = Callable[[str, Any], Any]
+
+Group = TypeVar("Group")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SCALES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What is to be known of an option.
+
+    Attributes
+    ----------
+    help : str
+        One line for the command line's help, the reference and the docstrings.
+    convert : callable or None
+        Checks and converts what was given; None takes a flag as it is.
+    metavar : str
+        What stands for the value in the help.
+    flags : tuple of str
+        Other spellings on the command line (``-o``), or all of them for a flag with two sides.
+    shown : str
+        The default as the help shows it; empty where the value itself says it.
+    accepts : str
+        The types that Python's callers may give; empty takes those of the field.
+    in_recipe : bool
+        Whether the option changes the numbers, so that features made with another value never mix.
+    """
+
+    help: str
+    convert: Convert | None = None
+    metavar: str = ""
+    flags: tuple[str, ...] = ()
+    shown: str = ""
+    accepts: str = ""
+    in_recipe: bool = False
+
+
+def option(
+    *,
+    help: str,  # noqa: A002 - as it is read
+    default: Any = MISSING,
+    kw_only: bool = True,
+    convert: Convert | None = None,
+    **more: Any,
+) -> Any:
+    """Declare an option as a field of a group; one without a default has to be given. See `Declaration`."""
+    return field(default=default, kw_only=kw_only, metadata={"declaration": Declaration(help, convert, **more)})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+def group(made: type[Group]) -> type[Group]:
+    """Make a class a group of options, or of groups."""
+    return dataclass(frozen=True, kw_only=True)(made)
+
+
+@group
+class Options:
+    """A group of options: frozen, and every value checked and converted when it is made.
+
+    Attributes
+    ----------
+    panel : str
+        The heading under which the help lists them.
+    """
+
+    panel: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check and convert what was given.
+
+        Raises
+        ------
+        UsageError
+            Naming the option, and what was expected.
+        """
+        for each in declared(type(self)):
+            value, convert = getattr(self, each.name), declaration(each).convert
+            if value is not None and convert:
+                object.__setattr__(self, each.name, convert(flag(each.name), value))
+
+
+def declared(of: type[Options], *, without: Sequence[str] = ()) -> list[Field[Any]]:
+    """Return the options of a group, as they are declared."""
+    return [each for each in fields(of) if "declaration" in each.metadata and each.name not in without]
+
+
+def declaration(each: Field[Any]) -> Declaration:
+    """Return what is declared of an option."""
+    found: Declaration = each.metadata["declaration"]
+    return found
+
+
+def flag(name: str) -> str:
+    """Write an option's name as the command line has it: ``--image-size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def one_of(*choices: str) -> Convert:
+    """Expect one of several words."""
+
+    def convert(name: str, value: Any) -> str:
+        if value not in choices:
+            raise UsageError(f"{name}: expected {listed(choices)}, not {value!r}")
+        return str(value)
+
+    return convert
+
+
+def whole(least: int, most: int, *, auto: bool = False) -> Convert:
+    """Expect a whole number from `least` to `most`; or, if `auto`, the word for None."""
+
+    def convert(name: str, value: Any) -> int | None:
+        if auto and value == "auto":
+            return None
+        if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,30}", str(value)) or not least <= int(value) <= most:
+            limits = f"from {least} to {most}" if most < 1 << 62 else f"of at least {least}"
+            raise UsageError(f"{name}: expected a whole number {limits}{' or auto' if auto else ''}, not {value!r}")
+        return int(value)
+
+    return convert
+
+
+def seconds(least: float) -> Convert:
+    """Expect a time in seconds."""
+
+    def convert(name: str, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = 0.0
+        if not least <= number < float("inf"):
+            raise UsageError(f"{name}: expected seconds, at least {least:g}, not {value!r}")
+        return number
+
+    return convert
+
+
+def amount(example: str) -> Convert:
+    """Expect a whole number that may be written short: 30M, 1.5G, 250k."""
+
+    def convert(name: str, value: Any) -> int:
+        number = re.fullmatch(r"([0-9]*\.?[0-9]+)([kmgb]?)", str(value).lower())
+        found = float(number[1]) * _SCALES[number[2]] if number else 0.0
+        if isinstance(value, int) and not isinstance(value, bool):
+            found = value
+        if not 1 <= found < 1 << 63:
+            raise UsageError(f"{name}: expected a number of at least 1, such as {example}, not {value!r}")
+        return int(found)
+
+    return convert
+
+
+def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert:
+    """Expect numbers: with commas between them, as a sequence, or one alone; or one of `words` instead."""
+
+    def convert(name: str, value: Any) -> Any:
+        if value in words:
+            return value
+        pieces = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+        try:
+            return tuple(kind(piece) for piece in pieces)
+        except (TypeError, ValueError, OverflowError) as error:
+            other = "".join(f", or {word}" for word in words)
+            raise UsageError(
+                f"{name}: expected comma-separated numbers, such as {example}{other}, not {value!r}"
+            ) from error
+
+    return convert
+
+
+def size(name: str, value: Any) -> tuple[int, int]:
+    """Expect one side, or height and width: 384, 256x320, (256, 320)."""
+    pieces = value.lower().split("x") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    texts = [str(piece) for piece in pieces]
+    if not 1 <= len(texts) <= 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
+        raise UsageError(f"{name}: expected one side (384) or height x width (256x320) in pixels, not {value!r}")
+    return int(texts[0]), int(texts[-1])
+
+
+def listed(words: Sequence[str]) -> str:
+    """Write words as English has them: ``fp32, bf16 or fp16``."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[Function], Function]:
+    """Give a public function the options of some groups as keywords: in its signature, docstring and refusals."""
+    chosen = {each.name: each for group in groups for each in declared(group, without=without)}
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+
+        @wraps(function)
+        def call(*values: Any, **options: Any) -> Any:
+            unknown = options.keys() - chosen.keys() - {each.name for each in own}
+            if unknown:
+                name = min(unknown)
+                near = get_close_matches(name, chosen, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+            return function(*values, **options)
+
+        more = [_keyword(each) for each in chosen.values()]
+        vars(call)["__signature__"] = signature.replace(parameters=[*own, *more])
+        call.__doc__ = _documented(function.__doc__ or "", chosen.values())
+        return cast(Function, call)
+
+    return decorate
+
+
+def accepted(each: Field[Any]) -> str:
+    """Return the types that Python's callers may give an option, as they are written in code."""
+    return declaration(each).accepts or str(each.type)
+
+
+def _keyword(each: Field[Any]) -> inspect.Parameter:
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=accepted(each))
+
+
+def _documented(text: str, options: Iterable[Field[Any]]) -> str:
+    """Put what is declared of each option in the place of ``**options``."""
+    entries = []
+    for each in options:
+        shown = f" Default: {declaration(each).shown}." if declaration(each).shown else ""
+        entries += [f"    {each.name} : {accepted(each)}", f"        {declaration(each).help}{shown}"]
+    return re.sub(r"    \*\*options\n(?:        .*\n)+", lambda _: "\n".join(entries) + "\n", text)
