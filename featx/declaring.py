@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
+from featx.text import listed
 
 # Turns what was given, text or a value, into the option's value; it is told the option's name for its errors.
 Convert = Callable[[str, Any], Any]
@@ -193,12 +194,6 @@ def size(name: str, value: Any) -> tuple[int, int]:
     if not 1 <= len(texts) <= 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
         raise UsageError(f"{name}: expected one side (384) or height x width (256x320) in pixels, not {value!r}")
     return int(texts[0]), int(texts[-1])
-
-
-def listed(words: Sequence[str]) -> str:
-    """Write words as English has them: ``fp32, bf16 or fp16``."""
-    *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[Function], Function]:

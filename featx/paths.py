@@ -60,11 +60,6 @@ def expanded(path: str) -> str:
     return path if os.path.lexists(path) else os.path.expanduser(path)  # noqa: PTH111 - a Path raises
 
 
-def printable(text: str) -> str:
-    """Write what would move a terminal's cursor, or change its colours, as what it is."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
 def fold(name: str) -> str:
     """Make names equal that some file system takes for the same: those that differ in case or in Unicode's form."""
     if name.isascii():

@@ -353,7 +353,11 @@ def test_what_does_not_fit_half_precision_fails_and_is_not_written(photos, tmp_p
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"workers": 0}, "0 workers"), ({"dtype": "int8"}, "float32 or float16"), ({"backend": "tpu"}, "torch, compile")],
+    [
+        ({"workers": 0}, "--workers: expected a whole number from 1"),
+        ({"dtype": "int8"}, "float32 or float16"),
+        ({"backend": "tpu"}, "torch, compile"),
+    ],
 )
 def test_wrong_ways_to_run(photos, tmp_path, wrong, words):
     with pytest.raises(UsageError, match=words):
@@ -372,7 +376,7 @@ def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
     heard.clear()
     extract("photos", tmp_path / "all", listener=heard.append)
     assert isinstance(heard[0], Note)
-    assert heard[0].text == "not called like images: 1 left out"
+    assert heard[0].text == "1 file without an image suffix left out"
 
 
 def test_the_folder_s_default_name():
@@ -425,7 +429,7 @@ def test_images_that_are_gone_are_said_and_their_features_kept(photos, tmp_path)
     (photos / "4.jpg").unlink()
     heard = []
     report = extract([photos, photos / "4.jpg"][:1], tmp_path / "out", listener=heard.append)
-    assert "2 images are no longer there; the features are kept" in [getattr(event, "text", "") for event in heard]
+    assert "2 images deleted since; the features are kept" in [getattr(event, "text", "") for event in heard]
     assert (report.computed, report.summary["counts"]["done"]) == (0, 11)
     (tmp_path / "list").write_text(f"{photos}/4.jpg\n")
     extract((), tmp_path / "out", from_file=tmp_path / "list")
@@ -571,12 +575,12 @@ def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, form
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "npy"}, "keeps embeddings, and none were asked for. Add --embedding"),
-        ({"format": "npy", "embedding": True, "maps": True}, "keeps embeddings alone. Leave --maps out"),
-        ({"format": "parquet", "embedding": True, "norm": True}, "keeps embeddings alone. Leave --norm out"),
+        ({"format": "npy"}, "holds only embeddings, and none were asked for. Add --embedding"),
+        ({"format": "npy", "embedding": True, "maps": True}, "holds only embeddings. Leave out --maps"),
+        ({"format": "parquet", "embedding": True, "norm": True}, "holds only embeddings. Leave out --norm"),
         ({"format": "hdf5"}, "no format 'hdf5'"),
         ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
-        ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, and none are wanted"),
+        ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but maps were switched off"),
     ],
 )
 def test_what_cannot_go_together_is_refused_and_nothing_written(photos, tmp_path, options, message):

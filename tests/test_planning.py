@@ -18,9 +18,8 @@ def test_a_photo_that_was_alone_is_not_computed_again_with_its_folder(photos, tm
     heard = []
     report = extract(photos, tmp_path / "out", listener=heard.append)
     assert (report.computed, report.summary["counts"]["total"]) == (5, 6)
-    assert (
-        "1 image is in the run under another key already, and not computed again: photos/2.jpg is stored as 2.jpg"
-        in (notes(heard))
+    assert "1 image already in the run under another key, not computed again: photos/2.jpg is stored as 2.jpg" in (
+        notes(heard)
     )
     assert set(featx.open_run(tmp_path / "out")) == {"2.jpg", *(f"photos/{number}.jpg" for number in (0, 1, 3, 4, 5))}
     assert extract(photos, tmp_path / "out").tried == 0
@@ -59,7 +58,7 @@ def test_one_photo_first_does_not_bind_the_many_after_it(tmp_path):
     heard = []
     report = extract(photos, tmp_path / "out", listener=heard.append)
     assert (report.summary["recipe"]["batch_size"], report.computed) == (8, 20)
-    assert "1 image is computed again, in batches of 8 like the new ones" in notes(heard)
+    assert "Computing 1 image again, so that all are computed in batches of 8" in notes(heard)
     assert report.summary["counts"] == {"done": 20, "failed": 0, "total": 20}
     extract(photos, tmp_path / "together")
     expected = {name.removeprefix("photos/3.jpg") or name: digest for name, digest in outputs(tmp_path / "together")}

@@ -369,7 +369,7 @@ def test_a_run_leaves_nothing_at_home_and_says_nothing_of_itself(featx_command, 
     pixels, _ = pyramid.preprocess(photo)
     np.testing.assert_allclose(arrays["neck_2"], pyramid.arrays(pixels[None])["neck_2"][0], rtol=1e-3, atol=1e-5)
     again = featx_command("verify", "out", "--recompute", "1", HOME=str(home))
-    assert "equal to the bit" in again.stdout, again.stderr
+    assert "bit for bit the same" in again.stdout, again.stderr
 
 
 def test_importing_it_changes_nothing_here():

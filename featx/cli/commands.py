@@ -176,6 +176,8 @@ def similar(
     """Find the images of a run that are most similar to another one, by the cosine of their embeddings."""
     from featx.explore import similarity
 
+    if output:
+        similarity.require_drawable(output)
     with progress.waiting("searching"):
         found = similarity.similar(run, query, count, **options)
     tables.neighbours(found, as_json=as_json)

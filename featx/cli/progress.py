@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from featx.cli.streams import stderr
-from featx.cli.tables import CONFIGURATIONS, _images
+from featx.cli.tables import CONFIGURATIONS
 from featx.engine.events import Checked, Event, Listener, Planned
-from featx.paths import printable
+from featx.text import images, printable
 from featx.values import Note, Outcome, SearchListener, Surveyed
 
 if TYPE_CHECKING:
@@ -210,13 +210,13 @@ class _Tally:
     def line(self) -> str:
         left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
         remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
-        return f"{self.finished} of {_images(self.planned)}, {self.rates()}{remaining}"
+        return f"{self.finished} of {images(self.planned)}, {self.rates()}{remaining}"
 
 
 def _opening(plan: Planned) -> str:
     earlier = f"; {plan.done} done before" if plan.done else ""
     failed = f", {len(plan.failures)} failed before (--retry-failed)" if plan.failures else ""
-    work = f"{_images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
+    work = f"{images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
     feed = plan.summary["input"]
     at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
     return f"{plan.summary['model']} at {at}: {work}{earlier}{failed}"

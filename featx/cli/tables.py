@@ -14,8 +14,8 @@ from rich.table import Table
 
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
-from featx.paths import printable
 from featx.runs.layout import MANIFEST
+from featx.text import count_of, images, printable
 
 if TYPE_CHECKING:
     from featx.engine.extract import Report
@@ -46,7 +46,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
     else:
         headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
         _columns(headings, [_model_row(entry) for entry in entries])
-        stderr().print(f"{len(entries)} model{'' if len(entries) == 1 else 's'}")
+        stderr().print(count_of(len(entries), "model"))
 
 
 def description(value: dict[str, Any], *, as_json: bool) -> None:
@@ -66,7 +66,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
     for level in value["levels"]:
         if "ratio" in level:
-            out.print(f"[dim]level {level['index']}: a cell for {_spacing(level['ratio'])} pixels of the input[/]")
+            out.print(f"[dim]level {level['index']}: one cell covers {_spacing(level['ratio'])} pixels of the input[/]")
     out.print()
     out.print(_tags(value["pretrained"]) if value["pretrained"] else "[dim]no pretrained weights[/]")
 
@@ -79,7 +79,7 @@ def fetched(value: dict[str, Any], *, as_json: bool) -> None:
     out = stdout()
     out.print(f"{escape(value['output'])}/{value['file']}  {_bytes(value['bytes'])}", soft_wrap=True)
     out.print(f"[dim]sha256 {value['sha256']}, from {escape(value['source'])}[/]", soft_wrap=True)
-    out.print(f"use it as --model local-dir:{escape(value['output'])}", soft_wrap=True)
+    out.print(f"Use it with --model local-dir:{escape(value['output'])}", soft_wrap=True)
 
 
 def timings(value: dict[str, Any], *, as_json: bool) -> None:
@@ -113,7 +113,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
-    stderr().print(f"[dim]of {_images(value.images)}[/]")
+    stderr().print(f"[dim]of {images(value.images)}[/]")
 
 
 def verified(value: Verified, *, as_json: bool) -> None:
@@ -137,31 +137,31 @@ def verified(value: Verified, *, as_json: bool) -> None:
     for name in value.foreign:
         say(f"unexpected file: {printable(name)}")
     if value.unfinished:
-        say(f"unfinished: {value.unfinished} temporary files, which the next extract removes")
+        say(f"{count_of(value.unfinished, 'temporary file')}, removed by the next extract")
     faults = len(value.missing) + len(value.damaged)
-    say(f"{value.checked - faults} of {value.checked + value.to_do} outputs are what was written")
+    say(f"{value.checked - faults} of {count_of(value.checked + value.to_do, 'output')} intact")
     if value.to_do:
-        say(f"{_images(value.to_do)} not computed yet; run the same extract again to go on")
+        say(f"{images(value.to_do)} not computed yet; run the same extract to resume")
     if value.failed:
-        say(f"{_images(value.failed)} failed; the manifest says why")
+        say(f"{images(value.failed)} failed; the manifest says why")
     if value.recomputed:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):
-        say("forgotten; run the same extract again to make them")
+        say("Removed from the manifest; run the same extract again to make them")
 
 
 def _recomputed(value: Recomputed) -> str:
-    skipped = f", {value.skipped} were changed or are gone" if value.skipped else ""
+    skipped = f", {images(value.skipped)} skipped: changed or deleted since" if value.skipped else ""
     versions = f" (now {', '.join(value.versions)})" if value.versions else ""
     failed = f", {len(value.failed)} failed, the first {value.failed[0]}" if value.failed else ""
     rest = printable(f"{skipped}{failed}{versions}")
     if not value.images:
-        return f"nothing extracted again{rest}"
+        return f"no image extracted again{rest}"
     if not value.where:
-        return f"{_images(value.images)} extracted again: equal to the bit{rest}"
+        return f"{images(value.images)} extracted again: bit for bit the same{rest}"
     verdict = "within" if value.deviation <= value.tolerance else "beyond"
     return (
-        f"{_images(value.images)} extracted again: largest deviation {value.deviation:.1e} of the level's largest "
+        f"{images(value.images)} extracted again: largest difference {value.deviation:.1e} of the level's largest "
         f"number, in {printable(value.where)}, {verdict} {value.tolerance:g}{rest}"
     )
 
@@ -194,10 +194,6 @@ def report(value: Report, *, quiet: bool, as_json: bool) -> None:
     out.print(f"{escape(str(value.output))}/", soft_wrap=True, highlight=False)
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:
     """The lines above the table of levels."""
     feed, tested = value["input"], value["test_input"]
@@ -213,23 +209,23 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
         "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
         "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
         "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
-        "besides": _besides(value),
-        "a photo takes": _bytes(value["bytes_per_image"]),
+        "other outputs": _other_outputs(value),
+        "bytes per photo": _bytes(value["bytes_per_image"]),
         **({"licence": value["license"]} if "license" in value else {}),
     }
 
 
-def _besides(value: dict[str, Any]) -> str:
-    """What there is besides levels."""
+def _other_outputs(value: dict[str, Any]) -> str:
+    """What a model gives besides levels."""
     final, tokens = value["final"], value["prefix_tokens"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",
         f"final map {final['channels']} x {final['height']} x {final['width']}" if final else "",
-        f"{tokens} prefix token{'' if tokens == 1 else 's'}" if tokens else "",
+        count_of(tokens, "prefix token") if tokens else "",
         "final norm (--norm)" if value["norm"] else "",
         f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
     ]
-    return ", ".join(part for part in parts if part) or "nothing"
+    return ", ".join(part for part in parts if part) or "none"
 
 
 def _sizes(sizes: dict[str, Any] | None) -> str:
@@ -238,7 +234,7 @@ def _sizes(sizes: dict[str, Any] | None) -> str:
     which = "any" if sizes["multiple"] == 1 else f"multiples of {sizes['multiple']}"
     square = ", square" if sizes["square"] else ""
     rebuilt = ", the network is rebuilt for them" if sizes["rebuilt"] else ""
-    weights = "" if sizes.get("resampled", True) else ", and weights of its own size do not fit then"
+    weights = "" if sizes.get("resampled", True) else ", and pretrained weights cannot be used then"
     return f"{which}{square}{rebuilt}{weights}"
 
 

@@ -10,49 +10,47 @@ from featx.engine.setting import Setting
 from featx.images import sources
 from featx.options import Job
 from featx.runs import formats
+from featx.text import count_of, images
 
 
 def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
-    """What a person may not expect, in words."""
+    """What a person may not expect of a call that continues earlier ones."""
     plan, workers = setting.plan, setting.workers
     texts = []
     if setting.done_again:
-        texts.append(
-            f"{_images(setting.done_again)} computed again, in batches of {workers.batch_size} like the new ones"
-        )
+        again = f"Computing {images(setting.done_again)} again, so that all are computed"
+        texts.append(f"{again} in batches of {workers.batch_size}")
     elif setting.earlier and not setting.job.batch_size and workers.batch_size < LARGEST_BATCH < len(plan.to_do):
         texts.append(
-            f"Batches of {workers.batch_size}, as in the calls before; larger ones may be faster, "
-            "and need --overwrite to start anew"
+            f"Batches of {workers.batch_size}, as in earlier calls; larger ones may be faster, "
+            "but need --overwrite to start from scratch"
         )
     if plan.known_as:
         key, earlier = next(iter(plan.known_as.items()))
         texts.append(
-            f"{_images(len(plan.known_as))} in the run under another key already, and not computed again: "
+            f"{images(len(plan.known_as))} already in the run under another key, not computed again: "
             f"{key} is stored as {earlier}"
         )
     if plan.gone:
-        texts.append(f"{_images(plan.gone)} no longer there; the features are kept")
+        texts.append(f"{images(plan.gone)} deleted since; the features are kept")
     if suspected:
         names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
-        texts.append(f"An earlier call ended while reading {names}: images are read in processes of their own now")
+        texts.append(f"An earlier call ended while reading {names}: images are now decoded in separate processes")
     return texts
 
 
-def _images(count: int) -> str:
-    return "1 image is" if count == 1 else f"{count} images are"
-
-
 def remarks(found: sources.Found, job: Job) -> list[str]:
-    """What was left out, in words."""
-    once = ", such as {} as {}".format(*found.example) if found.example else ""
-    remarks = (
-        (found.others, "not called like images: ", " left out"),
-        (found.unfollowed, "linked folders: ", " not followed"),
-        (found.closed, "folders that cannot be read: ", ", their images are left out"),
-        (found.repeated, "named more than once: ", f", each taken once{once}"),
-    )
-    left_out = [f"{what}{count}{then}" for count, what, then in remarks if count]
+    """What was left out."""
+    texts = []
+    if found.others:
+        texts.append(f"{count_of(found.others, 'file')} without an image suffix left out")
+    if found.unfollowed:
+        texts.append(f"{count_of(found.unfollowed, 'linked folder')} not followed")
+    if found.closed:
+        texts.append(f"{count_of(found.closed, 'unreadable folder')} left out")
+    if found.repeated:
+        example = ": {} is stored as {}".format(*found.example) if found.example else ""
+        texts.append(f"{images(found.repeated)} named more than once, taken once{example}")
     if formats.vectors_only(job.format) and job.maps is None:
-        left_out.append(f"{job.format} keeps vectors: no maps are written")
-    return left_out
+        texts.append(f"No maps are kept: {job.format} holds only embeddings")
+    return texts

@@ -16,13 +16,18 @@ from PIL import Image, ImageDraw, ImageFont
 from featx.errors import FeatxError, OutputError, UsageError
 from featx.images import placing
 from featx.options import Limits
-from featx.paths import printable, to_path
+from featx.paths import to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
+from featx.text import printable
 from featx.values import EMBEDDING
 
 # Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
 BLOCK = 2048
+
+# What a sheet is drawn as, and how it says that it is one (Exif's tag of that name).
+SHEETS = (".png", ".jpg", ".jpeg")
+SOFTWARE, OURS = 0x0131, "featx similar"
 
 # A sheet's thumbnails, the room under each for its text, and how many are in a row.
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
@@ -165,14 +170,31 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     return vector
 
 
+def require_drawable(path: Path) -> None:
+    """Refuse a picture's path before the work: pictures only replace those that `draw` has made.
+
+    Raises
+    ------
+    OutputError
+        If it has no suffix of a picture, its folder is not there, or it would replace something else.
+    """
+    if path.suffix.lower() not in SHEETS:
+        raise OutputError(f"{path} is not the name of a picture", f"End it with {' or '.join(SHEETS)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder {path.parent}", "Make it, or choose another --output")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise OutputError(f"{path} exists and was not drawn by featx similar", "Choose another --output")
+
+
 def draw(neighbours: Neighbours, path: Path) -> None:
     """Draw the query and what was found for it, with scores, as a picture.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If it cannot be written; see `require_drawable`.
     """
+    require_drawable(path)
     tiles = [(neighbours.query, Path(neighbours.query).name, "query")] if neighbours.query else []
     tiles += [(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
     across = min(ACROSS, len(tiles))
@@ -182,12 +204,22 @@ def draw(neighbours: Neighbours, path: Path) -> None:
     for place, (file, name, score) in enumerate(tiles):
         corner = (GAP + place % across * step[0], GAP + place // across * step[1])
         _draw_tile(sheet, corner, file, name, score, framed=score == "query")
+    exif = Image.Exif()
+    exif[SOFTWARE] = OURS
     try:
-        sheet.save(path)
+        sheet.save(path, exif=exif)
     except (OSError, ValueError) as error:
-        way_out = "Give -o a name that ends in .png or .jpg" if "extension" in str(error) else "Choose another -o"
         reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{path} cannot be written: {reason}", way_out) from error
+        raise OutputError(f"{path} cannot be written: {reason}", "Choose another --output") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a picture says that `draw` has made it."""
+    try:
+        with Image.open(path) as image:
+            return bool(image.getexif().get(SOFTWARE) == OURS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _cosines(rows: Array, direction: Array) -> Array:

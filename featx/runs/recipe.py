@@ -137,7 +137,9 @@ def versions(source: str, backend: str) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    """Return the version of a library, which may be installed without what draws windows."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return metadata.version(f"{name}-headless")
+    """Return the version of a library; OpenCV may be installed without what draws windows."""
+    if name == "opencv-python":
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+        name = "opencv-python-headless"
+    return metadata.version(name)

@@ -58,7 +58,7 @@ def test_all_damage_is_found_and_just_that_is_made_again(forge, many, tmp_path):
     kept = {line["key"] for line in lines(out)[:UNTOUCHED]}
     assert {f"{key}.npz" for key in kept} == set(names) - {*flipped, *cut, *deleted}
     sound = forge(tmp_path, "verify", "out")
-    assert (sound["status"], sound["stdout"]) == (0, f"{len(names)} of {len(names)} outputs are what was written\n")
+    assert (sound["status"], sound["stdout"]) == (0, f"{len(names)} of {len(names)} outputs intact\n")
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, m
         path.touch()
     said = forge(tmp_path, "verify", "out", "--recompute", 2)
     assert said["status"] == 0
-    assert "nothing extracted again, 2 were changed or are gone" in said["stdout"]
+    assert "no image extracted again, 2 images skipped: changed or deleted since" in said["stdout"]
 
 
 def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_path):
@@ -264,8 +264,8 @@ def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
     assert said["status"] == 1
     assert said["stdout"].splitlines() == [
         "not in the manifest: 0004.jpg.npz; the next extract makes it again",
-        "2 of 4 outputs are what was written",
-        "2 images not computed yet; run the same extract again to go on",
+        "2 of 4 outputs intact",
+        "2 images not computed yet; run the same extract to resume",
         "1 image failed; the manifest says why",
     ]
 

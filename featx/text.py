@@ -1,0 +1,27 @@
+# Text for people: counts and lists as English writes them, and names that cannot move a terminal's cursor.
+"""Small pieces of prose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count_of(count: int, noun: str) -> str:
+    """Count things in English: ``1 image``, ``2 images``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def images(count: int) -> str:
+    """Count images."""
+    return count_of(count, "image")
+
+
+def listed(words: Sequence[str]) -> str:
+    """Write words as English has them: ``fp32, bf16 or fp16``."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def printable(text: str) -> str:
+    """Write what would move a terminal's cursor, or change its colours, as what it is."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
