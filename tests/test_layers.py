@@ -119,7 +119,7 @@ def test_libraries_stay_in_their_rooms(library):
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*PACKAGE.rglob("*.py"), *Path(__file__).parent.glob("*.py")]), ids=lambda path: path.name
+    "path", sorted([*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]), ids=lambda path: path.name
 )
 def test_the_first_line_says_what_lives_there(path):
     text = path.read_text()

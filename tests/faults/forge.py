@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from featx.cli import commands
-from featx.cli import main as featx_main
+from featx.cli import main as border
 from featx.engine import isolation
 from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
@@ -132,7 +132,7 @@ def run(request: dict) -> None:
     if "fault" in request:
         faults.inject(**request["fault"])
     sys.argv = ["featx", *request["arguments"]]
-    featx_main.main()
+    border.main()
 
 
 if __name__ == "__main__":

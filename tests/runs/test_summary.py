@@ -10,7 +10,7 @@ import featx
 from featx.engine.again import request_of
 from featx.errors import FeatxError
 from featx.explore.verify import verify
-from tests.runs import extract, lines, make_photos, write_lines
+from tests.helpers import extract, lines, make_photos, write_lines
 
 SENSELESS = (..., None, "x", -1, [], {}, [None], float("inf"), "\ud800", "a\0b", "../../x")
 

@@ -23,7 +23,7 @@ from featx.engine.again import load_again
 from featx.errors import ModelError, OutputError, WeightsError
 from featx.explore.verify import verify
 from featx.models import weights
-from tests.hub import serving
+from tests.models.hub import serving
 
 MODEL = "test_resnet"
 

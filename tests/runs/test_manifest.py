@@ -13,7 +13,7 @@ from featx.errors import FeatxError, OutputError
 from featx.explore.verify import verify
 from featx.runs import formats, lock, recorder
 from featx.values import Item, Outcome, Stat
-from tests.runs import extract, lines, make_photos, tree, write_lines
+from tests.helpers import extract, lines, make_photos, tree, write_lines
 
 
 @pytest.fixture

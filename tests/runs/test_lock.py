@@ -20,7 +20,7 @@ from featx.runs import lease as leases
 from featx.runs import lock
 from featx.runs.layout import LEASE, UNFINISHED
 from featx.runs.lease import Lease, is_held
-from tests.runs import extract, lines, make_photos, notes, tree, write_lines
+from tests.helpers import extract, lines, make_photos, notes, tree, write_lines
 
 
 @pytest.fixture

@@ -11,8 +11,18 @@ from PIL import Image
 from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
 from featx.images.placing import UnreadableError, place
 from featx.options import Limits
-from tests import tiffs
-from tests.tiffs import ASSOCIATED, BLACK_IS_ZERO, CMYK, PALETTE, RGB, UNASSOCIATED, UNSPECIFIED, WHITE_IS_ZERO, YCBCR
+from tests.images import tiffs
+from tests.images.tiffs import (
+    ASSOCIATED,
+    BLACK_IS_ZERO,
+    CMYK,
+    PALETTE,
+    RGB,
+    UNASSOCIATED,
+    UNSPECIFIED,
+    WHITE_IS_ZERO,
+    YCBCR,
+)
 
 DEPTHS = (1, 2, 4, 8, 10, 12, 14, 16, 32)
 EXTRA = ((), (UNSPECIFIED,), (ASSOCIATED,), (UNASSOCIATED,), (UNSPECIFIED,) * 2, (UNASSOCIATED, UNSPECIFIED))

@@ -5,7 +5,7 @@ import pytest
 
 import featx
 from featx.engine.events import Planned
-from tests.runs import extract, lines, make_photos, notes, tree
+from tests.helpers import extract, lines, make_photos, notes, tree
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from featx.models import levels
 from featx.models.timm import description as backbones
 from featx.options import ModelRequest
 from featx.values import Level
-from tests.families import FAMILIES, SMALLER
+from tests.models.families import FAMILIES, SMALLER
 
 
 def describe(name, **asked):

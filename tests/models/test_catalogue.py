@@ -232,7 +232,7 @@ def test_misspelt_names_get_the_nearest():
     ],
 )
 def test_a_model_has_one_name_however_it_is_written(written, name):
-    assert ModelRequest(written).model == name
+    assert ModelRequest(written).name == ModelRequest.of(written).name == name
 
 
 def test_a_name_may_be_copied_from_the_hub_s_page(featx_command, photo, tmp_path):
@@ -295,10 +295,11 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
 def test_numbers_of_parameters(text, count):
     from featx.declaring import amount
 
-    assert amount("30M")("--max-params", text) == count
+    convert = amount("30M")
+    assert convert("--max-params", text) == count
     for wrong in ("many", "1.2.3M", "M", "-3M", ""):
         with pytest.raises(UsageError, match="--max-params"):
-            amount("30M")("--max-params", wrong)
+            convert("--max-params", wrong)
 
 
 # Another timm
@@ -401,7 +402,7 @@ def test_a_pyramid_takes_the_test_size(photo):
 def test_test_sizes_that_there_are_not():
     with pytest.raises(ModelError, match="no test size"):
         search.describe_model(ModelRequest("test_resnet", test_size=True))
-    with pytest.raises(UsageError, match="both choose the input size"):
+    with pytest.raises(UsageError, match="either --image-size or --test-size"):
         search.describe_model(ModelRequest("regnety_032", test_size=True, image_size=(256, 256)))
 
 
@@ -448,7 +449,7 @@ def test_a_rebuilt_network_is_timm_s_with_pretrained_weights_resampled(name, tmp
 @pytest.mark.parametrize("name", ["volo_d1_224", "gmixer_12_224", "hiera_tiny_224"])
 def test_weights_that_cannot_follow_are_said_beforehand_and_not_blamed(name, tmp_path, featx_command):
     assert BOOK.entries[name]["sizes"]["resampled"] is False
-    assert "pretrained weights cannot be used then" in featx_command("info", "--model", name).stdout
+    assert "weights of its own size do not fit" in featx_command("info", "--model", name).stdout
     torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=f"of another shape.*Weights of {name} cannot be resampled to 256x320"):
         featx.load_pyramid(name, weights=tmp_path / "weights.pth", image_size=(256, 320), device="cpu")

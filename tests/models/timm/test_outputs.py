@@ -13,7 +13,7 @@ from featx.errors import ModelError, UsageError, WeightsError
 from featx.models.timm import outputs
 from featx.models.timm.library import Timm
 from featx.options import ModelRequest
-from tests.families import EVERY_KIND, FAMILIES, SMALLER
+from tests.models.families import EVERY_KIND, FAMILIES, SMALLER
 
 SOURCE = Timm()
 

@@ -14,7 +14,7 @@ from featx.errors import ModelError, OutputError, WeightsError
 from featx.models import fetching
 from featx.models.timm import description as backbones
 from featx.models.weights import Found
-from tests.hub import serving
+from tests.models.hub import serving
 
 MODEL = "test_resnet"
 REPOSITORY = "timm/test_resnet.r160_in1k"

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from featx.images.fitting import DecodeError, decode, make, upright_rgb
 from featx.images.placing import place
 from featx.options import Limits
-from tests import pngs
-from tests.pngs import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk
+from tests.images import pngs
+from tests.images.pngs import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk
 
 KINDS = [
     *((GREY, bits) for bits in (1, 2, 4, 8, 16)),
