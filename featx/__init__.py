@@ -10,14 +10,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from featx.engine.extract import extract as extract
-    from featx.errors import FeatxError as FeatxError
-    from featx.models.pyramid import load_pyramid as load_pyramid
-    from featx.models.search import list_models as list_models
-    from featx.runs.reading import open_run as open_run
+from typing import Any
 
 from featx.version import __version__ as __version__
 

@@ -132,7 +132,7 @@ def whole(least: int, most: int, *, auto: bool = False) -> Convert:
         if auto and value == "auto":
             return None
         if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,30}", str(value)) or not least <= int(value) <= most:
-            limits = f"from {least} to {most}" if most < 1 << 62 else f"of at least {least}"
+            limits = "that fits into 64 bits" if most >= 1 << 62 else f"from {least} to {most}"
             raise UsageError(f"{name}: expected a whole number {limits}{' or auto' if auto else ''}, not {value!r}")
         return int(value)
 

@@ -8,21 +8,25 @@ from dataclasses import asdict
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from featx.declaring import keywords
 from featx.errors import UsageError, enough_memory
 from featx.images import fitting
 from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ModelRequest
+from featx.options import ImageOptions, KeepOptions, ModelOptions, ModelRequest, NetworkOptions, RunOptions
 from featx.process import full_precision
 from featx.values import Description, Field, Input, Level, Weights
 from featx.version import __version__
+
+# What load_pyramid does not take: its name comes first, and how it is run is the caller's.
+NOT_OF_A_PYRAMID = ("model", "backend", "batch_size", "workers", "isolate")
 
 
 class Pyramid:
@@ -196,65 +200,16 @@ class Pyramid:
             self._network = runtimes.make(self.backend, self.module, plan, tell)
 
 
-def load_pyramid(
-    name: str,
-    *,
-    weights: str | PathLike[str] = "pretrained",
-    seed: int = 0,
-    out_indices: Sequence[int] | Literal["all"] | None = None,
-    strides: Sequence[float] | None = None,
-    output_stride: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    test_size: bool = False,
-    device: str = "auto",
-    precision: str = "fp32",
-    part: str = "backbone",
-    maps: bool = True,
-    norm: bool = False,
-    prefix_tokens: bool = False,
-    final: bool = False,
-    embedding: bool = False,
-    pool: str | None = None,
-) -> Pyramid:
+@keywords(ModelOptions, ImageOptions, KeepOptions, NetworkOptions, RunOptions, without=NOT_OF_A_PYRAMID)
+def load_pyramid(name: str, **options: Any) -> Pyramid:
     """Load a model as a feature pyramid.
 
     Parameters
     ----------
     name : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
-    weights : str or path
-        ``pretrained`` (never replaced by anything else), ``random``, or a checkpoint file; ``file.pth:teacher`` takes
-        one of several networks in it.
-    seed : int
-        Of random weights.
-    out_indices : sequence of int, "all" or None
-        Levels by timm's index, negative ones from the end; None takes timm's default.
-    strides : sequence of float or None
-        Levels by stride instead, in model-input pixels; the deepest level of each.
-    output_stride : int or None
-        Dilate the network so that no level is coarser than this.
-    image_size : int, (int, int) or None
-        Model input in pixels: one side, or (height, width). None takes the model's own.
-    test_size : bool
-        Take the size and crop that the weights' authors tested with, where they differ from the model's own.
-    device : str
-        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-    precision : str
-        ``fp32``, or ``bf16`` or ``fp16``: parameters, computation and maps.
-    part : str
-        Of a detector: ``backbone``, ``neck`` (the maps that enter its head) or ``all``.
-    maps : bool
-        Whether levels are wanted at all.
-    norm : bool
-        Apply a transformer's final norm to its levels.
-    prefix_tokens : bool
-        Have the class and register tokens of each level in `Pyramid.arrays`.
-    final : bool
-        Have the map of timm's ``forward_features`` there.
-    embedding : bool
-        Have the vector before the classifier there: timm's ``forward_head(…, pre_logits=True)``.
-    pool : str or None
-        Make the embedding of the final map by ``avg``, ``max`` or ``gem`` instead, or take its class token, ``cls``.
+    **options
+        Options of ``featx extract``, by the same name.
 
     Returns
     -------
@@ -266,33 +221,13 @@ def load_pyramid(
     ModelError, WeightsError, UsageError
         If the model, its levels, its weights or the device cannot be had; each says what there is instead.
     """
-    request = ModelRequest.of(
-        name,
-        weights=weights,
-        seed=seed,
-        out_indices=out_indices,
-        strides=strides,
-        output_stride=output_stride,
-        image_size=image_size,
-        test_size=test_size,
-        precision=precision,
-        part=part,
-        maps=maps,
-        norm=norm,
-        prefix_tokens=prefix_tokens,
-        final=final,
-        embedding=embedding,
-        pool=pool,
-    )
-    return load(request, choose_devices(device)[0])
+    device = choose_devices(options.pop("device", "auto"))[0]
+    return load(ModelRequest(name, **options), device)
 
 
 def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
     runtimes.require_backend(request.backend)
-    dtype_of(request.precision)
-    if not -(1 << 63) <= request.seed < 1 << 64:  # what torch takes
-        raise UsageError("--seed must be from -2^63 to 2^64 - 1", "Use a small whole number")
     source = libraries.source(libraries.source_of(request.name))
     description = source.describe(request)
     with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
@@ -301,17 +236,8 @@ def load(request: ModelRequest, device: torch.device) -> Pyramid:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Return torch's type for ``fp32``, ``bf16`` or ``fp16``.
-
-    Raises
-    ------
-    UsageError
-        If it is none of them.
-    """
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in types:
-        raise UsageError(f"There is no precision {precision!r}", f"Use {', '.join(types)}")
-    return types[precision]
+    """Return torch's type for ``fp32``, ``bf16`` or ``fp16``."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def choose_devices(name: str) -> list[torch.device]:

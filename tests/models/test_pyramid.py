@@ -98,7 +98,7 @@ def test_lower_precisions_are_asked_for_and_close(precision, dtype, error, photo
     for ours, theirs in zip(rough(pixels[None]), exact(pixels[None]), strict=True):
         assert ours.dtype == dtype
         assert (ours.float() - theirs).norm() / theirs.norm() < error
-    with pytest.raises(UsageError, match=r"no precision 'int8'\. Use fp32, bf16, fp16"):
+    with pytest.raises(UsageError, match="expected fp32, bf16 or fp16, not .int8."):
         featx.load_pyramid("test_resnet", weights="random", device="cpu", precision="int8")
 
 

@@ -1,0 +1,204 @@
+# The public names and their types, for editors; scripts/write_reference.py writes them from featx/options.py.
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Literal
+
+from featx.engine.events import Listener
+from featx.engine.extract import Report
+from featx.errors import FeatxError as FeatxError
+from featx.models.pyramid import Pyramid
+from featx.models.search import list_models as list_models
+from featx.runs.reading import open_run as open_run
+
+__version__: str
+
+def extract(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    model: str,
+    output: str | PathLike[str] | None = None,
+    *,
+    from_file: str | PathLike[str] | None = None,
+    listener: Listener | None = None,
+    weights: str | PathLike[str] = "pretrained",
+    seed: int = 0,
+    out_indices: Sequence[int] | int | Literal["all"] | None = None,
+    strides: Sequence[float] | float | None = None,
+    output_stride: int | None = None,
+    part: str = "backbone",
+    image_size: int | tuple[int, int] | None = None,
+    test_size: bool = False,
+    embedding: bool = False,
+    pool: str | None = None,
+    final: bool = False,
+    maps: bool | None = None,
+    prefix_tokens: bool = False,
+    norm: bool = False,
+    format: str = "npz",
+    dtype: str = "float32",
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    hash_inputs: bool = False,
+    precision: str = "fp32",
+    backend: str = "torch",
+    device: str = "auto",
+    batch_size: int | Literal["auto"] | None = None,
+    workers: int | None = None,
+    isolate: bool = False,
+    max_pixels: int | str = 179000000,
+    max_bytes: int | str = 1000000000,
+    time_limit: float = 120.0,
+    memory_limit: int | str = 4000000000,
+) -> Report:
+    """Write the features of every image to a folder; calling it again goes on where it stopped.
+
+    Parameters
+    ----------
+    inputs : str, path or iterable of them
+        Files, folders (walked) and glob patterns.
+    model : str
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    output : path or None
+        The run's folder; None takes ``features/<model>``.
+    from_file : path or None
+        A list of images, one path a line.
+    listener : callable or None
+        Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
+    weights : str | PathLike[str]
+        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by anything else.
+    seed : int
+        Random seed, used with --weights random.
+    out_indices : Sequence[int] | int | Literal["all"] | None
+        Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
+    strides : Sequence[float] | float | None
+        Levels by stride: the deepest of each.
+    output_stride : int | None
+        Dilate the network so that no level is coarser. About a third of the networks can.
+    part : str
+        Part of a detector: its backbone, its neck (the maps that enter the head), or both.
+    image_size : int | tuple[int, int] | None
+        Size of the model's input: one side, or height x width. Default: the model's own.
+    test_size : bool
+        Use the size and crop that the weights were tested with, where they differ from the model's own.
+    embedding : bool
+        Keep the vector before the classifier, as embedding.
+    pool : str | None
+        Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class token.
+    final : bool
+        Keep the map that the embedding is made from, as final.
+    maps : bool | None
+        Keep the maps of the levels. Default: where the format can hold them.
+    prefix_tokens : bool
+        Keep the class and register tokens of every level, as level_N_prefix.
+    norm : bool
+        Apply a transformer's final norm to its levels; featx info says whether it has one.
+    format : str
+        One .npz file an image, or all embeddings in one array (npy) or table (parquet).
+    dtype : str
+        Type in which maps are stored; embeddings are always float32.
+    overwrite : bool
+        Start from scratch: remove what earlier calls left in the folder.
+    retry_failed : bool
+        Try unchanged images again that failed before.
+    hash_inputs : bool
+        Recognise changed images by their sha256 instead of by size and modification time.
+    precision : str
+        Number type that the network computes in; fp32 is exact.
+    backend : str
+        What runs the network.
+    device : str
+        Where to compute.
+    batch_size : int | Literal["auto"] | None
+        Images in one forward pass. Default: auto.
+    workers : int | None
+        Forward passes at the same time. Default: one per core.
+    isolate : bool
+        Decode in separate processes from the start; otherwise only after a crash or a hang.
+    max_pixels : int | str
+        Width times height, as stored and as resized; an image with more fails. Default: 179M.
+    max_bytes : int | str
+        Size of the file; a larger one fails. Default: 1G.
+    time_limit : float
+        Seconds to read and decode an image. Default: 120.
+    memory_limit : int | str
+        Memory to decode an image; enforced with --isolate, on Linux. Default: 4G.
+
+    Returns
+    -------
+    Report
+        Summary, folder and failures. A broken image is a failure in it, not an exception.
+
+    Raises
+    ------
+    FeatxError
+        If the run cannot begin or go on; see `featx.errors`.
+    """
+
+def load_pyramid(
+    name: str,
+    *,
+    weights: str | PathLike[str] = "pretrained",
+    seed: int = 0,
+    out_indices: Sequence[int] | int | Literal["all"] | None = None,
+    strides: Sequence[float] | float | None = None,
+    output_stride: int | None = None,
+    part: str = "backbone",
+    image_size: int | tuple[int, int] | None = None,
+    test_size: bool = False,
+    embedding: bool = False,
+    pool: str | None = None,
+    final: bool = False,
+    maps: bool | None = None,
+    prefix_tokens: bool = False,
+    norm: bool = False,
+    precision: str = "fp32",
+    device: str = "auto",
+) -> Pyramid:
+    """Load a model as a feature pyramid.
+
+    Parameters
+    ----------
+    name : str
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    weights : str | PathLike[str]
+        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by anything else.
+    seed : int
+        Random seed, used with --weights random.
+    out_indices : Sequence[int] | int | Literal["all"] | None
+        Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
+    strides : Sequence[float] | float | None
+        Levels by stride: the deepest of each.
+    output_stride : int | None
+        Dilate the network so that no level is coarser. About a third of the networks can.
+    part : str
+        Part of a detector: its backbone, its neck (the maps that enter the head), or both.
+    image_size : int | tuple[int, int] | None
+        Size of the model's input: one side, or height x width. Default: the model's own.
+    test_size : bool
+        Use the size and crop that the weights were tested with, where they differ from the model's own.
+    embedding : bool
+        Keep the vector before the classifier, as embedding.
+    pool : str | None
+        Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class token.
+    final : bool
+        Keep the map that the embedding is made from, as final.
+    maps : bool | None
+        Keep the maps of the levels. Default: where the format can hold them.
+    prefix_tokens : bool
+        Keep the class and register tokens of every level, as level_N_prefix.
+    norm : bool
+        Apply a transformer's final norm to its levels; featx info says whether it has one.
+    precision : str
+        Number type that the network computes in; fp32 is exact.
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    Pyramid
+        Ready to be called.
+
+    Raises
+    ------
+    ModelError, WeightsError, UsageError
+        If the model, its levels, its weights or the device cannot be had; each says what there is instead.
+    """
