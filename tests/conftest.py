@@ -1,21 +1,20 @@
-# What the tests share: a real photo, made-up folders of images, and the real command in a process of its own.
+# What the tests share: options, and fixtures for a real photo, a few made-up ones, and the real command.
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from tests.helpers import HANGS, MODEL, PHOTO, ROOT, make_photos
 
 # What is started in the background may have been told to ignore it, and hands that on to every command here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
 
 
 def pytest_addoption(parser):
@@ -24,8 +23,14 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def photo() -> Path:
-    """NASA's portrait of Eileen Collins, 512 x 512, public domain."""
+    """A real photo."""
     return PHOTO
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Return a folder of three photos: ``0.jpg``, ``1.jpg`` and ``2.jpg``."""
+    return make_photos(tmp_path / "photos", 3)
 
 
 @pytest.fixture
@@ -36,45 +41,77 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def featx_command(tmp_path, monkeypatch):
-    """Run ``featx`` as a person would: another process, this folder, no terminal, no hub."""
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "hub-cache"),
-        "TORCH_HOME": str(tmp_path / "torch-cache"),
-        "COLUMNS": "200",
-    }
-    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "FORCE_COLOR"):
-        environment.pop(name, None)
+class Forge:
+    """Runs of the real command, each in a process of its own, of which none has to load torch: see `tests.forge`."""
 
-    def run(
-        *arguments: object, stdin: bytes = b"", cwd: Path = tmp_path, **extra: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "featx", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            cwd=cwd,
-            env={**environment, **extra},
-            timeout=300,
-            check=False,
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forge"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "400", "HF_HUB_VERBOSITY": "error"},
+            text=True,
         )
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-        )
+
+    def __call__(self, folder: Path, *arguments: object, **request) -> dict:
+        request |= {"folder": str(folder), "arguments": [str(argument) for argument in arguments]}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def extract(self, folder: Path, inputs: object, output: str, *more: object, **request) -> dict:
+        return self(folder, "extract", inputs, *MODEL, "--output", output, *more, **request)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(HANGS)
+
+
+@pytest.fixture(scope="session")
+def forge():
+    running = Forge()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def no_hub(tmp_path):
+    """What a command finds in its environment: no terminal, no hub, nothing in its caches."""
+    gone = dict.fromkeys(("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "FORCE_COLOR"))
+    caches = {"HF_HOME": str(tmp_path / "hub-cache"), "TORCH_HOME": str(tmp_path / "torch-cache")}
+    return {**gone, **caches, "COLUMNS": "200"}
+
+
+@pytest.fixture
+def featx_command(forge, tmp_path, no_hub):
+    """Run ``featx`` in this folder; in another process, which has torch already."""
+
+    def run(*arguments: object, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+        request = {"stdin": stdin.decode("latin-1"), "environment": no_hub | environment, "isolation": True}
+        done = forge(tmp_path, *arguments, **request)
+        return subprocess.CompletedProcess(arguments, done["status"], done["stdout"], done["stderr"])
 
     return run
 
 
-def natural_image(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """Noise with a photograph's falling spectrum, so that JPEG and resampling have something to do."""
-    generator = np.random.default_rng(seed)
-    y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
-    spectrum = 1 / np.maximum(np.hypot(x, y), 1 / max(width, height))
-    channels = []
-    for _ in range(3):
-        phases = np.exp(2j * np.pi * generator.random((height, width)))
-        values = np.fft.ifft2(spectrum * phases).real
-        channels.append((values - values.min()) / np.ptp(values) * 255)
-    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+@pytest.fixture
+def fresh_command(tmp_path, no_hub):
+    """Run ``featx`` in this folder, as a person would: a new Python, which sees all of its environment."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        found = {**os.environ, **no_hub, **environment}
+        return subprocess.run(
+            [sys.executable, "-m", "featx", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=tmp_path,
+            env={name: value for name, value in found.items() if value is not None},
+            encoding="utf-8",
+            errors="replace",
+            timeout=HANGS,
+            check=False,
+        )
+
+    return run

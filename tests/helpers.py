@@ -1,26 +1,54 @@
-# Small runs for tests: photos, a run of them, and what its folder holds.
+# What the tests share: photos, small runs of them, what a run's folder holds, and waiting for something to happen.
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 import featx
-from tests.conftest import natural_image
+
+ROOT = Path(__file__).parent.parent
+
+# NASA's portrait of Eileen Collins, 512 x 512, public domain.
+PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
+
+# A small model on the processor, for commands.
+MODEL = ("--model", "test_resnet", "--weights", "random", "--image-size", "64", "--device", "cpu")
+
+# Seconds after which a test gives up: longer than any machine takes, however busy it is.
+HANGS = 600
 
 
-def make_photos(folder: Path, count: int) -> Path:
+def natural_image(seed: int, width: int = 96, height: int = 72) -> Image.Image:
+    """Noise with a photograph's falling spectrum, so that JPEG and resampling have something to do."""
+    generator = np.random.default_rng(seed)
+    y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
+    spectrum = 1 / np.maximum(np.hypot(x, y), 1 / max(width, height))
+    channels = []
+    for _ in range(3):
+        phases = np.exp(2j * np.pi * generator.random((height, width)))
+        values = np.fft.ifft2(spectrum * phases).real
+        channels.append((values - values.min()) / np.ptp(values) * 255)
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def make_photos(folder: Path, count: int, name: str = "{}.jpg") -> Path:
     """Photos that are all different: ``0.jpg`` and so on."""
     folder.mkdir(parents=True)
     for number in range(count):
-        natural_image(number, 80 + number % 7, 70).save(folder / f"{number}.jpg")
+        natural_image(number, 80 + number % 7, 70).save(folder / name.format(number))
     return folder
 
 
 def extract(inputs, output, **options):
     """Run a small model on the processor."""
-    options = {"weights": "random", "device": "cpu", "image_size": 64, **options}
-    return featx.extract(inputs, "test_resnet", output, **options)
+    options = {"model": "test_resnet", "weights": "random", "device": "cpu", "image_size": 64, **options}
+    return featx.extract(inputs, options.pop("model"), output, **options)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -30,6 +58,11 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Every .npz file and its sha256."""
+    return {name: digest for name, digest in tree(folder).items() if name.endswith(".npz")}
 
 
 def lines(folder: Path) -> list[dict]:
@@ -43,3 +76,12 @@ def write_lines(folder: Path, entries: list[dict]) -> None:
 def notes(heard: list) -> list[str]:
     """What a listener was told that is no outcome."""
     return [event.text for event in heard if hasattr(event, "text")]
+
+
+def wait_until(condition: Callable[[], object], *, unless: Callable[[], object] = lambda: False) -> None:
+    """Wait until something is so; fail where it never will be, since something else is so or nothing happens."""
+    deadline = time.monotonic() + HANGS
+    while not condition():
+        assert not unless(), "it ended before"
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.01)

@@ -163,3 +163,18 @@ def test_public_names_are_what_the_package_promises():
         assert callable(getattr(featx, name))
     with pytest.raises(AttributeError, match="nonsense"):
         featx.nonsense  # noqa: B018
+
+
+# What one can still read at a sitting: lines of a module, and of a function without its signature and docstring.
+MODULE_LINES, FUNCTION_LINES = 350, 50
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= FUNCTION_LINES, f"{node.name} has {lines} lines"

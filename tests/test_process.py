@@ -18,6 +18,7 @@ from featx import process
 from featx.models.timm import description as backbones
 from featx.models.timm import loading
 from featx.process import FALLBACKS, OPERATIONS, full_precision
+from tests.helpers import HANGS
 
 CPU = torch.device("cpu")
 
@@ -129,14 +130,14 @@ def overlapping(first, second):
     def inner():
         with second:
             entered.set()
-            left.wait(60)
+            left.wait(HANGS)
 
     thread = threading.Thread(target=inner)
     with first:
         thread.start()
         entered.wait(0.5)  # where it cannot enter, it has to wait for the first: that is what is wanted
     left.set()
-    thread.join(60)
+    thread.join(HANGS)
     assert not thread.is_alive()
 
 
@@ -159,7 +160,7 @@ def test_what_a_checkpoint_may_hold_is_taken_while_another_is_read():
     def look():
         with process.safe_globals(known):
             entered.set()
-            left.wait(60)
+            left.wait(HANGS)
             inside.append(known[0] in torch.serialization.get_safe_globals())
 
     entered, left = threading.Event(), threading.Event()
@@ -168,7 +169,7 @@ def test_what_a_checkpoint_may_hold_is_taken_while_another_is_read():
         thread.start()
         entered.wait(0.5)
     left.set()
-    thread.join(60)
+    thread.join(HANGS)
     assert inside == [True]
     assert known[0] not in torch.serialization.get_safe_globals()
 
@@ -186,7 +187,7 @@ def test_random_weights_of_two_threads_are_each_their_seed_s(monkeypatch):
 
     def load(seed):
         if threading.current_thread().name == "second":
-            began.wait(60)
+            began.wait(HANGS)
         found[seed] = featx.load_pyramid("test_resnet", weights="random", seed=seed).weights.sha256
 
     monkeypatch.setattr(loading, "create", create)
@@ -194,8 +195,8 @@ def test_random_weights_of_two_threads_are_each_their_seed_s(monkeypatch):
     other = threading.Thread(target=load, args=(6,), name="second")
     first.start()
     other.start()
-    first.join(60)
-    other.join(60)
+    first.join(HANGS)
+    other.join(HANGS)
     assert found == expected
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import featx
-from tests.conftest import natural_image
+from tests.helpers import HANGS, natural_image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,7 @@ def test_commands_run(here, command):
         featx.extract("photos/", "test_resnet", re.search(r"verify (\S+)", command)[1], weights="random")
     command = re.sub(r"(^|\| )featx ", rf"\1{shlex.quote(sys.executable)} -m featx ", command)
     for call in (1, 2):
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=HANGS, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout
         assert " extract " not in command or ("(nothing to compute)" in done.stdout) == (call == 2), done.stdout
@@ -62,7 +62,7 @@ def test_commands_run(here, command):
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_runs(here, block):
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
     assert "(512, 28, 28)" in done.stdout or "4 (4, 64)" in done.stdout
 
@@ -76,7 +76,7 @@ def test_the_first_block_is_what_the_command_prints(here):
         [sys.executable, "-m", "featx", *shlex.split(command), "--weights", "random"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=True,
     )
     printed = done.stdout.splitlines()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from featx.cli.columns import print_columns
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
 from featx.runs.layout import MANIFEST
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 # Where an input size comes from, in words.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
-
-# What the levels of a model in a list may take of a terminal's width.
-LEVELS_WIDTH = 44
 
 
 def error(failure: Exception) -> None:
@@ -45,7 +43,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
         sys.stdout.write("".join(f"{entry['name']}\n" for entry in entries))
     else:
         headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
-        _columns(headings, [_model_row(entry) for entry in entries])
+        print_columns(headings, [_model_row(entry) for entry in entries])
         stderr().print(count_of(len(entries), "model"))
 
 
@@ -262,41 +260,6 @@ def _strides_and_channels(entry: dict[str, Any]) -> str:
         text = f"{_spacing(level['stride']).replace(' ', '')}·{level['channels']}"
         counts[text] = counts.get(text, 0) + 1
     return "  ".join(text if count == 1 else f"{text} ({count})" for text, count in counts.items())
-
-
-def _columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table of any length at once, cut off at the terminal's right edge; rich takes half a second."""
-    out = stdout()
-    if sys.stdout.isatty():
-        rows = [[row[0], _cut(row[1], LEVELS_WIDTH), *row[2:]] for row in rows]
-    titles = [heading.lstrip(">") for heading in headings]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    right = [heading.startswith(">") for heading in headings]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if aligned else cell.ljust(width)
-            for cell, width, aligned in zip(cells, widths, right, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    lines = [_cut(line(row), out.width) for row in rows]
-    out.print(f"[bold]{_cut(_printable(line(titles)), out.width)}[/]", soft_wrap=True)
-    sys.stdout.write("".join(f"{_printable(text)}\n" for text in lines))
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _printable(text: str) -> str:
-    """Write a colon and dots where the terminal cannot show what we would rather have."""
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.replace("·", ":").replace("…", ">").encode(encoding, "replace").decode(encoding)
-    return text
 
 
 def _levels(levels: Sequence[dict[str, Any]]) -> Table:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from featx import files
 from featx.engine import checks, isolation, pipeline, resources
+from featx.engine.computing import Computer
 from featx.engine.resources import Workers
 from featx.errors import UsageError
 from featx.images import sources
@@ -67,34 +68,11 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         items = _items(job, count, scratch / "photos")
         computers, workers = resources.spread(pyramids, job, len(items), {})
         resources.hand_over(computers, workers)
-        alone = _emptied(scratch / "alone")
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
-        work = pipeline.Work(computers, _writer(pyramids[0], alone), workers.batch_size, reader)
-        ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
-        if len(ready) < workers.batch_size:
-            raise UsageError("There are too few images that can be read", "Give more --images, or none")
-        batches = _cut(ready, workers.batch_size)
-        seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
-        sizes: list[int] = []
         with resources.machine(devices, workers):
-            work.compute(batches[0])  # the first pass sets things up
-            for _ in range(rounds):
-                writer = _writer(pyramids[0], _emptied(alone))
-                work = pipeline.Work(computers, writer, workers.batch_size, reader)
-                _time(seconds["read"], workers.readers, work.prepare, items)
-                _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
-                computed = _renamed(work.compute(batches[0]), items)
-                written = _time(seconds["write"], workers.writers, work.write, computed)
-                _time(seconds["settle"], 1, partial(_commit, work), _cut(written, writer.group))
-                whole = _emptied(scratch / "run")
-                began = time.perf_counter()
-                outcomes = list(
-                    chain.from_iterable(pipeline.run(computers, items, _writer(pyramids[0], whole), workers, reader))
-                )
-                seconds["pipeline"].append(time.perf_counter() - began)
-                sizes = [outcome.bytes for outcome in outcomes if outcome.done]
+            seconds, size, batches = _rounds(computers, workers, reader, items, scratch, rounds)
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
-    rates["forward"] *= len(batches) * workers.batch_size / len(items)
+    rates["forward"] *= batches * workers.batch_size / len(items)
     shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
     limit = min(shared, rates["settle"]) if devices[0].type == "cpu" else min(rates[stage] for stage in STAGES)
     return {
@@ -107,11 +85,51 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         "images": len(items),
         "rounds": rounds,
         "stages": {stage: {"images_per_second": rates[stage]} for stage in STAGES},
-        "bytes_per_image": statistics.median(sizes),
+        "bytes_per_image": size,
         "limit": limit,
         "pipeline": rates["pipeline"],
         "share": rates["pipeline"] / limit,
     }
+
+
+def _rounds(
+    computers: list[Computer], workers: Workers, reader: isolation.Reader, items: list[Item], scratch: Path, rounds: int
+) -> tuple[dict[str, list[float]], float, int]:
+    """Time every stage alone, and the pipeline, round by round.
+
+    Returns
+    -------
+    seconds : dict of list of float
+        Of every stage and the pipeline, one a round.
+    size : float
+        Median bytes of an output.
+    batches : int
+        Full batches that the network has in a round.
+    """
+    pyramid = computers[0].pyramid
+    alone, whole = scratch / "alone", scratch / "run"
+    work = pipeline.Work(computers, _writer(pyramid, _emptied(alone)), workers.batch_size, reader)
+    ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
+    if len(ready) < workers.batch_size:
+        raise UsageError("There are too few images that can be read", "Give more --images, or none")
+    batches = _cut(ready, workers.batch_size)
+    seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
+    sizes: list[int] = []
+    work.compute(batches[0])  # the first pass sets things up
+    for _ in range(rounds):
+        writer = _writer(pyramid, _emptied(alone))
+        work = pipeline.Work(computers, writer, workers.batch_size, reader)
+        _time(seconds["read"], workers.readers, work.prepare, items)
+        _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
+        computed = _renamed(work.compute(batches[0]), items)
+        written = _time(seconds["write"], workers.writers, work.write, computed)
+        _time(seconds["settle"], 1, partial(_commit, work), _cut(written, writer.group))
+        writer = _writer(pyramid, _emptied(whole))
+        began = time.perf_counter()
+        outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)))
+        seconds["pipeline"].append(time.perf_counter() - began)
+        sizes = [outcome.bytes for outcome in outcomes if outcome.done]
+    return seconds, statistics.median(sizes), len(batches)
 
 
 def _writer(pyramid: Pyramid, folder: Path) -> formats.Writer:

@@ -16,7 +16,7 @@ from featx.engine.crew import Crew, booked, work_off
 from featx.engine.events import Listener, Planned
 from featx.engine.notes import remarks, surprises
 from featx.engine.resources import hand_over, machine
-from featx.engine.setting import set_up, unchosen
+from featx.engine.setting import Setting, set_up, unchosen
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
 from featx.options import GROUPS, Job, folder_name
@@ -24,11 +24,12 @@ from featx.runs import formats, layout, lock, recorder
 from featx.runs.clearing import ANY_VECTOR, clear_up
 from featx.runs.recipe import facts_of
 from featx.runs.summary import read_summary
-from featx.runs.suspects import still_suspected
-from featx.values import Note, Outcome
+from featx.runs.suspects import marks_of, still_suspected
+from featx.values import Item, Note, Outcome
 
 if TYPE_CHECKING:
-    pass
+    from featx.engine.isolation import Reader
+    from featx.models.pyramid import Pyramid
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def extract(
     return run(job, listener or (lambda _: None))
 
 
-def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callable[[], int] = lambda: 0) -> Report:
+def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callable[[], int] = lambda: 0) -> Report:
     """Do a job; see `extract`.
 
     Parameters
@@ -110,67 +111,105 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, chatter: Callabl
     job : Job
         What is to be done.
     listener : callable
-        Told what happens.
+        Called with what happens.
     stop : Stop or None
         Looked at while images are worked on.
-    chatter : callable
+    captured : callable
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
     job = completed(job)
+    items, output = _find(job, listener)
+    pyramids = _load(job)
+    with lock.hold(output) as held:
+        notes: deque[str] = deque()
+        earlier = read_summary(output)
+        setting = set_up(pyramids, job, items, output, earlier, notes.append)
+        plan = setting.plan
+        if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
+            hand_over(setting.computers, setting.workers)
+        suspects = still_suspected(held.unfinished, output, plan)
+        writer = _begin(held, output, setting, earlier)
+        ledger = _open_ledger(held, output, setting, listener)
+        reader = _reader(held, setting, suspects, listener, captured)
+        crew = Crew(
+            setting.computers, writer, setting.workers, reader, stop or Stop(), notes, held.unfinished, suspects
+        )
+        failures = list(plan.failures)
+        with booked(ledger, crew), machine([pyramid.device for pyramid in pyramids], setting.workers):
+            failures += work_off(plan.to_do, crew, ledger, listener)
+            if plan.again or len(failures) > len(plan.failures):
+                clear_up(writer, output, setting.job.format)
+        ledger.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
+        ledger.save("done")
+    tried = len(plan.to_do)
+    return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+
+
+def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
+    """Find the images, and the folder, which has to be usable before anything slow begins."""
     found = sources.find(job.inputs, job.listed)
     layout.tell_apart(found.items, found.crowded)
     output = job.output or Path("features") / folder_name(job.model)
     lock.require_usable(output)
     for text in remarks(found, job):
         listener(Note(text))
-    # torch takes seconds to load; a wrong path should not cost them.
-    from featx.engine import isolation
-    from featx.models.pyramid import choose_devices, load
-    from featx.runs import suspects
+    return found.items, output
 
-    devices = choose_devices(job.device)  # first, since a wrong device should not cost a download
-    pyramids = [load(job.request, device) for device in devices]
+
+def _load(job: Job) -> list[Pyramid]:
+    """Load the model once for every device, which are looked for first: a wrong one should not cost a download."""
+    from featx.models.pyramid import choose_devices, load  # torch takes seconds; a wrong path should not cost them
+
+    pyramids = [load(job.request, device) for device in choose_devices(job.device)]
     formats.require(job.format, pyramids[0].fields, job.dtype)
-    with lock.hold(output) as held:
-        before = read_summary(output)
-        told: deque[str] = deque()
-        setting = set_up(pyramids, job, found.items, output, before, told.append)
-        job, plan, workers = setting.job, setting.plan, setting.workers
-        if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
-            hand_over(setting.computers, workers)
-        if before:  # whose outputs may have to be cleared away
-            formats.require(before["recipe"]["format"])
-        pending = still_suspected(held.unfinished, output, plan)
-        held.begin(anew=job.overwrite)
-        writer = formats.writer(job.format, output, held.unfinished, pyramids[0].fields)
-        if before:
-            name = before["recipe"]["format"]
-            same = name == job.format
-            clear_up(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
-        suspected = pending.keys() & suspects.marks_of(plan.to_do) if pending else set()
-        facts = {**facts_of(pyramids[0], setting.recipe), "unchosen": sorted(unchosen(job, setting.earlier))}
-        counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
-        ledger = recorder.Ledger(output, held, facts, *counts, setting.earlier)
-        ledger.save("running")
-        listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
-        for text in (*held.notes, *surprises(setting, suspected)):
-            listener(Note(text))
-        reader = isolation.Reader(
-            pyramids[0].preprocessor,
-            job.limits,
-            held.unfinished,
-            suspected | suspects.marks_of(plan.retried),
-            isolate=job.isolate or bool(suspected),
-            hashed=job.hash_inputs,
-            chatter=chatter,
-        )
-        crew = Crew(setting.computers, writer, workers, reader, stop or Stop(), told, held.unfinished, pending)
-        failures = list(plan.failures)
-        with booked(ledger, crew), machine(devices, workers):
-            failures += work_off(plan.to_do, crew, ledger, listener)
-            if plan.again or len(failures) > len(plan.failures):
-                clear_up(writer, output, job.format)
-        facts["largest_pass"] = min(computer.largest for computer in setting.computers)
-        ledger.save("done")
-    tried = len(plan.to_do)
-    return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+    return pyramids
+
+
+def _begin(held: lock.Hold, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
+    """Clear up what earlier calls left unfinished, and make the writer."""
+    if earlier:  # whose outputs may have to be cleared away
+        formats.require(earlier["recipe"]["format"])
+    held.begin(anew=setting.job.overwrite)
+    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].pyramid.fields)
+    if earlier:
+        name = earlier["recipe"]["format"]
+        same = name == setting.job.format
+        clear_up(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
+    return writer
+
+
+def _open_ledger(held: lock.Hold, output: Path, setting: Setting, listener: Listener) -> recorder.Ledger:
+    """Begin to record the run, and tell the listener what is planned."""
+    plan = setting.plan
+    facts = facts_of(setting.computers[0].pyramid, setting.recipe)
+    facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
+    counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
+    ledger = recorder.Ledger(output, held, facts, *counts, setting.earlier)
+    ledger.save("running")
+    listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
+    return ledger
+
+
+def _reader(
+    held: lock.Hold,
+    setting: Setting,
+    suspects: dict[bytes, bytes],
+    listener: Listener,
+    captured: Callable[[], int],
+) -> Reader:
+    """Make what reads the images, those apart that an earlier call ended or failed with."""
+    from featx.engine import isolation
+
+    plan, job = setting.plan, setting.job
+    suspected = suspects.keys() & marks_of(plan.to_do) if suspects else set()
+    for text in (*held.notes, *surprises(setting, suspected)):
+        listener(Note(text))
+    return isolation.Reader(
+        setting.computers[0].pyramid.preprocessor,
+        job.limits,
+        held.unfinished,
+        suspected | marks_of(plan.retried),
+        isolate=job.isolate or bool(suspected),
+        hashed=job.hash_inputs,
+        chatter=captured,
+    )

@@ -51,7 +51,7 @@ class Ledger:
         to_do: int,
         earlier: dict[str, Any] | None,
     ) -> None:
-        self._folder, self._hold, self._facts = folder, hold, facts
+        self._folder, self._hold, self.facts = folder, hold, facts
         self._done, self._failed = done, failed
         self._total = done + failed + to_do
         self._before = float(earlier["seconds"]) if earlier else 0.0
@@ -106,7 +106,7 @@ class Ledger:
         self.summary = {
             "featx_format": FORMAT,
             "state": state,
-            **self._facts,
+            **self.facts,
             "counts": {"done": self._done, "failed": self._failed, "total": self._total},
             "seconds": round(self._before + time.monotonic() - self._began, 3),
         }

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -13,18 +14,9 @@ from PIL import Image
 
 import featx
 from featx.cli import main
-from tests.conftest import natural_image
+from tests.helpers import HANGS, natural_image, wait_until
 
 MODEL = "test_resnet"
-
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(3):
-        natural_image(number).save(folder / f"{number}.jpg")
-    return folder
 
 
 def mixed_folder(folder):
@@ -177,9 +169,6 @@ def test_debug_shows_the_traceback(featx_command):
 
 def test_interrupting_says_how_far_it_got_and_what_to_do(featx_command, tmp_path):
     """SIGINT arrives from another thread when the first features are on the disk."""
-    import signal
-    import time
-
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(300):
@@ -187,12 +176,9 @@ def test_interrupting_says_how_far_it_got_and_what_to_do(featx_command, tmp_path
     command = [sys.executable, "-m", "featx", "extract", "many", "-m", MODEL, "--weights", "random", "-o", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     manifest = tmp_path / "out" / "manifest.jsonl"
-    for _ in range(6000):
-        if manifest.exists() and manifest.stat().st_size:
-            break
-        time.sleep(0.01)
+    wait_until(lambda: manifest.exists() and manifest.stat().st_size, unless=lambda: process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 130, stderr
     said = re.search(r"^featx: Stopped: (\d+) of 300 done\. Run the same command to resume\.$", stderr, re.MULTILINE)
     assert said, stderr

@@ -8,7 +8,7 @@ import pytest
 from featx.engine import bench
 from featx.errors import UsageError
 from featx.options import Job
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 
 def test_the_figures_hang_together(featx_command, tmp_path):

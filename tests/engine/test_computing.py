@@ -16,7 +16,7 @@ from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
 from featx.options import Job
 from featx.values import Note
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 MODEL = "test_resnet"
 

@@ -22,7 +22,7 @@ from featx.errors import BusyError, FeatxError, OutputError, StoppedError, Usage
 from featx.models.pyramid import Pyramid
 from featx.runs.formats import npz
 from featx.values import Note, Outcome
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 MODEL = "test_resnet"
 

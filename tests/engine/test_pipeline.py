@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import closing
 from itertools import count
 
@@ -22,7 +21,7 @@ from featx.runs import formats
 from featx.runs.formats import npz
 from featx.runs.layout import UNFINISHED
 from featx.values import Item
-from tests.conftest import natural_image
+from tests.helpers import HANGS, natural_image, wait_until
 
 WORKERS = Workers(batch_size=4, forwards=2, threads=1, readers=2, writers=2)
 
@@ -127,7 +126,7 @@ def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypat
         return honest_prepare(self, item)
 
     def call(self, pixels):
-        assert read_on.wait(30)
+        assert read_on.wait(HANGS)
         return honest_call(self, pixels)
 
     monkeypatch.setattr(pipeline.Work, "prepare", prepare)
@@ -159,11 +158,7 @@ def test_leaving_early_ends_the_threads(computer, items, work, tmp_path):
     running = work(items(200))
     assert next(running).done
     running.close()
-    for _ in range(100):  # those that read may be in a decoder, and are not waited for
-        if threading.active_count() <= before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    wait_until(lambda: threading.active_count() <= before)  # those that read may be in a decoder
     assert all(path.suffix == ".npz" for path in outputs(tmp_path / "out"))
 
 
@@ -189,7 +184,7 @@ def test_a_group_is_committed_after_its_time_though_no_further_image_comes(compu
 
     def slowly():
         yield from items(8)
-        assert seen.wait(60)
+        assert seen.wait(HANGS)
         yield from items(12)[8:]
 
     reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
@@ -212,7 +207,7 @@ def test_stopping_commits_what_is_finished_before_the_passes_that_run(computer, 
     def call(self, pixels):
         if next(passes) > 2:
             hangs.set()
-            assert committed.wait(60)
+            assert committed.wait(HANGS)
         return honest(self, pixels)
 
     monkeypatch.setattr(Computer, "__call__", call)

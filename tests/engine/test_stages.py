@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from featx.engine.stages import Stage
+from tests.helpers import HANGS
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_a_result_does_not_wait_for_the_values_after_it(pool):
 
     def values():
         yield 1
-        assert seen.wait(60)
+        assert seen.wait(HANGS)
         yield 2
 
     stage = Stage(pool, str, values(), 10, 0.1)
@@ -76,7 +77,7 @@ def test_whoever_waits_looks_again_and_again(pool):
         if len(looks) == 3:
             raise RuntimeError("it hangs")
 
-    stage = Stage(pool, lambda _: hold.wait(60), [1], 1, 0.01, look)
+    stage = Stage(pool, lambda _: hold.wait(HANGS), [1], 1, 0.01, look)
     with pytest.raises(RuntimeError, match="it hangs"):
         next(stage)
     hold.set()
@@ -84,7 +85,7 @@ def test_whoever_waits_looks_again_and_again(pool):
 
 def test_closing_ends_whoever_waits(pool):
     hold = threading.Event()
-    first = Stage(pool, lambda _: hold.wait(60), range(10), 2, 0.01)
+    first = Stage(pool, lambda _: hold.wait(HANGS), range(10), 2, 0.01)
     second = Stage(pool, str, first, 2, 0.01)
     second.close()
     first.close()

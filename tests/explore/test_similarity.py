@@ -13,7 +13,7 @@ from PIL import Image
 import featx
 from featx.errors import FeatxError, UsageError
 from featx.explore import similarity
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 
 def brute_force(keys, rows, query, count):

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.cli import commands
+from featx.engine import stopping
+from featx.engine.computing import Computer
 from featx.runs.formats import npy, npz, parquet
+from tests.helpers import wait_until
 
 # What writes, and all that touches the disk, below pathlib and the standard library, which call these by their names.
 WRITES = ("open", "writev", "fsync", "replace", "mkdir", "ftruncate", "unlink")
@@ -112,7 +116,7 @@ class Faults:
 
 
 def inject(name: str, **options) -> None:
-    {"call": _call, "naive": _naive, "slow": _slow}[name](**options)
+    {"call": _call, "naive": _naive, "hold": _hold}[name](**options)
 
 
 def _call(
@@ -147,18 +151,16 @@ def _naive() -> None:
     npz.Writer.write = write
 
 
-def _slow(seconds: float, after: int = 0, mark: str = "") -> None:
-    """Make every pass take its time, from the one on that follows `after` others; they are through when it begins.
+def _hold(after: int = 0, mark: str = "", until: str = "", heard: str = "") -> None:
+    """Hold every pass up, from the one on that follows `after` others, which are through when it begins.
 
-    A file, `mark`, appears when it does.
+    For ever, or until a file is there, or until the run has been ``asked`` to stop. A file, `mark`, appears when a pass
+    is held up; and one, `heard`, when the run has heard a signal.
     """
-    import time
-
-    from featx.engine.computing import Computer
 
     def call(self, pixels):
         if next(begun) <= after:
-            arrays = honest(self, pixels)
+            arrays = honest_call(self, pixels)
             if next(ended) == after:
                 through.set()
             return arrays
@@ -166,9 +168,18 @@ def _slow(seconds: float, after: int = 0, mark: str = "") -> None:
             through.wait()
         if mark:
             Path(mark).touch()
-        time.sleep(seconds)
-        return honest(self, pixels)
+        if until:
+            wait_until(commands.STOP.asked if until == "asked" else Path(until).exists)
+        else:
+            threading.Event().wait()
+        return honest_call(self, pixels)
+
+    def hear(self, number, frame):
+        honest_hear(self, number, frame)
+        Path(heard).touch()
 
     begun, ended, through = count(1), count(1), threading.Event()
-    honest = Computer.__call__
+    honest_call, honest_hear = Computer.__call__, stopping.Stop._hear
     Computer.__call__ = call
+    if heard:
+        stopping.Stop._hear = hear

@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 
-from tests.faults.conftest import lines
+from tests.helpers import lines
 
 
 class Calls:

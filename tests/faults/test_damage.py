@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import featx
-from tests.faults.conftest import everything, lines, make_photos, outputs
+from tests.faults.conftest import make_photos
+from tests.helpers import lines, outputs, tree
 
 FLIPS, CUTS, DELETIONS, UNTOUCHED = 2000, 200, 50, 150
 
@@ -239,9 +240,9 @@ def test_verify_needs_a_run(forge, tmp_path):
 
 
 def test_verify_changes_nothing(forge, run, tmp_path):
-    before = everything(run)
+    before = tree(run)
     assert forge(tmp_path, "verify", "out", "--recompute", "2")["status"] == 0
-    assert everything(run) == before
+    assert tree(run) == before
     assert len(featx.open_run(run)) == 5
 
 

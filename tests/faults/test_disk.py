@@ -10,7 +10,8 @@ import timm
 import torch
 
 import featx
-from tests.faults.conftest import MODEL, lines, make_photos, outputs, require_complete, require_only_complete_files
+from tests.faults.conftest import make_photos, require_complete, require_only_complete_files
+from tests.helpers import MODEL, lines, outputs
 
 SMALL = (*MODEL, "--embedding", "--output", "out")
 ONE = ("--batch-size", "1")

@@ -21,8 +21,8 @@ from featx.options import Limits
 from featx.runs.layout import UNFINISHED
 from featx.runs.suspects import Marks, mark_of, marks_of, suspects
 from featx.values import Item
-from tests.conftest import natural_image
-from tests.faults.conftest import MODEL, lines, make_photos, outputs
+from tests.faults.conftest import make_photos
+from tests.helpers import HANGS, MODEL, lines, natural_image, outputs, wait_until
 
 HOSTILE = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "hostile"), os.environ.get("PYTHONPATH", "")))}
 
@@ -305,7 +305,7 @@ def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
 
     def slowly(*arguments):
         begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(HANGS)
         return honest(*arguments)
 
     monkeypatch.setattr("featx.images.fitting.upright_rgb", slowly)
@@ -313,29 +313,28 @@ def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
     items = [Item(f"{number}.png", str(tmp_path / "a.png")) for number in range(2)]
     threads = isolation.ReadingThreads(2)
     futures = [threads.submit(reader, items[0])]
-    assert begun.wait(30)
+    assert begun.wait(HANGS)
     futures.append(threads.submit(reader, items[1]))
     assert reader.stuck() is None
     reader.waited(2)
     reader.waited(2)
     assert reader.stuck() is items[0]
     go_on.set()
-    assert [future.result(30).pixels.shape for future in futures] == [(64, 64, 3)] * 2
+    assert [future.result(HANGS).pixels.shape for future in futures] == [(64, 64, 3)] * 2
     assert reader.stuck() is None
     threads.shutdown()
 
 
 def test_reading_threads_do_what_executors_do():
     threads = isolation.ReadingThreads(2)
-    assert threads.submit(divmod, 7, 2).result(5) == (3, 1)
+    assert threads.submit(divmod, 7, 2).result(HANGS) == (3, 1)
     with pytest.raises(ZeroDivisionError):
-        threads.submit(divmod, 7, 0).result(5)
+        threads.submit(divmod, 7, 0).result(HANGS)
     hold = threading.Event()
-    busy = [threads.submit(hold.wait, 30) for _ in range(2)]
-    while not all(future.running() for future in busy):
-        pass
+    busy = [threads.submit(hold.wait, HANGS) for _ in range(2)]
+    wait_until(lambda: all(future.running() for future in busy))
     waiting = threads.submit(divmod, 1, 1)
     threads.shutdown(wait=False, cancel_futures=True)
     assert waiting.cancelled()
     hold.set()
-    assert all(future.result(5) for future in busy)
+    assert all(future.result(HANGS) for future in busy)

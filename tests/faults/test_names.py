@@ -10,7 +10,7 @@ import unicodedata
 import pytest
 
 from featx import paths
-from tests.faults.conftest import MODEL, ROOT, lines, outputs
+from tests.helpers import HANGS, MODEL, ROOT, lines, outputs
 
 NASTY = [
     b"plain.jpg",
@@ -244,7 +244,7 @@ def shell(script, folder):
     environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     command = ["sh", "-c", script, sys.executable]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 

@@ -6,15 +6,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import MODEL, lines, make_photos, outputs, require_complete
+from tests.faults.conftest import make_photos, require_complete
+from tests.helpers import HANGS, MODEL, lines, outputs, wait_until
 
-# Seconds of a pass that must not be waited for: a test that does would not end in time.
-ENDLESS = 3600
+# Seconds that a signal leaves a run for what it is at: so many that no machine is too slow.
+PATIENT = 3600
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,19 @@ def many(forge, tmp_path_factory):
     return photos, outputs(folder / "out")
 
 
-def stop_in_a_slow_pass(forge, photos, tmp_path, seconds, number=signal.SIGTERM, **request):
-    """Send a signal while the third pass runs, of those after two that took no time."""
-    mark = tmp_path / "a pass runs"
+def stop_in_a_pass(forge, photos, tmp_path, *steps, **hold):
+    """Hold the third pass up, and do something to the run meanwhile."""
+    mark = tmp_path / "a pass is held up"
     mark.unlink(missing_ok=True)
-    fault = {"name": "slow", "seconds": seconds, "after": 2, "mark": str(mark)}
-    return forge.extract(tmp_path, photos, "out", kill_when=str(mark), signal=number, fault=fault, **request)
+    fault = {"name": "hold", "after": 2, "mark": str(mark), **hold}
+    steps = [("exists", str(mark)), *steps]
+    return forge.extract(tmp_path, photos, "out", steps=steps, fault=fault, grace=PATIENT)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_with_all_that_it_did(forge, many, tmp_path, number, status):
     photos, expected = many
-    stopped = stop_in_a_slow_pass(forge, photos, tmp_path, 0.4, number)
+    stopped = stop_in_a_pass(forge, photos, tmp_path, ("signal", number), until="asked")
     assert stopped["status"] == status
     said = re.search(r"featx: Stopped: (\d+) of 120 done\. Run the same command to resume\.", stopped["stderr"])
     entries = lines(tmp_path / "out")
@@ -58,16 +59,17 @@ def test_a_hang_up_is_ignored_under_nohup(many, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as run:
-        time.sleep(2.5)
+        wait_until((tmp_path / "out" / "summary.json").exists, unless=lambda: run.poll() is not None)
         run.send_signal(signal.SIGHUP)
-        assert run.wait(60) == 0
+        assert run.wait(HANGS) == 0
     require_complete(tmp_path / "out", expected)
 
 
 def test_a_pass_that_takes_too_long_is_given_up_and_costs_nothing_else(forge, many, tmp_path):
-    """What the passes before it gave is kept, though no group of outputs was full."""
+    """What the passes before it gave is kept, though no group of outputs was full. The alarm is the clock's."""
     photos, expected = many
-    stopped = stop_in_a_slow_pass(forge, photos, tmp_path, ENDLESS)
+    steps = (("signal", signal.SIGTERM), ("lines", 16), ("signal", signal.SIGALRM))
+    stopped = stop_in_a_pass(forge, photos, tmp_path, *steps)
     assert stopped["status"] == 143
     assert "Stopped: 16 of 120 done" in stopped["stderr"]
     assert len(lines(tmp_path / "out")) == len(outputs(tmp_path / "out")) == 16
@@ -80,10 +82,7 @@ def test_a_run_that_is_killed_in_a_slow_pass_has_its_lines(forge, many, tmp_path
     photos, expected = many
     before = 0
     for _ in range(3):
-        mark = tmp_path / "a pass runs"
-        mark.unlink(missing_ok=True)
-        fault = {"name": "slow", "seconds": ENDLESS, "after": 2, "mark": str(mark)}
-        killed = forge.extract(tmp_path, photos, "out", kill_when=str(mark), again_after=[], fault=fault, lines=16)
+        killed = stop_in_a_pass(forge, photos, tmp_path, ("lines", 16), ("signal", signal.SIGKILL))
         assert killed["status"] == -9
         done = len(lines(tmp_path / "out"))
         assert done == before + 16
@@ -94,7 +93,9 @@ def test_a_run_that_is_killed_in_a_slow_pass_has_its_lines(forge, many, tmp_path
 
 def test_a_second_signal_leaves_at_once(forge, many, tmp_path):
     photos, expected = many
-    stopped = stop_in_a_slow_pass(forge, photos, tmp_path, ENDLESS, signal.SIGINT, again_after=[0.3])
+    heard = str(tmp_path / "heard")
+    steps = (("signal", signal.SIGINT), ("exists", heard), ("signal", signal.SIGINT))
+    stopped = stop_in_a_pass(forge, photos, tmp_path, *steps, heard=heard)
     assert stopped["status"] == 130
     assert forge.extract(tmp_path, photos, "out", isolation=True)["status"] == 0
     require_complete(tmp_path / "out", expected)
@@ -105,10 +106,10 @@ def test_a_signal_while_the_model_is_loaded(many, tmp_path, number):
     photos, _ = many
     command = [sys.executable, "-m", "featx", "extract", photos, *MODEL, "--output", tmp_path / "out"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        while "libtorch" not in Path(f"/proc/{run.pid}/maps").read_text():
-            assert run.poll() is None
+        maps = Path(f"/proc/{run.pid}/maps")
+        wait_until(lambda: "libtorch" in maps.read_text(), unless=lambda: run.poll() is not None)
         run.send_signal(number)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=HANGS)
     assert run.returncode == 128 + number
     assert said == "featx: Stopped.\n"
     assert not (tmp_path / "out").exists()

@@ -16,8 +16,8 @@ from featx import files
 from featx.engine import isolation
 from featx.errors import FeatxError
 from featx.options import Limits
-from tests.conftest import PHOTO, natural_image
-from tests.faults.conftest import MODEL, ROOT, lines, make_photos, outputs
+from tests.faults.conftest import make_photos
+from tests.helpers import MODEL, PHOTO, ROOT, lines, natural_image, outputs
 
 HOMELESS = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "homeless"), str(ROOT))), "TMPDIR": "/dev/null"}
 

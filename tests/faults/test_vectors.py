@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 import featx
 from featx.explore.verify import verify
-from tests.faults.conftest import lines, make_photos
+from tests.faults.conftest import make_photos
+from tests.helpers import lines
 
 KINDS = ("ENOSPC", "EIO", "kill")
 
@@ -108,12 +110,13 @@ def test_images_that_change_and_break_between_kills(forge, tmp_path, format_, re
     photos = make_photos(tmp_path / "photos", 40)
     others = make_photos(tmp_path / "others", 60)
     extract = (tmp_path, photos, "out", *options(format_))
-    took = forge.extract(*extract)["seconds"]
+    assert forge.extract(*extract)["status"] == 0
     for turn in range(40 if request.config.getoption("large") else 6):
         for number in chance.sample(range(40), 8):
             shutil.copy(others / f"{40 + (turn + number) % 20:04}.jpg", photos / f"{number:04}.jpg")
         (photos / f"{chance.randrange(40):04}.jpg").write_bytes(b"broken")
-        forge.extract(*extract, kill_after=chance.uniform(0.05, took), isolation=True)
+        steps = [("lines", chance.randint(0, 8)), ("pause", chance.uniform(0, 0.05)), ("signal", signal.SIGKILL)]
+        forge.extract(*extract, steps=steps, isolation=True)
     final = forge.extract(*extract, "--retry-failed", isolation=True)
     assert final["status"] in (0, 3), final
     forge.extract(tmp_path, photos, "anew", *options(format_))

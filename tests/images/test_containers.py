@@ -20,7 +20,7 @@ from featx.images.fitting import DecodeError, decode, make
 from featx.images.frame import Frame
 from featx.images.placing import UnreadableError, place, reason_of
 from featx.options import Limits
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 SMALL = {"fit": "letterbox", "input_size": (3, 72, 96)}
 

@@ -9,7 +9,7 @@ from timm.data import create_transform, resolve_data_config
 
 from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
 from featx.options import Limits
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 SIZES = [(512, 512), (500, 375), (375, 500), (1000, 200), (40, 30), (224, 224), (1, 7)]
 

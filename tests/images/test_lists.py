@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featx.errors import UsageError
 from featx.images.lists import read_file, read_list, read_stream
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 PATHS = ("a/1.jpg", "b c/é.jpg", "照片/2.jpg", "😀.jpg")
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1).map(

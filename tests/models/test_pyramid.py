@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx.errors import ModelError, UsageError
 from featx.models import pyramid as pyramid_
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_lower_precisions_are_asked_for_and_close(precision, dtype, error, photo
     for ours, theirs in zip(rough(pixels[None]), exact(pixels[None]), strict=True):
         assert ours.dtype == dtype
         assert (ours.float() - theirs).norm() / theirs.norm() < error
-    with pytest.raises(UsageError, match="expected fp32, bf16 or fp16, not .int8."):
+    with pytest.raises(UsageError, match=r"expected fp32, bf16 or fp16, not .int8."):
         featx.load_pyramid("test_resnet", weights="random", device="cpu", precision="int8")
 
 

@@ -16,7 +16,7 @@ import featx
 from featx.errors import FeatxError, UsageError
 from featx.models import runtimes
 from featx.values import Note
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 MODEL = "test_resnet"
 

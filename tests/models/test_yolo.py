@@ -20,7 +20,7 @@ from featx.images import fitting
 from featx.models import libraries, yolo
 from featx.models.yolo import Ultralytics
 from featx.options import ModelRequest
-from tests.conftest import natural_image
+from tests.helpers import HANGS, natural_image
 
 pytest.importorskip("cv2", exc_type=ImportError, reason="OpenCV misses libraries of the system")
 SOURCE = Ultralytics()
@@ -308,7 +308,7 @@ def test_models_of_two_activations_may_be_built_at_once(monkeypatch):
         return honest(configuration, **options)
 
     def build():
-        began.wait(60)
+        began.wait(HANGS)
         built["yolov8n"] = SOURCE._layers("yolov8n", "meta")[0]
 
     before = tasks.Conv.default_act
@@ -316,7 +316,7 @@ def test_models_of_two_activations_may_be_built_at_once(monkeypatch):
     other = threading.Thread(target=build)
     other.start()
     relu = SOURCE._layers("yolov6n", "meta")[0]
-    other.join(60)
+    other.join(HANGS)
     assert tasks.Conv.default_act is before
     assert isinstance(built["yolov8n"][0].act, torch.nn.SiLU)
     assert isinstance(relu[0].act, torch.nn.ReLU)

@@ -20,12 +20,7 @@ from featx.runs import lease as leases
 from featx.runs import lock
 from featx.runs.layout import LEASE, UNFINISHED
 from featx.runs.lease import Lease, is_held
-from tests.helpers import extract, lines, make_photos, notes, tree, write_lines
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return make_photos(tmp_path / "photos", 3)
+from tests.helpers import extract, lines, notes, tree, wait_until, write_lines
 
 
 @pytest.fixture
@@ -243,17 +238,12 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(tmp_path, monkeypatch):
     path = tmp_path / LEASE
     taken = Lease(path)
     os.utime(path, (0, 0))
-    while path.stat().st_mtime == 0:
-        assert is_held(path)
+    wait_until(lambda: path.stat().st_mtime, unless=lambda: not is_held(path))
     taken.require()
     path.write_text(json.dumps({"host": "another-machine", "pid": 1, "token": "x"}))
-
-    def require_until_it_is_lost():
-        while True:
-            taken.require()
-
+    wait_until(lambda: taken.lost)
     with pytest.raises(BusyError, match="taken over"):
-        require_until_it_is_lost()
+        taken.require()
     taken.end()
     assert path.exists()  # somebody else's
 

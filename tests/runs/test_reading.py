@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import featx
 from featx.errors import FeatxError, UsageError
-from tests.conftest import natural_image
+from tests.helpers import natural_image
 
 
 @pytest.fixture(scope="module")

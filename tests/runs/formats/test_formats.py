@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -277,9 +277,9 @@ def test_links_are_not_followed(tmp_path):
 
 
 def test_settlements_do_not_run_into_each_other(tmp_path, monkeypatch):
-    """After an image that hangs, a run goes on beside a settlement that is not finished."""
-    honest = files.synchronise
-    monkeypatch.setattr(files, "synchronise", lambda path: (time.sleep(0.01), honest(path)))
+    """After an image that hangs, a run goes on beside a settlement that is not finished; here there is room for it."""
+    honest, nothing = files.synchronise, threading.Event()
+    monkeypatch.setattr(files, "synchronise", lambda path: (nothing.wait(0.01), honest(path)))
     for name in VECTORS_ONLY:
         shelf = Shelf(name, tmp_path / name)
         with ThreadPoolExecutor(4) as pool:

@@ -1,0 +1,172 @@
+# A process that has loaded torch once and forks a run of the real command for every request: thousands in minutes.
+"""Reads one JSON request a line, writes one JSON answer a line.
+
+A request has ``arguments`` and ``folder``, and may have
+
+- ``environment``: variables that are set, or removed where they are null; those that Python itself reads when it starts
+  have no effect here;
+- ``stdin``: bytes of standard input, as Latin-1;
+- ``steps``: what is done to the run while it goes on, see `Step`;
+- ``fault`` (see `faults`), ``grace`` (seconds that a signal leaves a run for what it is at), ``limits`` (of resources)
+  and ``isolation`` (whether images may be read in processes of their own).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from contextlib import redirect_stdout, suppress
+from multiprocessing import forkserver
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from featx.cli import commands
+from featx.cli import main as border
+from featx.engine import isolation, stopping
+from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
+from tests.faults import faults
+from tests.helpers import HANGS, wait_until
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warm_up()
+    forkserver.set_forkserver_preload([isolation.__name__])
+    assert threading.active_count() == 1
+    gc.freeze()
+    with tempfile.TemporaryDirectory() as streams:
+        for line in sys.stdin:
+            answer = serve(json.loads(line), Path(streams))
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+
+def warm_up() -> None:
+    """Run the command once, in this process, for all that is imported and set up on first use."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        Image.new("RGB", (80, 60)).save(f"{folder}/1.png")
+        model = ("--model", "test_resnet", "--weights", "random", "--image-size", "64", "--device", "cpu")
+        with suppress(SystemExit):
+            commands.app(["extract", f"{folder}/1.png", *model, "--quiet", "--output", f"{folder}/out"])
+        with suppress(SystemExit):
+            commands.app(["verify", f"{folder}/out"])
+
+
+def serve(request: dict, streams: Path) -> dict:
+    if request.get("isolation"):
+        require_fork_server()
+    (streams / "stdin").write_bytes(request.get("stdin", "").encode("latin-1"))
+    steps = [Step(request, *step) for step in request.get("steps", ())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this process has no threads that would be lost
+        pid = os.fork()
+    if pid == 0:
+        try:
+            run(request, streams)
+        finally:
+            os._exit(1)
+    for step in steps:
+        step(pid)
+    # It gives up waiting by a signal, which interrupts it.
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
+    signal.alarm(HANGS)
+    _, status, usage = os.wait4(pid, 0)
+    signal.alarm(0)
+    return {
+        "status": os.waitstatus_to_exitcode(status),
+        "megabytes": usage.ru_maxrss / 1e3,
+        "stdout": (streams / "stdout").read_text(errors="replace"),
+        "stderr": (streams / "stderr").read_text(errors="replace"),
+    }
+
+
+class Step:
+    """Something that is done to a run while it goes on, or waited for, unless the run ends before.
+
+    ``exists PATH``, ``lines NUMBER`` (the manifest has so many more than before), ``pause SECONDS``, ``signal NUMBER``.
+    """
+
+    def __init__(self, request: dict, kind: str, value: str | float) -> None:
+        self._manifest = Path(request["folder"]) / "out" / "manifest.jsonl"
+        self._before = self._count()
+        self._kind, self._value = kind, value
+
+    def __call__(self, pid: int) -> None:
+        if self._kind == "signal":
+            os.kill(pid, int(self._value))
+        elif self._kind == "pause":
+            time.sleep(float(self._value))
+        else:
+            there = self._exists if self._kind == "exists" else self._is_longer
+            wait_until(lambda: there() or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+
+    def _exists(self) -> bool:
+        return Path(str(self._value)).exists()
+
+    def _is_longer(self) -> bool:
+        return self._count() >= self._before + self._value
+
+    def _count(self) -> int:
+        return self._manifest.read_bytes().count(b"\n") if self._manifest.exists() else 0
+
+
+def require_fork_server() -> None:
+    """Have one that answers: it dies of a client that is killed while it asks, as a run's own would with the run."""
+    for attempt in range(100):
+        try:
+            process = multiprocessing.get_context("forkserver").Process(target=int)
+            process.start()
+            process.join()
+        except (EOFError, OSError):
+            if attempt == 99:
+                raise
+        else:
+            return
+
+
+def run(request: dict, streams: Path) -> None:
+    """Be the command."""
+    os.chdir(request["folder"])
+    for descriptor, name, flags in (
+        (0, "stdin", os.O_RDONLY),
+        (1, "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (2, "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+    ):
+        os.dup2(os.open(streams / name, flags, 0o666), descriptor)
+    take_environment(request.get("environment", {}))
+    # Of the one fork server that all runs share, which is no child of this process.
+    forkserver._forkserver.ensure_running = lambda: None
+    for name, most in request.get("limits", {}).items():
+        resource.setrlimit(getattr(resource, name), (most, most))
+    stopping.GRACE = request.get("grace", stopping.GRACE)
+    if "fault" in request:
+        faults.inject(**request["fault"])
+    sys.argv = ["featx", *request["arguments"]]
+    border.main()
+
+
+def take_environment(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    tempfile.tempdir = None
+    importlib.reload(constants)
+
+
+if __name__ == "__main__":
+    main()
