@@ -399,6 +399,7 @@ def _contradictions(asked: Any) -> Iterable[tuple[bool, str, str]]:
         ("--image-size and --test-size both choose the input size"),
         "Use one of them",
     )
+    yield asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"
     yield asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"
     yield (
         no_maps and not asked.final and not asked.embedding,

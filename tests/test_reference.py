@@ -74,7 +74,7 @@ SAME = [
 
 @pytest.mark.parametrize(("name", "text", "value", "expected"), SAME)
 def test_text_and_values_become_the_same(name, text, value, expected):
-    made = [getattr(ModelRequest("test_resnet", **{name: given}), name) for given in (text, value)]
+    made = [getattr(ModelRequest("test_resnet", **{"weights": "random", name: given}), name) for given in (text, value)]
     assert made == [expected, expected]
     assert [type(each) for each in made] == [type(expected)] * 2
 
@@ -118,6 +118,7 @@ def test_amounts(name, given, expected):
 CONTRADICTIONS = [
     ({"out_indices": [1], "strides": [8]}, "--out-indices and --strides"),
     ({"image_size": 64, "test_size": True}, "--image-size and --test-size"),
+    ({"seed": 1}, "--seed is for --weights random"),
     ({"pool": "avg"}, "Add --embedding"),
     ({"maps": False}, "Add --embedding or --final"),
     ({"maps": False, "embedding": True, "strides": [8]}, "Levels were chosen"),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ from tests.helpers import HANGS, natural_image
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-def run(script, *arguments):
+def run(script, *arguments, status=0):
     command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -51,3 +52,25 @@ def test_peers_are_compared(tmp_path, precision):
     assert [row[0] for row in rows][:3] == ["| featx", "| one photo at a time", "| DataLoader"]
     assert all(float(row[1]) > 0 for row in rows)
     assert rows[0][2] == "1.00 |"
+
+
+def test_versions_are_compared_byte_for_byte(tmp_path):
+    shutil.copytree(SCRIPTS.parent / "featx", tmp_path / "featx")
+    start = tmp_path / "featx/__main__.py"
+    start.write_text(f"import sys\nif '--pool' in sys.argv:\n    sys.argv += ['--seed', '1']\n{start.read_text()}")
+    printed = run("compare_versions.py", SCRIPTS.parent, tmp_path, "--only", "vit, [bp]*[6s]", status=1)
+    different, same = printed.splitlines()
+    assert same == "| vit, bf16 | same |"
+    assert different.startswith("| vit, pool cls | extract: standard output: ")
+    assert "<br>photos/photo.jpg.npz: " in different
+    assert "<br>resume: exit status 3 -> 1: featx: vit-pool-cls holds features of another recipe" in different
+    assert "verify: " not in different
+
+
+def test_versions_are_timed():
+    printed = run("compare_speed.py", SCRIPTS.parent, "--rounds", 1, "--planned", 2000, "--only", "[sp]*")
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines()[2:]]
+    assert [row[0] for row in rows if row[0].endswith(", s")] == [
+        *("featx --help, s", "featx list-models, s", "featx info, s"),
+        *("walk and plan 2000, s", "list and plan 2000, s", "open_run 2000, s"),
+    ]

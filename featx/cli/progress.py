@@ -223,5 +223,7 @@ def _opening(plan: Planned) -> str:
 
 
 def _failure(outcome: Outcome, when: str = "") -> str:
-    said = f" ({outcome.messages})" if outcome.messages else ""
-    return printable(f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{said}")
+    messages = f" ({outcome.messages})" if outcome.messages else ""
+    return printable(
+        f"failed{f' {when}' if when else ''}: {outcome.item.key}: {outcome.stage}: {outcome.error}{messages}"
+    )

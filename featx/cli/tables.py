@@ -91,7 +91,7 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
         ("read", "readers", "decode, resize, crop"),
         ("forward", "forwards", f"batches of {workers['batch_size']}, {workers['threads']} core(s) each"),
         ("write", "writers", f"lay out, hash, write {_bytes(round(value['bytes_per_image']))}"),
-        ("settle", "", "wait for the disk"),
+        ("commit", "", "wait for the disk"),
     ):
         rate = value["stages"][stage]["images_per_second"]
         table.add_row(stage, f"{rate:.1f}", str(workers[threads]) if threads else "1", work)
@@ -132,7 +132,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(f"damaged: {MANIFEST} {printable(fault)}")
     for name in value.uncommitted:
         say(f"not in the manifest: {printable(name)}; the next extract makes it again")
-    for name in value.foreign:
+    for name in value.unexpected:
         say(f"unexpected file: {printable(name)}")
     if value.unfinished:
         say(f"{count_of(value.unfinished, 'temporary file')}, removed by the next extract")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featx.declaring import declaration, declared
-from featx.engine.resources import Workers, hand_over, spread
+from featx.engine.resources import Workers, spread, use_backend
 from featx.errors import UsageError
 from featx.models.pyramid import Pyramid, choose_devices, load
 from featx.options import Job, ModelRequest
@@ -75,5 +75,5 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     pyramid = load_again(summary, devices[0])
     job = Job(model=pyramid.name, dtype=summary["recipe"]["dtype"])
     computers, workers = spread([pyramid], job, images, summary["recipe"])
-    hand_over(computers, workers)
+    use_backend(computers, workers)
     return Again(devices, computers, workers)

@@ -30,7 +30,7 @@ from featx.runs.layout import UNFINISHED
 from featx.values import Item, Outcome
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
-STAGES = ("read", "forward", "write", "settle")
+STAGES = ("read", "forward", "write", "commit")
 
 # Images that are made up where none are given: the size of an ordinary photo on the web.
 PHOTO = (500, 400)
@@ -67,14 +67,14 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     with files.temporary_folder() as scratch:
         items = _items(job, count, scratch / "photos")
         computers, workers = resources.spread(pyramids, job, len(items), {})
-        resources.hand_over(computers, workers)
+        resources.use_backend(computers, workers)
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         with resources.machine(devices, workers):
             seconds, size, batches = _rounds(computers, workers, reader, items, scratch, rounds)
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
     rates["forward"] *= batches * workers.batch_size / len(items)
     shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
-    limit = min(shared, rates["settle"]) if devices[0].type == "cpu" else min(rates[stage] for stage in STAGES)
+    limit = min(shared, rates["commit"]) if devices[0].type == "cpu" else min(rates[stage] for stage in STAGES)
     return {
         "model": job.model,
         "device": ",".join(map(str, devices)),
@@ -123,7 +123,7 @@ def _rounds(
         _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
         computed = _renamed(work.compute(batches[0]), items)
         written = _time(seconds["write"], workers.writers, work.write, computed)
-        _time(seconds["settle"], 1, partial(_commit, work), _cut(written, writer.group))
+        _time(seconds["commit"], 1, partial(_commit, work), _cut(written, writer.group))
         writer = _writer(pyramid, _emptied(whole))
         began = time.perf_counter()
         outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)))

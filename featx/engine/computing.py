@@ -47,16 +47,16 @@ class Computer:
         What maps are written as; vectors stay as they are, in full precision.
     largest : int
         The most images in one pass; halved when the device runs out of memory.
-    tell : callable
+    on_note : callable
         Told, from any thread, when that happens.
     """
 
     def __init__(
-        self, pyramid: Pyramid, dtype: torch.dtype, largest: int, tell: Callable[[str], None] = lambda _: None
+        self, pyramid: Pyramid, dtype: torch.dtype, largest: int, on_note: Callable[[str], None] = lambda _: None
     ) -> None:
         self.pyramid = pyramid
         self.largest = largest
-        self.tell = tell
+        self.on_note = on_note
         self.dtype = dtype
         self._dtypes = [torch.float32 if field.is_vector else dtype for field in pyramid.fields]
         self._on_gpu = pyramid.device.type == "cuda"
@@ -96,7 +96,7 @@ class Computer:
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
             if self.largest == part:
                 self.largest = -(-part // 2)
-                self.tell(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
+                self.on_note(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-# extract: plan what is to be done, have the pipeline do it, and fold the outcomes into the run's books.
+# extract: plan what is to be done, have the pipeline do it, and record what becomes of each.
 """``featx extract`` as a function."""
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from featx.declaring import keywords
 from featx.engine.checks import completed
-from featx.engine.crew import Crew, booked, work_off
 from featx.engine.events import Listener, Planned
+from featx.engine.execution import Execution, execute, recording
 from featx.engine.notes import remarks, surprises
-from featx.engine.resources import hand_over, machine
+from featx.engine.resources import machine, use_backend
 from featx.engine.setting import Setting, set_up, unchosen
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
@@ -126,17 +126,17 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         setting = set_up(pyramids, job, items, output, earlier, notes.append)
         plan = setting.plan
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
-            hand_over(setting.computers, setting.workers)
+            use_backend(setting.computers, setting.workers)
         suspects = still_suspected(held.unfinished, output, plan)
         writer = _begin(held, output, setting, earlier)
         ledger = _open_ledger(held, output, setting, listener)
         reader = _reader(held, setting, suspects, listener, captured)
-        crew = Crew(
+        execution = Execution(
             setting.computers, writer, setting.workers, reader, stop or Stop(), notes, held.unfinished, suspects
         )
         failures = list(plan.failures)
-        with booked(ledger, crew), machine([pyramid.device for pyramid in pyramids], setting.workers):
-            failures += work_off(plan.to_do, crew, ledger, listener)
+        with recording(ledger, execution), machine([pyramid.device for pyramid in pyramids], setting.workers):
+            failures += execute(plan.to_do, execution, ledger, listener)
             if plan.again or len(failures) > len(plan.failures):
                 clear_up(writer, output, setting.job.format)
         ledger.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
@@ -211,5 +211,5 @@ def _reader(
         suspected | marks_of(plan.retried),
         isolate=job.isolate or bool(suspected),
         hashed=job.hash_inputs,
-        chatter=captured,
+        captured=captured,
     )

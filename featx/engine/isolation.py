@@ -68,7 +68,7 @@ class Reader:
         Whether all are.
     hashed : bool
         Whether the files' sha256 is wanted.
-    chatter : callable
+    captured : callable
         How many bytes libraries have written to standard error so far, if that is known. An image during whose reading
         they wrote some is read again in isolation, where what they say is about no other.
     """
@@ -82,11 +82,11 @@ class Reader:
         *,
         isolate: bool = False,
         hashed: bool = False,
-        chatter: Callable[[], int] = lambda: 0,
+        captured: Callable[[], int] = lambda: 0,
     ) -> None:
         self.isolate = isolate
         self._preprocessor, self._limits, self._hashed = preprocessor, limits, hashed
-        self._suspects, self._chatter = frozenset(suspects), chatter
+        self._suspects, self._captured = frozenset(suspects), captured
         self._marks = Marks(folder)
         self._clock = 0.0
         self._since: dict[str, tuple[float, Item]] = {}
@@ -106,14 +106,14 @@ class Reader:
         """
         if self.isolate or mark_of(item) in self._suspects:
             return self._apart(item)
-        before = self._chatter()
+        before = self._captured()
         try:
             placed = self._here(item)
         except UnreadableError:
-            if self._chatter() == before:
+            if self._captured() == before:
                 raise
         else:
-            if self._chatter() == before:
+            if self._captured() == before:
                 return placed
         return self._apart(item)
 
@@ -299,44 +299,44 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
     fitting.lift_pillow_limit()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata, of which nothing is used
     preprocessor = fitting.make(config)
-    chatter = files.nameless()
-    if chatter:
-        os.dup2(chatter.fileno(), 2)
+    captured = files.nameless()
+    if captured:
+        os.dup2(captured.fileno(), 2)
     pipe.send_bytes(b"ready")
     with suppress(EOFError):
         while True:
-            _answer(pipe, preprocessor, limits, hashed, chatter)
+            _answer(pipe, preprocessor, limits, hashed, captured)
 
 
-def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashed: bool, chatter: Any) -> None:
+def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashed: bool, captured: Any) -> None:
     path = os.fsdecode(pipe.recv_bytes())
     answer: dict[str, Any]
     try:
         placed = place(preprocessor, path, limits, hashed=hashed)
         pixels = placed.pixels.tobytes()
         answer = {"shape": placed.pixels.shape, "frame": placed.frame.to_json(), "sha256": placed.sha256}
-        answer["messages"] = "; ".join(filter(None, (placed.messages, _take(chatter))))[:MESSAGES]
+        answer["messages"] = "; ".join(filter(None, (placed.messages, _take(captured))))[:MESSAGES]
         head = json.dumps(answer)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one image, the next one is read
         failure = error if isinstance(error, UnreadableError) else UnreadableError("decode", reason_of(error, path))
         reason = failure.reason
         if isinstance(failure.__cause__ or error, MemoryError):
             reason = f"takes more than {limits.memory / 1e9:.3g} GB of memory (--memory-limit)"
-        answer = {"stage": failure.stage, "reason": reason, "sha256": failure.sha256, "messages": _take(chatter)}
+        answer = {"stage": failure.stage, "reason": reason, "sha256": failure.sha256, "messages": _take(captured)}
         pipe.send_bytes(json.dumps(answer).encode())
         return
     pipe.send_bytes(head.encode())
     pipe.send_bytes(pixels)
 
 
-def _take(chatter: Any) -> str:
+def _take(captured: Any) -> str:
     """Read what was written to standard error since last time, as one line, and forget it."""
-    if not chatter:
+    if not captured:
         return ""
-    chatter.seek(0)
-    text = chatter.read().decode(errors="replace")
-    chatter.seek(0)
-    chatter.truncate()
+    captured.seek(0)
+    text = captured.read().decode(errors="replace")
+    captured.seek(0)
+    captured.truncate()
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:MESSAGES]
 
 

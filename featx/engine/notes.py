@@ -1,5 +1,5 @@
 # Notes: what a person may not expect of a call, in words.
-"""What is said before the work begins."""
+"""Notes for people, before the work begins."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def spread(
     job: Job,
     images: int,
     earlier: dict[str, Any],
-    tell: Callable[[str], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Computer], Workers]:
     """Spread the work over the machine; what changes numbers and was not asked for stays what an earlier call took.
 
@@ -152,7 +152,7 @@ def spread(
 
     available = cores()
     batch_size = job.batch_size or earlier.get("batch_size")
-    computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, tell) for pyramid in pyramids]
+    computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, on_note) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
         batch_size = batch_size or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
         batches = -(-images // batch_size)
@@ -166,10 +166,10 @@ def spread(
     return computers, Workers(batch_size, forwards, threads, readers=available, writers=available)
 
 
-def hand_over(computers: Sequence[Computer], workers: Workers) -> None:
+def use_backend(computers: Sequence[Computer], workers: Workers) -> None:
     """Have each network run by the backend that was asked for, from now on."""
     for computer in computers:
-        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.tell)
+        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.on_note)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def set_up(
     items: list[Item],
     output: Path,
     before: dict[str, Any] | None,
-    tell: Callable[[str], None],
+    on_note: Callable[[str], None],
 ) -> Setting:
     """Choose batches and threads, make sure that the recipe is the folder's, and plan.
 
@@ -48,14 +48,14 @@ def set_up(
     """
     # Where no line was written, or all are about to go, there is nothing that another recipe could be mixed with.
     earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
-    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), tell)
+    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note)
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     plan = plan_work(output, items, job)
     setting = Setting(job, plan, computers, workers, recipe, earlier)
     if not earlier or not plan.is_worth_doing_again() or unchosen(job, earlier) != unchosen(job, None):
         return setting
-    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, tell)
+    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note)
     if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
         return setting
     job = replace(job, overwrite=True)

@@ -37,7 +37,7 @@ class Stop:
         """Hear the signals from now on; for programs, not for libraries."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, self._hear)
+                signal.signal(number, self._handle)
 
     def asked(self) -> bool:
         """Whether there was a signal."""
@@ -54,7 +54,7 @@ class Stop:
             if self.signal:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGALRM:
             raise InterruptedByError

@@ -18,10 +18,10 @@ def test_the_figures_hang_together(featx_command, tmp_path):
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     rates = {stage: facts["images_per_second"] for stage, facts in value["stages"].items()}
-    assert list(rates) == ["read", "forward", "write", "settle"]
+    assert list(rates) == ["read", "forward", "write", "commit"]
     assert all(rate > 0 for rate in rates.values())
     together = 1 / sum(1 / rates[stage] for stage in ("read", "forward", "write"))
-    assert value["limit"] == pytest.approx(min(together, rates["settle"]))
+    assert value["limit"] == pytest.approx(min(together, rates["commit"]))
     assert value["share"] == pytest.approx(value["pipeline"] / value["limit"])
     assert (value["images"], value["rounds"], value["workers"]["batch_size"]) == (16, 2, 8)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("featx-bench")] == []

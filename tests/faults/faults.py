@@ -174,12 +174,12 @@ def _hold(after: int = 0, mark: str = "", until: str = "", heard: str = "") -> N
             threading.Event().wait()
         return honest_call(self, pixels)
 
-    def hear(self, number, frame):
-        honest_hear(self, number, frame)
+    def handle(self, number, frame):
+        honest_handle(self, number, frame)
         Path(heard).touch()
 
     begun, ended, through = count(1), count(1), threading.Event()
-    honest_call, honest_hear = Computer.__call__, stopping.Stop._hear
+    honest_call, honest_handle = Computer.__call__, stopping.Stop._handle
     Computer.__call__ = call
     if heard:
-        stopping.Stop._hear = hear
+        stopping.Stop._handle = handle

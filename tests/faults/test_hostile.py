@@ -234,7 +234,7 @@ def test_an_image_is_read_apart_when_libraries_speak_meanwhile(tmp_path):
     """So that what they say is about no other; the words of a damaged TIFF are its own then."""
     pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
     said = iter((0, 0, 0, 7, 7, 8))
-    reader = isolation.Reader(pyramid.preprocessor, Limits(), tmp_path, chatter=lambda: next(said))
+    reader = isolation.Reader(pyramid.preprocessor, Limits(), tmp_path, captured=lambda: next(said))
     natural_image(1).save(tmp_path / "good.png")
     good = Item("good.png", str(tmp_path / "good.png"))
     try:

@@ -1,4 +1,4 @@
-# The crew of a run: what works on its images, until they are done or something stops it.
+# The execution of a run: what works on its images, until they are done or something stops it.
 """The images of a call done, and each entered in the run."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class Execution:
     """What works on the images, and what may stop it."""
 
     computers: list[Computer]
@@ -32,7 +32,7 @@ class Crew:
     workers: Workers
     reader: Reader
     stop: Stop
-    told: deque[str]
+    notes: deque[str]
     unfinished: Path
     suspects: dict[bytes, bytes]
 
@@ -47,7 +47,7 @@ class Crew:
             keep_in_mind(self.unfinished, self.suspects)
 
 
-def work_off(items: list[Item], crew: Crew, ledger: recorder.Ledger, listener: Listener) -> list[Outcome]:
+def execute(items: list[Item], execution: Execution, ledger: recorder.Ledger, listener: Listener) -> list[Outcome]:
     """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
     from featx.engine import pipeline
 
@@ -55,20 +55,21 @@ def work_off(items: list[Item], crew: Crew, ledger: recorder.Ledger, listener: L
 
     def enter(group: Sequence[Outcome]) -> None:
         entered = ledger.enter(group)
-        crew.clear(entered)
+        execution.clear(entered)
         for outcome in entered:
             left.popleft()
             listener(outcome)
             if not outcome.done:
                 failures.append(outcome)
 
-    while left and not crew.stop.asked():
-        outcomes = pipeline.run(crew.computers, list(left), crew.writer, crew.workers, crew.reader, crew.stop.asked)
+    while left and not execution.stop.asked():
+        on = execution
+        outcomes = pipeline.run(on.computers, list(left), on.writer, on.workers, on.reader, on.stop.asked)
         try:
-            with closing(outcomes), crew.stop.gently():
+            with closing(outcomes), execution.stop.gently():
                 for group in outcomes:
-                    while crew.told:
-                        listener(Note(crew.told.popleft()))
+                    while execution.notes:
+                        listener(Note(execution.notes.popleft()))
                     enter(group)
         except StuckError as stuck:
             if stuck.item in left:
@@ -76,26 +77,26 @@ def work_off(items: list[Item], crew: Crew, ledger: recorder.Ledger, listener: L
                 left.appendleft(stuck.item)
                 enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
             listener(Note("An image hung: from here on images are read in processes of their own"))
-            crew.reader.give_up()
+            execution.reader.give_up()
     if left:
         raise InterruptedByError
     return failures
 
 
 @contextmanager
-def booked(ledger: recorder.Ledger, crew: Crew) -> Iterator[None]:
-    """Leave the books in order, however the work ends."""
+def recording(ledger: recorder.Ledger, execution: Execution) -> Iterator[None]:
+    """Leave manifest and summary in order, however the work ends."""
     try:
         yield
     except BaseException as error:
-        with suppress(OutputError):  # the disk may be what is wrong; the books are good without it
+        with suppress(OutputError):  # the disk may be what is wrong; the run is good without it
             ledger.save("stopped")
         if isinstance(error, KeyboardInterrupt | InterruptedByError):
             raise StoppedError(
-                f"Stopped: {ledger.progress}", "Run the same command to resume", crew.stop.signal or signal.SIGINT
+                f"Stopped: {ledger.progress}", "Run the same command to resume", execution.stop.signal or signal.SIGINT
             ) from error
         if isinstance(error, OutputError):
             raise type(error)(f"{error.message} ({ledger.progress})", error.hint) from error
         raise
     finally:
-        crew.reader.close()
+        execution.reader.close()
