@@ -1,99 +1,172 @@
-# The README: its commands run, its Python runs, its help and its set-up lines are the real ones.
+# The README and its pages: commands and code run as printed, options and links exist, the picture is the real one.
 from __future__ import annotations
 
+import html
+import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import typer
 
-import featx
+from featx.cli.commands import app
 from tests.helpers import HANGS, natural_image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+GROUP = typer.main.get_command(app)
+
+draw_screen = module_from_spec(spec_from_file_location("draw_screen", ROOT / "scripts" / "draw_screen.py"))
+draw_screen.__spec__.loader.exec_module(draw_screen)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(page):
+    """Return the language and the text of a page's blocks of code."""
+    return re.findall(r"^```(\S*)\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line.split("   #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if re.search(r"(^|\| )featx ", line)]
+def steps(page):
+    """Return what a page has its reader run, in its order: commands, one per line, and blocks of Python."""
+    found = []
+    for language, block in blocks(page):
+        if language == "sh":
+            found += [line.strip() for line in block.splitlines() if re.search(r"(^|\| )featx ", line)]
+        elif language == "python":
+            found.append(block)
+    return found
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with photos, as the README supposes it."""
-    (tmp_path / "photos" / "cats").mkdir(parents=True)
-    for name in ("1.jpg", "2.jpg", "one.png", "cats/3.jpg"):
-        natural_image(len(name)).save(tmp_path / "photos" / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def writes(step):
+    """Tell whether a step leaves something behind; there is no point in doing the others twice."""
+    return not re.match("featx (list-models|info|bench) ", step)
 
 
-def test_there_are_commands_to_run():
-    assert len(commands()) >= 8
-
-
-@pytest.mark.parametrize("command", commands())
-def test_commands_run(here, command):
+def runnable(step):
     """As printed; where weights would come from the hub, which tests cannot reach, random ones are taken."""
-    if " extract " in command and "--weights" not in command:
-        command += " --weights random"
-    if "yolo" in command or "ultralytics" in command:
-        pytest.importorskip("cv2", exc_type=ImportError, reason="OpenCV misses libraries of the system")
-    if " similar " in command:  # what the commands before it made
-        folder = re.search(r"similar (\S+)", command)[1]
-        featx.extract("photos/", "test_resnet", folder, weights="random", embedding=True, maps=False)
-    if " verify " in command:
-        featx.extract("photos/", "test_resnet", re.search(r"verify (\S+)", command)[1], weights="random")
-    command = re.sub(r"(^|\| )featx ", rf"\1{shlex.quote(sys.executable)} -m featx ", command)
-    for call in (1, 2):
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=HANGS, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
-        assert " extract " not in command or ("(nothing to compute)" in done.stdout) == (call == 2), done.stdout
+    if not step.startswith(("featx", "find")):
+        return [sys.executable, "-c", step]
+    if " extract " in step and "--weights" not in step:
+        step += " --weights random"
+    return ["bash", "-c", re.sub(r"(^|\| )featx ", rf"\1{shlex.quote(sys.executable)} -m featx ", step)]
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs(here, block):
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=HANGS, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "(512, 28, 28)" in done.stdout or "4 (4, 64)" in done.stdout
-
-
-def test_the_first_block_is_what_the_command_prints(here):
-    (block,) = re.findall(r"^```\n\$ featx (extract.*?)```$", README, re.MULTILINE | re.DOTALL)
-    command, *expected = block.splitlines()
-    (here / "tests" / "photos").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "photos" / "astronaut.jpg", here / "tests" / "photos")
+def run(step):
     done = subprocess.run(
-        [sys.executable, "-m", "featx", *shlex.split(command), "--weights", "random"],
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=True,
+        runnable(step), capture_output=True, text=True, timeout=HANGS, check=False, env={**os.environ, "COLUMNS": "200"}
     )
-    printed = done.stdout.splitlines()
-    assert [line for line in printed if "weights" not in line] == [line for line in expected if "weights" not in line]
+    assert done.returncode == 0, f"{step}\n{done.stderr}"
+    assert done.stdout, step
+    for shown in re.findall(r"^ *print\(.*\)  # ([(\d][^…\n]*)$", step, re.MULTILINE):
+        assert shown in done.stdout, f"{step}\n{done.stdout}"
 
 
-@pytest.mark.parametrize(
-    ("command", "text"), re.findall(r"<!-- help: featx (\S+) -->\n```\n(.*?)```", README, re.DOTALL)
-)
-def test_help_is_the_real_one(featx_command, command, text):
-    """Frames and line breaks are the terminal's; the words are ours."""
-    real = featx_command(command, "--help", COLUMNS="100").stdout
+def manifests(folder):
+    """Return the manifests of all runs: an image that is computed adds a line."""
+    return {path: path.read_text() for path in folder.rglob("manifest.jsonl")}
 
-    def words(shown: str) -> list[str]:
-        return re.sub(r"[│╭╮╰╯─]+", " ", shown).split()
 
-    assert words(text) == words(real)
+def has_opencv():
+    try:
+        import cv2  # noqa: F401
+    except ImportError:  # it misses libraries of the system
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
+def test_what_a_page_shows_runs_and_computes_nothing_twice(tmp_path, monkeypatch, page):
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for number, name in enumerate(("1.jpg", "2.jpg", "one.png", "cats/3.jpg")):
+        natural_image(number).save(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path)
+    left_out = [step for step in steps(page) if re.search("yolo|ultralytics", step) and not has_opencv()]
+    for step in steps(page):
+        if step not in left_out:
+            before = manifests(tmp_path)
+            run(step)
+            after = manifests(tmp_path)
+            assert " extract " not in step or after != before, step
+            if writes(step):
+                run(step)
+                assert manifests(tmp_path) == after, step
+    if left_out:
+        pytest.skip("OpenCV misses libraries of the system")
+
+
+def test_there_is_much_to_run():
+    assert len(steps("README.md")) >= 7
+    assert sum(len(steps(page)) for page in PAGES) >= 25
+
+
+def test_blocks_that_are_not_run_need_a_network():
+    for page in PAGES:
+        for language, block in blocks(page):
+            assert language in ("sh", "python") or "featx fetch" in block, page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_can_be_parsed(page):
+    for text in re.findall(r"`(?:[^`|]*\\\| )?featx ([a-z-]+ [^`…]*)`", PAGES[page]):
+        name, *arguments = shlex.split(text)
+        if not any(argument.isupper() for argument in arguments):
+            GROUP.commands[name].make_context(name, arguments)
+
+
+def test_options_in_the_text_exist():
+    parameters = [parameter for command in GROUP.commands.values() for parameter in command.params]
+    options = {flag for each in parameters for flag in (*each.opts, *each.secondary_opts)} | {"--help"}
+    for page, text in PAGES.items():
+        mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+        assert mentioned <= options, page
+
+
+def test_links_lead_somewhere():
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        for target, anchor in re.findall(r"\]\((?!http)([\w./-]*)(?:#([\w-]+))?\)", text):
+            linked = folder / target if target else folder / page
+            assert linked.exists(), f"{page}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in anchors, f"{page}: {target}#{anchor}"
+
+
+def test_files_in_the_text_exist():
+    for page, text in PAGES.items():
+        for name in re.findall(r"`((?:featx|tests|scripts|docs)/[\w./-]+)`", text):
+            assert "NAME" in name or (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def words(line):
+    return " ".join(line.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def test_the_picture_is_what_the_commands_print(tmp_path, featx_command):
+    picture = draw_screen.PICTURE.read_text()
+    rows = {}
+    for row, text in re.findall(r'<text class="[\w-]+-r\d+" x="[\d.]+" y="([\d.]+)"[^>]*>(.*?)</text>', picture):
+        rows[row] = rows.get(row, "") + html.unescape(text)
+    shown = [words(line) for line in rows.values()]
+    draw_screen.make_photos(tmp_path)
+    for command in draw_screen.COMMANDS:
+        assert f"$ {command}" in shown
+        done = featx_command(*shlex.split(command)[1:])
+        assert done.returncode in (0, 3), done.stderr
+        printed = [*done.stdout.splitlines(), *(line for line in done.stderr.splitlines() if "failed:" in line)]
+        missing = [line for line in printed if words(line) and words(line) not in shown]
+        assert not missing, "run scripts/draw_screen.py"
+    assert "href" not in picture
+    assert "url(http" not in picture
 
 
 def test_ci_calls_the_test_command_of_the_readme():
@@ -102,7 +175,7 @@ def test_ci_calls_the_test_command_of_the_readme():
     assert line.endswith("scripts/check")
 
 
-def test_the_set_up_lines_name_files_that_are_there():
+def test_the_set_up_lines_name_files_that_exist():
     for name in ("tests/photos/astronaut.jpg", "scripts/check"):
         assert name in README
         assert (ROOT / name).exists()
