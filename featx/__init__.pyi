@@ -200,5 +200,5 @@ def load_pyramid(
     Raises
     ------
     ModelError, WeightsError, UsageError
-        If the model, its levels, its weights or the device cannot be had; each says what there is instead.
+        If the model, its levels, its weights or the device cannot be found; each error says what there is instead.
     """

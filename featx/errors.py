@@ -64,6 +64,26 @@ class DecodeError(Exception):
     """An image that featx will not make features of; the message is the reason."""
 
 
+class UnreadableError(Exception):
+    """An image that gives no pixels.
+
+    Attributes
+    ----------
+    stage : str
+        ``read`` or ``decode``.
+    reason : str
+        One line, without the path.
+    sha256 : str
+        Of the file; empty where nobody asked for it.
+    messages : str
+        What libraries wrote while it was decoded, where that is known.
+    """
+
+    def __init__(self, stage: str, reason: str, sha256: str = "", messages: str = "") -> None:
+        super().__init__(reason)
+        self.stage, self.reason, self.sha256, self.messages = stage, reason, sha256, messages
+
+
 class StuckError(Exception):
     """An image hangs in its decoder, which cannot be stopped from outside; its thread is lost.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featx.errors import FeatxError, OutputError
-from featx.values import Stat
 
 Piece = bytes | memoryview
 
@@ -208,12 +207,3 @@ def cache_folder() -> Path | None:
     """Return the user's folder for what can be made again; None where there is no home to have one in."""
     place = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))  # noqa: PTH111 - a Path raises
     return None if place.parts[:1] == ("~",) else place / "featx"
-
-
-def stat_of(path: str) -> Stat | None:
-    """Size and time of an image file; None where it cannot be had."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a million Path objects cost more than their files
-    except (OSError, ValueError):
-        return None
-    return Stat(status.st_size, status.st_mtime_ns)

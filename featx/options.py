@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from featx.declaring import Options, amount, declaration, declared, group, numbers, one_of, option, seconds, size, whole
-from featx.errors import UsageError
 
 # What a model in a folder is called by.
 LOCAL = "local-dir:"
@@ -302,67 +300,6 @@ class Limits(Options):
         accepts="int | str",
     )
 
-    pixels = property(lambda self: self.max_pixels)  # SHIM
-    bytes = property(lambda self: self.max_bytes)  # SHIM
-    seconds = property(lambda self: self.time_limit)  # SHIM
-    memory = property(lambda self: self.memory_limit)  # SHIM
-
-
-OUTPUT_OPTIONS = ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool")  # SHIM
-
-
-@group
-class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
-    """Which pyramid somebody wants: all that its network, its weights and its arrays follow from."""
-
-    def __post_init__(self) -> None:
-        """Check and convert; maps are wanted unless they are said not to be."""
-        super().__post_init__()
-        if self.maps is None:
-            object.__setattr__(self, "maps", True)
-        require_consistent(self)
-
-    @property
-    def name(self) -> str:  # SHIM
-        """Shim."""
-        return self.model
-
-    @classmethod
-    def of(cls, name: str, **options: Any) -> ModelRequest:  # SHIM
-        """Shim."""
-        return cls(model=name, **options)
-
-
-@group
-class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits):
-    """One call of ``featx extract``: its images and all of its options.
-
-    Attributes
-    ----------
-    inputs : tuple of str
-        Files, folders and glob patterns.
-    listed : tuple of str
-        Paths out of lists (``--from-file``, standard input).
-    """
-
-    inputs: tuple[str, ...] = ()
-    listed: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check and convert."""
-        super().__post_init__()
-        require_consistent(self)
-
-    @property
-    def request(self) -> ModelRequest:
-        """The pyramid that is wanted."""
-        return ModelRequest(**{each.name: getattr(self, each.name) for each in declared(ModelRequest)})
-
-    @property
-    def limits(self) -> Limits:
-        """What one image may take."""
-        return Limits(**{each.name: getattr(self, each.name) for each in declared(Limits)})
-
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
@@ -381,52 +318,3 @@ RECIPE: dict[str, Any] = {
     **{each.name: each.default for of in GROUPS for each in declared(of) if declaration(each).in_recipe},
     "maps": True,
 }
-
-_WITHOUT_MAPS = "maps were switched off (--no-maps)"
-
-
-def _contradictions(asked: Any) -> Iterable[tuple[bool, str, str]]:
-    """Yield what cannot go together: whether it was asked for, what is wrong, and the way out."""
-    levels = asked.out_indices is not None or asked.strides is not None
-    no_maps = asked.maps is False
-    yield (
-        asked.out_indices is not None and asked.strides is not None,
-        ("--out-indices and --strides both choose the levels"),
-        "Use one of them",
-    )
-    yield (
-        asked.test_size and asked.image_size is not None,
-        ("--image-size and --test-size both choose the input size"),
-        "Use one of them",
-    )
-    yield asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"
-    yield asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"
-    yield (
-        no_maps and not asked.final and not asked.embedding,
-        (f"Nothing is left to keep: {_WITHOUT_MAPS}"),
-        "Add --embedding or --final",
-    )
-    yield no_maps and levels, f"Levels were chosen, but {_WITHOUT_MAPS}", "Leave out one of the two"
-    yield (
-        no_maps and (asked.norm or asked.prefix_tokens),
-        (f"--norm and --prefix-tokens need levels, but {_WITHOUT_MAPS}"),
-        "Leave out one of the two",
-    )
-    yield (
-        getattr(asked, "dtype", "float32") != "float32" and no_maps and not asked.final,
-        (f"--dtype is about maps, but {_WITHOUT_MAPS}"),
-        "Leave out --dtype; embeddings are always float32",
-    )
-
-
-def require_consistent(asked: ModelRequest | Job) -> None:
-    """Refuse options that contradict each other, for every command and function at this one place.
-
-    Raises
-    ------
-    UsageError
-        Naming the options, and the way out.
-    """
-    for wrong, what, hint in _contradictions(asked):
-        if wrong:
-            raise UsageError(what, hint)

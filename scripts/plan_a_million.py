@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from featx import files
 from featx.images import lists, sources
-from featx.options import Job
+from featx.images.locators import stat_of
+from featx.requests import Job
 from featx.runs import layout, reading
 from featx.runs.planning import plan_work
 from featx.runs.summary import FACTS, FORMAT, RECIPE
@@ -86,7 +86,7 @@ def make(root: Path, count: int) -> None:
             os.link(source, root / key)
             os.link(source, run / f"{key}.npz")
             listed.write(f"{root}/{key}\n")
-            stat = files.stat_of(f"{root}/{key}")
+            stat = stat_of(f"{root}/{key}")
             frame = {"original": [500, 375], "input": [224, 224], "scale": [0.63, 0.63], "offset": [-45.3, -6.2]}
             line = {
                 "key": key,

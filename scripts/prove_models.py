@@ -33,8 +33,8 @@ from torch.overrides import TorchFunctionMode
 from featx import load_pyramid
 from featx.engine import resources
 from featx.models import catalogue
-from featx.models.timm import description as backbones
-from featx.options import ModelRequest
+from featx.models.timm.description import describe
+from featx.requests import ModelRequest
 from featx.values import Description
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
@@ -101,13 +101,13 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def prove(name: str, memory: float) -> dict[str, Any]:
     """Run one model in timm and in featx on the same input, and compare every level bit for bit."""
-    description = backbones.describe(ModelRequest(name, out_indices="all"))
+    description = describe(ModelRequest(name, out_indices="all"))
     facts = {"levels": len(description.levels), "parameters": description.parameters}
     if description.parameters * 4 > memory:
         return {"result": "does not fit", "detail": f"{description.parameters / 1e9:.1f} G parameters", **facts}
     smaller = _smaller_size(description)
     if smaller:
-        description = backbones.describe(ModelRequest(name, out_indices="all", image_size=smaller))
+        description = describe(ModelRequest(name, out_indices="all", image_size=smaller))
     facts["size"] = [description.input.height, description.input.width]
     batch = torch.randn(1, 3, description.input.height, description.input.width, generator=torch.manual_seed(1))
     torch.manual_seed(0)

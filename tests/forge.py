@@ -36,7 +36,7 @@ from PIL import Image
 
 from featx.cli import commands
 from featx.cli import main as border
-from featx.engine import isolation, stopping
+from featx.engine import children, stopping
 from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
 from tests.helpers import HANGS, wait_until
@@ -45,7 +45,7 @@ from tests.helpers import HANGS, wait_until
 def main() -> None:
     torch.set_num_threads(1)
     warm_up()
-    forkserver.set_forkserver_preload([isolation.__name__])
+    forkserver.set_forkserver_preload([children.__name__])
     assert threading.active_count() == 1
     gc.freeze()
     with tempfile.TemporaryDirectory() as streams:

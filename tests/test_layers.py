@@ -22,12 +22,12 @@ ALONE = {
     "typer": {"cli.arguments", "cli.commands"},
     "rich": {"cli.progress", "cli.streams", "cli.tables"},
     "timm": {
-        *("models.timm.description", "models.timm.outputs", "models.timm.loading", "models.timm.survey"),
-        *("models.fetching", "images.fitting"),
+        *("models.timm.building", "models.timm.input", "models.timm.loading", "models.timm.outputs"),
+        *("models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
     },
-    "ultralytics": {"models.yolo"},
+    "ultralytics": {"models.yolo.importing"},
     "pyarrow": {"runs.formats.parquet"},
-    "huggingface_hub": {"models.weights"},
+    "huggingface_hub": {"models.hub"},
 }
 
 # Never imported when the command line starts.
@@ -35,7 +35,7 @@ HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "saf
 
 
 # Named by no other file: the tables find them by their names.
-PLUGINS = {"runs.formats.npz", "runs.formats.npy", "runs.formats.parquet", "models.yolo", "models.timm.library"}
+PLUGINS = {"runs.formats.npz", "runs.formats.npy", "runs.formats.parquet", "models.yolo.library", "models.timm.library"}
 
 
 def modules():

@@ -15,8 +15,8 @@ from timm.models import _builder
 
 import featx
 from featx import process
-from featx.models.timm import description as backbones
 from featx.models.timm import loading
+from featx.models.timm.reference import resolve
 from featx.process import FALLBACKS, OPERATIONS, full_precision
 from tests.helpers import HANGS
 
@@ -212,5 +212,5 @@ def test_building_on_the_meta_device_draws_no_random_numbers():
     """It may be done while another thread draws them."""
     before = torch.random.get_rng_state()
     for name in timm.list_models("test_*"):
-        loading.create(backbones.resolve(name), "meta", {"features_only": True})
+        loading.create(resolve(name), "meta", {"features_only": True})
     assert torch.equal(torch.random.get_rng_state(), before)

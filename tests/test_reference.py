@@ -12,7 +12,8 @@ import pytest
 import featx
 from featx.declaring import declaration, declared
 from featx.errors import UsageError
-from featx.options import GROUPS, RECIPE, Job, ModelRequest
+from featx.options import GROUPS, RECIPE
+from featx.requests import Job, ModelRequest
 from featx.runs.formats import FORMATS
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "write_reference.py"

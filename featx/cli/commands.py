@@ -12,17 +12,8 @@ from featx.cli import progress, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
 from featx.declaring import amount, numbers
 from featx.engine.stopping import Stop
-from featx.options import (
-    GROUPS,
-    ImageOptions,
-    Job,
-    KeepOptions,
-    ModelOptions,
-    ModelRequest,
-    NetworkOptions,
-    RunOptions,
-    StoreOptions,
-)
+from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
+from featx.requests import Job, ModelRequest
 from featx.version import __version__
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ from featx.declaring import declaration, declared
 from featx.engine.resources import Workers, spread, use_backend
 from featx.errors import UsageError
 from featx.models.pyramid import Pyramid, choose_devices, load
-from featx.options import Job, ModelRequest
+from featx.requests import Job, ModelRequest
 
 if TYPE_CHECKING:
     import torch

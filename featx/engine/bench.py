@@ -24,7 +24,7 @@ from featx.engine.resources import Workers
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import Pyramid, choose_devices, load
-from featx.options import Job
+from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import UNFINISHED
 from featx.values import Item, Outcome

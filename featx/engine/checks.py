@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from featx.errors import UsageError
-from featx.options import Job
+from featx.requests import Job
 from featx.runs import formats
 
 

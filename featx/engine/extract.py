@@ -19,7 +19,8 @@ from featx.engine.resources import machine, use_backend
 from featx.engine.setting import Setting, set_up, unchosen
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.options import GROUPS, Job, folder_name
+from featx.options import GROUPS, folder_name
+from featx.requests import Job
 from featx.runs import formats, layout, lock, recorder
 from featx.runs.clearing import ANY_VECTOR, clear_up
 from featx.runs.recipe import facts_of

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from featx.engine.resources import LARGEST_BATCH
 from featx.engine.setting import Setting
 from featx.images import sources
-from featx.options import Job
+from featx.requests import Job
 from featx.runs import formats
 from featx.text import count_of, images
 

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
-from featx.engine.isolation import LOOK_EVERY, Reader, ReadingThreads
+from featx.engine.isolation import Reader, ReadingThreads
 from featx.engine.resources import Workers
 from featx.engine.stages import Stage
-from featx.errors import OutputError, StuckError
-from featx.files import stat_of
+from featx.errors import OutputError, StuckError, UnreadableError
 from featx.images.frame import Frame
-from featx.images.placing import UnreadableError
+from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
 from featx.values import Item, Outcome, Stat

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featx.options import Job
+from featx.requests import Job
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ def spread(
 def use_backend(computers: Sequence[Computer], workers: Workers) -> None:
     """Have each network run by the backend that was asked for, from now on."""
     for computer in computers:
-        computer.pyramid.hand_over(workers.batch_size, workers.forwards, workers.threads, computer.on_note)
+        computer.pyramid.use_backend(workers.batch_size, workers.forwards, workers.threads, computer.on_note)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]
     import torch
     from PIL import Image
 
-    from featx.images.fitting import lift_pillow_limit
+    from featx.images.decoding import lift_pillow_limit
     from featx.process import full_precision
 
     threads, pixels = torch.get_num_threads(), lift_pillow_limit()

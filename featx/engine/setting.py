@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.engine.resources import Workers, spread
-from featx.options import Job
+from featx.requests import Job
 from featx.runs import manifest
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import recipe_of, require_same_recipe

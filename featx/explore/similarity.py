@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from featx.errors import FeatxError, OutputError, UsageError
+from featx.errors import FeatxError, OutputError, UnreadableError, UsageError
 from featx.images import placing
 from featx.options import Limits
 from featx.paths import to_path
@@ -160,7 +160,7 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     again = set_up_again(run.summary, device, 1)
     try:
         placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
-    except placing.UnreadableError as error:
+    except UnreadableError as error:
         raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
     computer = again.computers[0]
     with machine(again.devices, again.workers):
@@ -241,7 +241,7 @@ def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score:
         image = placing.picture(file, Limits())
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    except placing.UnreadableError:  # it may be gone or changed since; its name and score still hold
+    except UnreadableError:  # it may be gone or changed since; its name and score still hold
         pen.line((box[:2], box[2:]), INK)
         pen.line(((box[0], box[3]), (box[2], box[1])), INK)
     if framed:

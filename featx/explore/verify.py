@@ -21,6 +21,7 @@ from featx import files
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import FeatxError, OutputError, StuckError
+from featx.images.locators import stat_of
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest, recorder
@@ -30,6 +31,7 @@ from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import remember_suspects
 from featx.values import Field, Item
+from featx.version import library_versions
 
 # What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
@@ -303,7 +305,7 @@ def _unchanged(run: Run, key: str) -> Item | None:
     """The image of an output, if it is still the one that was read."""
     line = run.line(key)
     path, then = to_path(line["path"]), line["input"]
-    now = files.stat_of(path)
+    now = stat_of(path)
     same = now and then and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
     return Item(key, path) if same else None
 
@@ -317,7 +319,5 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
 
 
 def _other_versions(summary: dict[str, Any]) -> list[str]:
-    from featx.runs.recipe import versions
-
-    then, now = summary["recipe"]["versions"], versions(summary["source"], summary["recipe"]["backend"])
+    then, now = summary["recipe"]["versions"], library_versions(summary["source"], summary["recipe"]["backend"])
     return [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]

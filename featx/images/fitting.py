@@ -1,43 +1,28 @@
-# From an image file to the pixels a model wants: decoded with one policy for every mode, placed as the model has it.
-"""Decoding and preprocessing.
+# From upright RGB to a model's input: resized, cropped or padded, normalised, and the Frame that says where it went.
+"""Fitting images to models.
 
-`decode` always gives an upright 8-bit RGB image; a `Preprocessor` does to it what the model's makers do, and keeps
-account of where the original went.
+A `Preprocessor` does to an image what the model's makers do, and keeps account of where the original went.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from importlib import import_module
-from io import UnsupportedOperation
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from featx.errors import DecodeError, ModelError
-from featx.images.colours import loaded, to_rgb
-from featx.images.containers import UPRIGHT, canvas_of, open_image, orientation_of
 from featx.images.frame import Frame
-from featx.images.pieces import Notes
 from featx.options import Limits
 
-__all__ = ["DecodeError", "Evaluation", "Letterbox", "Preprocessor", "decode", "make", "orientation_of", "upright_rgb"]
-
 Size = tuple[int, int]
-
-# Pixels from which on images are decoded and resized one at a time, so that memory does not grow with the number of
-# readers.
-LARGE = 50_000_000
-
-Alone = Callable[[], AbstractContextManager[None]]
 
 # What ultralytics fills borders with.
 GREY = (114, 114, 114)
@@ -45,101 +30,6 @@ GREY = (114, 114, 114)
 # The steps of timm's evaluation transform that move pixels.
 RESIZES = (Resize, ResizeKeepRatio)
 CROPS = (CenterCrop, CenterCropOrPad)
-
-
-class Source:
-    """An image file whose header has been read.
-
-    Attributes
-    ----------
-    orientation : int
-        The EXIF orientation, 1 to 8, that `rgb` applies.
-    notes : Notes
-        What is to be said of it.
-    """
-
-    def __init__(self, image: Image.Image, notes: Notes) -> None:
-        self._image, self.notes = [image], notes
-        self.orientation = orientation_of(image, notes)  # before loading, which ends Pillow's reading of tags
-
-    def rgb(self) -> Image.Image:
-        """Decode it, once, as upright 8-bit RGB."""
-        return upright_rgb(self._image.pop(), self.orientation)  # which can then let go of it
-
-
-@contextmanager
-def opened(
-    file: Path | BinaryIO,
-    max_pixels: int = Limits().pixels,
-    alone: Alone = nullcontext,
-    largest: Callable[[Size], int] = lambda size: size[0] * size[1],
-) -> Iterator[Source]:
-    """Open an image file to be decoded, and placed, within this context.
-
-    Parameters
-    ----------
-    file : path or binary file
-        The image.
-    max_pixels : int
-        Width times height that it may have.
-    alone : callable
-        Returns the context in which an image of more than `LARGE` pixels is decoded and placed.
-    largest : callable
-        Pixels of the largest that is made of an image of a size, as `Preprocessor.largest` tells it.
-
-    Raises
-    ------
-    DecodeError
-        If the image is too large, or of a kind that has no agreed way to RGB.
-    Exception
-        Whatever Pillow raises for a broken file: far more than OSError.
-    """
-    with ExitStack() as stack:
-        stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
-        stream.seek(0)
-        canvas = canvas_of(stream.read(30))
-        if canvas:
-            _enter(stack, canvas, canvas[0] * canvas[1], max_pixels, alone, largest)
-        notes = Notes()
-        image = open_image(stream, notes)
-        if not canvas:
-            area = getattr(image, "area", image.width * image.height)
-            _enter(stack, image.size, area, max_pixels, alone, largest)
-        source = Source(image, notes)
-        del image
-        yield source
-
-
-def decode(
-    file: Path | BinaryIO, max_pixels: int = Limits().pixels, alone: Alone = nullcontext
-) -> tuple[Image.Image, int]:
-    """Read an image file as upright 8-bit RGB; parameters and errors are those of `opened`.
-
-    Returns
-    -------
-    image : PIL.Image.Image
-        Mode RGB.
-    orientation : int
-        The EXIF orientation, 1 to 8, that was applied.
-    """
-    with opened(file, max_pixels, alone) as source:
-        return source.rgb(), source.orientation
-
-
-def upright_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
-    """Bring any image of Pillow's to upright 8-bit RGB; see `decode`. Its orientation is its own if none is given.
-
-    A TIFF, or a PNG with transparency, that somebody opened and has not loaded yet is read from its file again, as
-    `decode` reads it, since Pillow decodes some of them wrongly; those that have been loaded are taken as they are.
-    """
-    if orientation is None:
-        image = _reopened(image)
-        orientation = orientation_of(image)
-    turn = UPRIGHT.get(orientation)
-    image = loaded(image)
-    if turn is not None:
-        image = image.transpose(turn)
-    return to_rgb(image)
 
 
 class Preprocessor:
@@ -169,7 +59,7 @@ class Preprocessor:
         return self.normalise(torch.from_numpy(np.array(placed))[None])[0].contiguous(), frame
 
     def place(
-        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().pixels
+        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().max_pixels
     ) -> tuple[Image.Image, Frame]:
         """Resize and crop an RGB image.
 
@@ -228,7 +118,7 @@ class Evaluation(Preprocessor):
         self._places: list[Any] = places
 
     def place(
-        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().pixels
+        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().max_pixels
     ) -> tuple[Image.Image, Frame]:
         """Resize and crop, step by step."""
         frame = Frame.of(image.size, orientation)
@@ -270,7 +160,7 @@ class Letterbox(Preprocessor):
         self,
         image: Image.Image,
         orientation: int = 1,
-        max_pixels: int = Limits().pixels,  # noqa: ARG002 - never more than the input
+        max_pixels: int = Limits().max_pixels,  # noqa: ARG002 - never more than the input
     ) -> tuple[Image.Image, Frame]:
         """Resize as OpenCV does, and put it in the middle of grey."""
         cv2 = import_module("cv2")  # comes with ultralytics
@@ -293,36 +183,6 @@ class Letterbox(Preprocessor):
 def make(config: dict[str, Any]) -> Preprocessor:
     """Make the preprocessor that a description names."""
     return Letterbox(config) if config.get("fit") == "letterbox" else Evaluation(config)
-
-
-def lift_pillow_limit() -> int | None:
-    """Have Pillow leave the size of images to `decode`; returns what its own limit was, to be put back."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    return before
-
-
-def _enter(stack: ExitStack, size: Size, area: int, most: int, alone: Alone, largest: Callable[[Size], int]) -> None:
-    """Refuse a size that is too large, and wait for the others if it is large."""
-    if area > most:
-        raise DecodeError(f"{area / 1e6:.4g} megapixels are more than the {most / 1e6:.4g} allowed (--max-pixels)")
-    if max(area, largest(size), largest(size[::-1])) > LARGE:  # it may be turned yet
-        stack.enter_context(alone())
-
-
-def _reopened(image: Any) -> Image.Image:
-    """Read a file that somebody opened with Pillow, and has not loaded, by the plugins that featx uses."""
-    kind, page = type(image), getattr(image, "tell", int)()
-    is_png = kind is PngImagePlugin.PngImageFile and "transparency" in image.info and not page
-    if not (is_png or kind is TiffImagePlugin.TiffImageFile) or not image.tile:
-        return image  # type: ignore[no-any-return]
-    try:
-        again = open_image(image.fp, Notes())
-    except (AttributeError, UnsupportedOperation):  # closed, or cannot be read twice
-        return image  # type: ignore[no-any-return]
-    if page:
-        again.seek(page)
-    return again
 
 
 def _resized(step: Any, size: Size) -> Size:

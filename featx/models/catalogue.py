@@ -1,10 +1,10 @@
 # What there is to know of models without loading timm: the catalogue's files, searched. Standard library only.
-"""The catalogue: an entry for every architecture of one version of a source of models.
+"""The catalogue: an entry for every architecture of one version of a library of models.
 
-An entry is what `featx.models.libraries.Source.entry` measured: family, parameters, layout, input, sizes,
-output strides, default levels, all levels, what there is besides levels, and pretrained tags with what is different
-for them. ``data/catalogue.json`` has them for the timm version that featx was made with; for another one, and for
-other sources, they are looked up once, and kept in the user's cache folder.
+An entry is what `featx.models.libraries.Library.entry` measured: family, parameters, layout, input, sizes,
+output strides, default levels, all levels, other outputs, and pretrained tags with what is different for them.
+``data/catalogue.json`` has them for the timm version that featx was made with; for another one, and for other
+libraries, they are measured once, and kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from featx.files import cache_folder, write_atomically
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
-# Of the entries: a cache of another format is not read.
+# Of the entries; a cache in another format is not read.
 FORMAT = 2
 
-# What an entry says of what there is besides levels.
+# What an entry says of other outputs than levels.
 EXTRAS = ("embedding", "final", "prefix_tokens", "norm")
 
-# What it says only of some sources.
+# What it says for some libraries only.
 OPTIONAL = ("parts", "license")
 
 Entry = dict[str, Any]
@@ -37,18 +37,18 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The models of one version of a source.
+    """The models of one version of a library.
 
     Attributes
     ----------
     source, version : str
-        ``timm`` or another library, and its version.
+        The library, ``timm`` or another, and its version.
     names : list of str
         Of all its architectures, in natural order.
     renamed : dict of str to str
-        Names that it gave up, and what they are called now.
+        Its old names for models, and the new ones.
     entries : dict
-        Entry by architecture; of a catalogue that is looked up as need be, some may be missing.
+        Entry by architecture; some may be missing where models are measured on demand.
     """
 
     source: str
@@ -60,14 +60,14 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A condition on models, and what it is called: words that go with "models that …"."""
+    """A condition on models, and the words for it that follow "models that …"."""
 
     words: str
     holds: Callable[[str, Entry], bool]
 
 
 def read(path: Path = PACKAGED) -> Catalogue | None:
-    """Read a catalogue file; None where there is none, or none that is whole."""
+    """Read a catalogue file; None where there is none, or it is damaged."""
     try:
         return Catalogue(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -87,14 +87,14 @@ def write(book: Catalogue, path: Path) -> None:
     write_atomically(path, [text.encode()])
 
 
-def kept_at(source: str, version: str) -> Path | None:
-    """Return where the catalogue of another version, or another source, is kept; None without a home to keep it in."""
+def cache_path(library: str, version: str) -> Path | None:
+    """Return where the measured catalogue of a library is cached; None without a home folder."""
     caches = cache_folder()
-    return caches / f"models-{FORMAT}-{source}-{version}.json" if caches else None
+    return caches / f"models-{FORMAT}-{library}-{version}.json" if caches else None
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that one of the patterns (globs, or parts of names) matches; all where there are none."""
+    """Return the names that one of the patterns (globs, or parts of names) matches; all names without patterns."""
     if not patterns:
         return list(names)
     return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
@@ -113,7 +113,7 @@ def select(entries: dict[str, Entry], filters: Iterable[Filter], start: str) -> 
         left = {name: entry for name, entry in entries.items() if condition.holds(name, entry)}
         if not left:
             before = f"{len(entries)} models" + (f" that {' and '.join(passed)}" if passed else "")
-            raise ModelError(f"None of the {before} {condition.words}", "Leave that filter out, or widen it")
+            raise ModelError(f"None of the {before} {condition.words}", "Leave out that filter, or widen it")
         entries = left
         passed.append(condition.words)
     return entries
@@ -157,7 +157,7 @@ def licensed(tag: dict[str, Any], text: str) -> bool:
 
 
 def require_order(sort: str) -> None:
-    """Refuse an order that there is not.
+    """Refuse an unknown order.
 
     Raises
     ------
@@ -176,10 +176,10 @@ def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[
 
 
 def listed(source: str, name: str, entry: Entry, license: str | None = None) -> dict[str, Any]:  # noqa: A002
-    """Return what a list of models shows of one; of its tags those under the licence asked for."""
+    """Return what a list of models shows of one of them, and of its tags those under the licence asked for."""
     facts = ("family", "parameters", "levels", "default_levels", "input", "sizes", "output_strides", *EXTRAS)
     tags = [tag for tag in entry["pretrained"] if license is None or licensed(tag, license)]
-    # Without a tag, a name stands for the weights of the first one.
+    # A name without a tag stands for the weights of its first tag.
     tagged = f"{name}.{tags[0]['tag']}" if tags and tags[0] is not entry["pretrained"][0] else name
     return {
         "model": name,
@@ -198,7 +198,7 @@ def knows(book: Catalogue, name: str) -> bool:
 
 
 def with_tag(book: Catalogue, name: str) -> Entry:
-    """Return the entry of ``arch``, or what it becomes with the weights of ``arch.tag``."""
+    """Return the entry of ``arch``, or the one of ``arch.tag`` with what these weights change."""
     architecture, _, tag = name.partition(".")
     entry = book.entries[architecture]
     return next(({**entry, **known["changes"]} for known in entry["pretrained"] if known["tag"] == tag), entry)
@@ -232,24 +232,24 @@ def bytes_per_image(levels: Sequence[dict[str, Any]]) -> int | None:
     return sum(FLOAT32_BYTES * int(level["channels"] * level["height"] * level["width"]) for level in levels)
 
 
-def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str], source: str = "timm") -> ModelError:
-    """Say that there is no such model, and which are called alike."""
+def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str], library: str = "timm") -> ModelError:
+    """Return the error of a model that does not exist; it names similar ones."""
     if name in renamed:
-        return ModelError(f"{name} is an old name of {source}'s", f"Use {renamed[name]}")
-    if "/" in name and source == "timm":
+        return ModelError(f"{library} has renamed {name}", f"Use {renamed[name]}")
+    if "/" in name and library == "timm":
         return ModelError(
             f"timm has no model {name!r}", f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
         )
-    return ModelError(f"{source} has no model {name!r}", nearest([name], names))
+    return ModelError(f"{library} has no model {name!r}", nearest([name], names))
 
 
 def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> ModelError:
-    """Say that an architecture has no such weights, and which it has."""
+    """Return the error of weights that an architecture does not have; it names those that it has."""
     return ModelError(f"{architecture} has no weights tagged {tag!r}", f"It has {', '.join(tags) or 'none'}")
 
 
 def nearest(asked: Sequence[str], names: Sequence[str]) -> str:
-    """Name the models that are called most alike."""
+    """Name the models with the most similar names."""
     near = [match for text in asked for match in difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)]
     return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "`featx list-models` shows all"
 

@@ -14,14 +14,14 @@ import timm
 from featx.errors import ModelError, OutputError
 from featx.files import write_atomically
 from featx.models.checkpoints import is_safetensors
-from featx.models.libraries import source_of
-from featx.models.timm import description as backbones
+from featx.models.libraries import library_of
 from featx.models.timm import loading
+from featx.models.timm.reference import Reference, resolve
 from featx.options import model_name
 
 CONFIGURATION = "config.json"
 
-# What a fetched folder may hold.
+# What a fetched folder is allowed to hold.
 OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")
 
 
@@ -29,14 +29,14 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     """Put a model's pretrained weights and its configuration into a folder.
 
     The folder is one of timm's: ``local-dir:FOLDER`` names it, in featx and in timm. The weights stay the file that was
-    published; the configuration, which is written last, has its sha256, and featx checks it on every reading.
+    published; the configuration, which is written first, has its sha256, and featx checks it on every reading.
 
     Parameters
     ----------
     name : str
         ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
     folder : Path
-        Made if it is not there. One that holds the same model already is made whole again.
+        Made if it is not there. If it already holds the same model, damaged or missing files are replaced.
 
     Returns
     -------
@@ -46,14 +46,14 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     Raises
     ------
     ModelError, WeightsError
-        If there is no such model, or its weights cannot be had.
+        If there is no such model, or its weights cannot be found.
     OutputError
         If the folder cannot be written, or holds something else.
     """
     name = model_name(name)
-    if source_of(name) != "timm":
-        raise ModelError(f"Only timm's models can be fetched, and {name} is none", "Give its file with --weights")
-    reference = backbones.resolve(name)
+    if library_of(name) != "timm":
+        raise ModelError(f"Only models of timm can be fetched, not {name}", "Give its file with --weights")
+    reference = resolve(name)
     _require_free(folder)
     found, source = loading.locate(reference)
     path, sha256 = found.path, found.sha256
@@ -63,7 +63,7 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     text = json.dumps({**_configuration(reference), "featx": {**fetched, "timm": timm.__version__}}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIGURATION, [text.encode()])  # first, since it says whose the folder is
+        write_atomically(folder / CONFIGURATION, [text.encode()])  # first: it says which model the folder is for
         with path.open("rb") as weights:
             write_atomically(target, iter(partial(weights.read, 1 << 16), b""))
     except OSError as error:
@@ -72,13 +72,13 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _require_free(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a fetch leaves, an interrupted one too."""
+    """Refuse a folder that holds anything but what a fetch leaves, finished or interrupted."""
     is_folder = os.path.isdir(folder)  # noqa: PTH112 - a Path raises where the name is too long
     if os.path.lexists(folder) and not is_folder:
         raise OutputError(f"{folder} is not a folder", "Choose another one with -o")
     names = [path.name for path in folder.iterdir()] if is_folder else []
     if any(name not in OURS and not (name.startswith(".") and name.endswith(".tmp")) for name in names):
-        raise OutputError(f"{folder} holds other things than a model", "Choose another folder with -o")
+        raise OutputError(f"{folder} holds unexpected files", "Choose another folder with -o")
 
 
 def _require_same(folder: Path, source: str) -> None:
@@ -95,8 +95,8 @@ def _require_same(folder: Path, source: str) -> None:
         raise OutputError(f"{folder} holds {earlier}, not {source}", "Choose another folder with -o")
 
 
-def _configuration(reference: backbones.Reference) -> dict[str, Any]:
-    """Lay out timm's configuration file; a repository's or folder's own is kept."""
+def _configuration(reference: Reference) -> dict[str, Any]:
+    """Make up timm's configuration file; a repository's or folder's own is kept."""
     prefix, _, location = reference.timm_name.partition(":")
     if prefix == "local-dir":
         return dict(json.loads((Path(location) / CONFIGURATION).read_bytes()))

@@ -1,5 +1,5 @@
-# The table of where networks come from, and what a source of networks has to do.
-"""Sources of backbones, each loaded when a model of its is asked for."""
+# The table of the libraries that networks come from, and what each has to offer.
+"""Libraries of networks, each imported when one of its models is asked for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from featx.errors import UsageError
 from featx.models.catalogue import Catalogue, Entry
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from featx.values import Description, Weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-# Source -> which names are its, and the class that knows it; a name belongs to the first that it matches.
-SOURCES = {
-    "ultralytics": ("yolo*", "featx.models.yolo:Ultralytics"),
+# Library -> the names of its models, and the class that knows it; a name belongs to the first that it matches.
+LIBRARIES = {
+    "ultralytics": ("yolo*", "featx.models.yolo.library:Ultralytics"),
     "timm": ("*", "featx.models.timm.library:Timm"),
 }
 
 
-class Source(Protocol):
+class Library(Protocol):
     """A library of networks, seen from featx."""
 
     def describe(self, request: ModelRequest) -> Description:
@@ -38,12 +38,12 @@ class Source(Protocol):
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build what was described on the CPU, filled with the weights asked for, in evaluation mode.
 
-        The module gives the description's fields for a (B, 3, H, W) batch, maps in the description's layout.
+        For a (B, 3, H, W) batch the module gives the description's fields, maps in the description's layout.
 
         Raises
         ------
         WeightsError
-            If the weights cannot be had, or do not fill every parameter with finite numbers of its shape.
+            If the weights cannot be found, or do not fill every parameter with finite numbers of its shape.
         """
         ...
 
@@ -56,27 +56,27 @@ class Source(Protocol):
         ...
 
     def info(self, request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
-        """Describe one model as it was asked for; `known` is its architecture's entry, where that is at hand."""
+        """Describe one model as it was asked for; `known` is its architecture's entry, if there is one already."""
         ...
 
 
-def source_of(name: str) -> str:
-    """Return the source that a model's name belongs to."""
-    return next(source for source, (pattern, _) in SOURCES.items() if fnmatchcase(name, pattern))
+def library_of(model: str) -> str:
+    """Return the name of the library that a model's name belongs to."""
+    return next(library for library, (pattern, _) in LIBRARIES.items() if fnmatchcase(model, pattern))
 
 
-def source(name: str) -> Source:
-    """Return a source by its own name.
+def library(name: str) -> Library:
+    """Return a library by its name.
 
     Raises
     ------
     UsageError
-        If there is no such source.
+        If featx knows no such library.
     FeatxError
-        If the library is not installed.
+        If it is not installed.
     """
-    if name not in SOURCES:
-        raise UsageError(f"There is no source of models called {name!r}", f"Use {' or '.join(SOURCES)}")
-    module, _, kind = SOURCES[name][1].partition(":")
-    found: Source = getattr(import_module(module), kind)()
+    if name not in LIBRARIES:
+        raise UsageError(f"featx knows no library of models called {name!r}", f"Use {' or '.join(LIBRARIES)}")
+    module, _, kind = LIBRARIES[name][1].partition(":")
+    found: Library = getattr(import_module(module), kind)()
     return found

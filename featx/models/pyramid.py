@@ -1,11 +1,10 @@
 # Pyramid: a backbone, the levels chosen from it, and the device it runs on; images and batches in, NCHW maps out.
-"""The object that people hold in Python, and that the pipeline runs."""
+"""The object that people use in Python, and that the pipeline runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,18 @@ from torch import Tensor, nn
 
 from featx.declaring import keywords
 from featx.errors import UsageError, enough_memory
-from featx.images import fitting
+from featx.images import decoding, fitting
+from featx.images.containers import orientation_of
 from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ImageOptions, KeepOptions, ModelOptions, ModelRequest, NetworkOptions, RunOptions
+from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions
 from featx.process import full_precision
+from featx.requests import ModelRequest
 from featx.values import Description, Field, Input, Level, Weights
-from featx.version import __version__
+from featx.version import library_versions
 
-# What load_pyramid does not take: its name comes first, and how it is run is the caller's.
+# What load_pyramid does not take: the name comes first, and how it is run is up to the caller.
 NOT_OF_A_PYRAMID = ("model", "backend", "batch_size", "workers", "isolate")
 
 
@@ -61,7 +62,7 @@ class Pyramid:
     precision, backend : str
         What the network computes in, and what runs it.
     preprocessor : featx.images.fitting.Preprocessor
-        What images are brought to the model's input with.
+        What fits images to the model's input.
     """
 
     def __init__(
@@ -108,15 +109,15 @@ class Pyramid:
 
         Raises
         ------
-        featx.images.fitting.DecodeError
+        featx.errors.DecodeError
             If the image is of a kind that has no agreed way to RGB.
         Exception
             Whatever Pillow raises for a broken file.
         """
         if isinstance(image, Image.Image):
-            rgb, orientation = fitting.upright_rgb(image), fitting.orientation_of(image)
+            rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
         else:
-            rgb, orientation = fitting.decode(Path(image))
+            rgb, orientation = decoding.decode(Path(image))
         return self.preprocessor(rgb, orientation)
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Pyramid:
         Raises
         ------
         ModelError
-            If the maps are not those that the model says it has, or there is not enough memory.
+            If the maps are not those that the model declares, or there is not enough memory.
         """
         arrays = self.arrays(batch)
         return [arrays[level.key] for level in self.levels]
@@ -169,18 +170,25 @@ class Pyramid:
         return {field.key: value for field, value in zip(self.fields, values, strict=True)}
 
     def run(self, batch: Tensor) -> list[Tensor]:
-        """Run the network as the caller has set the scene, for `fields`: gradients and streams are not touched."""
+        """Run the network for `fields`, in whatever gradient mode and stream the caller has set."""
         values = to_nchw(self._layout, self._network(batch.to(self._dtype)))
         own_size = batch.shape[-2:] == (self.input.height, self.input.width)
         require_arrays(self.name, self.fields, values, exact=own_size)
         return values
 
-    def hand_over(
-        self, batch_size: int, forwards: int, threads: int, tell: Callable[[str], None] = lambda _: None
+    def use_backend(
+        self, batch_size: int, forwards: int, threads: int, on_note: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Have the backend run the network from now on, for batches of one size and so many passes at a time.
+        """Have the backend run the network from now on.
 
-        What a person may not expect of it is told in words.
+        Parameters
+        ----------
+        batch_size : int
+            Images in each batch.
+        forwards, threads : int
+            Passes at a time, and threads of each.
+        on_note : callable
+            Called with a sentence about what a person may not expect.
         """
         plan = runtimes.Plan(
             shape=(batch_size, 3, self.input.height, self.input.width),
@@ -193,11 +201,11 @@ class Pyramid:
                 "architecture": self.architecture,
                 "weights": self.weights.identity,
                 "fields": [field.to_json() for field in self.fields],
-                "versions": [__version__, *(metadata.version(name) for name in (self.source, "torch"))],
+                "versions": library_versions(self.source, self.backend),
             },
         )
         with enough_memory(f"There is not enough memory for {self.name} with --backend {self.backend}"):
-            self._network = runtimes.make(self.backend, self.module, plan, tell)
+            self._network = runtimes.make(self.backend, self.module, plan, on_note)
 
 
 @keywords(ModelOptions, ImageOptions, KeepOptions, NetworkOptions, RunOptions, without=NOT_OF_A_PYRAMID)
@@ -219,7 +227,7 @@ def load_pyramid(name: str, **options: Any) -> Pyramid:
     Raises
     ------
     ModelError, WeightsError, UsageError
-        If the model, its levels, its weights or the device cannot be had; each says what there is instead.
+        If the model, its levels, its weights or the device cannot be found; each error says what there is instead.
     """
     device = choose_devices(options.pop("device", "auto"))[0]
     return load(ModelRequest(name, **options), device)
@@ -228,10 +236,10 @@ def load_pyramid(name: str, **options: Any) -> Pyramid:
 def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
     runtimes.require_backend(request.backend)
-    source = libraries.source(libraries.source_of(request.name))
-    description = source.describe(request)
-    with enough_memory(f"There is not enough memory on {device} for {request.name}", "Use a smaller model"):
-        module, weights = source.build(description, request)
+    library = libraries.library(libraries.library_of(request.model))
+    description = library.describe(request)
+    with enough_memory(f"There is not enough memory on {device} for {request.model}", "Use a smaller model"):
+        module, weights = library.build(description, request)
         return Pyramid(description, module, weights, device, request)
 
 
@@ -241,7 +249,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def choose_devices(name: str) -> list[torch.device]:
-    """Return the devices of that name: ``auto`` is the first GPU, then the CPU; ``all`` is every GPU.
+    """Return the devices that a name stands for: ``auto`` is the first GPU, then the CPU; ``all`` is every GPU.
 
     Raises
     ------
@@ -260,7 +268,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"{name!r} is no device", "Use auto, cpu, cuda, cuda:1, cuda:0,1, all or mps") from error
+        raise UsageError(f"{name!r} is not a device", "Use auto, cpu, cuda, cuda:1, cuda:0,1, all or mps") from error
     there = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),

@@ -1,5 +1,5 @@
-# Networks: what runs a module, torch itself, its compiler, or OpenVINO; each a function from a batch to maps.
-"""Backends. One that is not there says how to get it; none takes another's place."""
+# Runtimes: what runs a network, be it torch itself, its compiler or OpenVINO; each a function from a batch to maps.
+"""Backends. A missing one says how to install it; none takes another's place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from featx.files import cache_folder, sha256_of, synchronise, write_atomically
 from featx.process import ALONE, quiet
 
 Network = Callable[[Tensor], Sequence[Tensor]]
-Tell = Callable[[str], None]
+OnNote = Callable[[str], None]
 
 # The two files of a converted network.
 SUFFIXES = (".xml", ".bin")
@@ -58,34 +58,39 @@ class Plan:
     recipe: dict[str, Any]
 
 
-def make(backend: str, module: nn.Module, plan: Plan, tell: Tell = lambda _: None) -> Network:
-    """Make the network that a backend runs; what a person may not expect of it is told in words.
+def make(backend: str, module: nn.Module, plan: Plan, on_note: OnNote = lambda _: None) -> Network:
+    """Make the network that a backend runs; `on_note` gets a sentence about what a person may not expect.
 
     Raises
     ------
     UsageError
-        If there is no such backend, or it cannot do what is planned.
+        If the backend cannot do what is planned.
     FeatxError
         If the backend is not installed, or fails on the module.
     """
-    return BACKENDS[require_backend(backend)](module, plan, tell)
+    return BACKENDS[backend](module, plan, on_note)
 
 
-def require_backend(name: str) -> str:
-    """Return the name of a backend, or say which there are."""
-    if name not in BACKENDS:
-        raise UsageError(f"There is no backend {name!r}", f"Use {', '.join(BACKENDS)}")
-    return name
+def require_backend(name: str) -> None:
+    """Import what a backend needs, or say how to install it; sooner than the backend is made, which takes a model.
+
+    Raises
+    ------
+    FeatxError
+        If it is not installed.
+    """
+    if name == "openvino":
+        _openvino()
 
 
-def _as_it_is(module: nn.Module, plan: Plan, tell: Tell) -> Network:
-    del plan, tell
+def _plain(module: nn.Module, plan: Plan, on_note: OnNote) -> Network:
+    del plan, on_note
     return module
 
 
-def _compiled(module: nn.Module, plan: Plan, tell: Tell) -> Network:
+def _compiled(module: nn.Module, plan: Plan, on_note: OnNote) -> Network:
     """torch.compile; its first pass, which compiles, is done here."""
-    del tell
+    del on_note
     network: Network = torch.compile(module)
     dtype = next(module.parameters()).dtype
     batch = torch.zeros(plan.shape, dtype=dtype, device=plan.device).to(memory_format=torch.channels_last)
@@ -102,32 +107,32 @@ def _compiled(module: nn.Module, plan: Plan, tell: Tell) -> Network:
 
 
 class _OpenVino:
-    """A network that OpenVINO runs on the processor, converted once and kept in the user's cache folder."""
+    """A network that OpenVINO runs on the CPU, converted once and kept in the user's cache folder."""
 
-    def __init__(self, module: nn.Module, plan: Plan, tell: Tell) -> None:
+    def __init__(self, module: nn.Module, plan: Plan, on_note: OnNote) -> None:
         if plan.device.type != "cpu":
-            raise UsageError(f"OpenVINO runs on the processor, not on {plan.device}", "Use --device cpu")
+            raise UsageError(f"OpenVINO runs on the CPU, not on {plan.device}", "Use --device cpu")
         openvino = _openvino()
         options = {
             "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[plan.precision],
             "NUM_STREAMS": plan.forwards,
             "INFERENCE_NUM_THREADS": plan.forwards * plan.threads,
-            "ENABLE_CPU_PINNING": False,  # other threads read and write beside it
+            "ENABLE_CPU_PINNING": False,  # other threads read and write at the same time
         }
 
         def compiled(network: Any) -> Any:
             with _refusing("OpenVINO cannot run the network"):
                 return openvino.Core().compile_model(network, "CPU", options)
 
-        kept = _Kept(_name_of(plan))
+        cached = _Cached(_name_of(plan))
         try:
-            self._model = compiled(str(kept.found()))
-        except (FileNotFoundError, FeatxError):  # nothing sound is there, or another process has just replaced it
+            self._model = compiled(str(cached.found()))
+        except (FileNotFoundError, FeatxError):  # none is cached, or another process has just replaced it
             converted = _converted(module, plan)
             try:
-                network: Any = str(kept.keep(converted))
+                network: Any = str(cached.keep(converted))
             except (OSError, RuntimeError) as error:  # OpenVINO's own writing raises the latter
-                tell(f"The converted network cannot be kept, and will be converted again: {first_line(error)}")
+                on_note(f"The network has to be converted again next time: it cannot be cached ({first_line(error)})")
                 network = converted
             self._model = compiled(network)
         self._own = threading.local()
@@ -141,25 +146,25 @@ class _OpenVino:
 
 
 def _openvino() -> Any:
-    """Import OpenVINO without what reports to its makers, and as it is imported looks for the user's home."""
-    reporting = "openvino_telemetry"
+    """Import OpenVINO without its telemetry, which would look for the user's home folder while it is imported."""
+    telemetry = "openvino_telemetry"
     with ALONE:
-        before = {name: sys.modules.pop(name) for name in [reporting] if name in sys.modules}
-        sys.modules[reporting] = None  # type: ignore[assignment]  # which makes it take its stub
+        before = {name: sys.modules.pop(name) for name in [telemetry] if name in sys.modules}
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO then uses a stub
         try:
             return import_module("openvino")
         except ImportError as error:
             raise FeatxError("OpenVINO is not installed", "pip install 'featx[openvino]'") from error
         finally:
-            del sys.modules[reporting]
+            del sys.modules[telemetry]
             sys.modules.update(before)
 
 
-class _Kept:
+class _Cached:
     """A converted network in the user's cache folder.
 
-    Each conversion has files of its own, and an index, written last and at once, names them with their sha256: two
-    processes that convert at once do not mix theirs, and what is torn or changed is not used.
+    Each conversion has files of its own, and an index, written last and atomically, names them with their sha256: two
+    processes that convert at the same time do not mix theirs, and damaged files are not used.
     """
 
     def __init__(self, name: str) -> None:
@@ -168,7 +173,7 @@ class _Kept:
         self._folder = caches / "openvino" if caches else None
 
     def found(self) -> Path:
-        """Return the ``.xml`` of a sound conversion.
+        """Return the ``.xml`` of an intact conversion.
 
         Raises
         ------
@@ -184,21 +189,21 @@ class _Kept:
         raise FileNotFoundError
 
     def keep(self, network: Any) -> Path:
-        """Write a network in the place of what is torn there, and return its ``.xml``.
+        """Write a network in place of a damaged one, and return its ``.xml``.
 
         Raises
         ------
         OSError, RuntimeError
-            If that cannot be done.
+            If it cannot be written.
         """
         if self._folder is None:
             raise FileNotFoundError("there is no home folder")
         with suppress(FileNotFoundError):
             return self.found()  # another process was faster
         self._folder.mkdir(parents=True, exist_ok=True)
-        torn = ""
+        damaged = ""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            torn, _ = self._read()
+            damaged, _ = self._read()
         stem = f"{self._name}-{uuid.uuid4().hex}"
         path = self._folder / f"{stem}.xml"
         try:
@@ -210,7 +215,7 @@ class _Kept:
         except BaseException:
             self._remove(stem)
             raise
-        self._remove(torn)
+        self._remove(damaged)
         return path
 
     @property
@@ -222,7 +227,7 @@ class _Kept:
     def _read(self) -> tuple[str, dict[str, str]]:
         index = json.loads(self._index.read_bytes())
         stem = index["stem"]
-        if not re.fullmatch(rf"{self._name}-[0-9a-f]{{32}}", stem):  # nothing else is to be opened, or removed
+        if not re.fullmatch(rf"{self._name}-[0-9a-f]{{32}}", stem):  # nothing else may be opened or removed
             raise ValueError(stem)
         return stem, index["sha256"]
 
@@ -239,13 +244,13 @@ def _digests(stem: Path) -> dict[str, str]:
 def _converted(module: nn.Module, plan: Plan) -> Any:
     """Convert in full precision, whatever the network will compute in.
 
-    By the front end itself: `openvino.convert_model` would report to its makers.
+    With the front end itself, since `openvino.convert_model` sends telemetry.
     """
     frontend = import_module("openvino.frontend")
     decoder = import_module("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder
     with _refusing("OpenVINO cannot convert the network"):
         converter = frontend.FrontEndManager().load_by_framework("pytorch")
-        with quiet():  # tracing is deprecated in torch, and what the decoder does
+        with quiet():  # tracing, and what the decoder does, is deprecated in torch
             traced = decoder(_Tuple(module.float()), example_input=torch.zeros(plan.shape))
         model = converter.convert(converter.load(traced))
         model.reshape(list(plan.shape))
@@ -254,7 +259,7 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Say in one line what a library cannot do; too little memory is told elsewhere."""
+    """Say in one line what a library cannot do; too little memory is reported elsewhere."""
     try:
         yield
     except Exception as error:
@@ -264,7 +269,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 class _Tuple(nn.Module):
-    """A module whose maps come as a tuple, which is what can be traced."""
+    """A module that returns its maps as a tuple, as tracing requires."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -275,12 +280,12 @@ class _Tuple(nn.Module):
 
 
 def _name_of(plan: Plan) -> str:
-    recipe = {**plan.recipe, "shape": plan.shape, "openvino": metadata.version("openvino")}
+    recipe = {**plan.recipe, "shape": plan.shape}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
 
 
-BACKENDS: dict[str, Callable[[nn.Module, Plan, Tell], Network]] = {
-    "torch": _as_it_is,
+BACKENDS: dict[str, Callable[[nn.Module, Plan, OnNote], Network]] = {
+    "torch": _plain,
     "compile": _compiled,
     "openvino": _OpenVino,
 }

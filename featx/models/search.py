@@ -1,4 +1,4 @@
-# Which models there are and what one is like: out of the catalogue at once, measured where it cannot know.
+# Which models there are, and what one of them is like: read from the catalogue, or measured where it has no entry.
 """Listing and describing models."""
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any, Literal
 from featx.errors import ModelError
 from featx.models import catalogue, libraries
 from featx.models.catalogue import Catalogue, Entry
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from featx.values import Note, SearchListener, Surveyed
 
-# Models that are measured between two times that the catalogue of another timm is kept.
-KEEP_EVERY = 50
+# Models that are measured between two times that the catalogue is saved.
+SAVE_EVERY = 50
 
 
 def list_models(
@@ -32,7 +32,7 @@ def list_models(
     limit: int | None = None,
     listener: SearchListener | None = None,
 ) -> list[dict[str, Any]]:
-    """List the models of the installed timm, or of another source; of several filters, all have to hold.
+    """List the models of the installed timm, or of another library; of several filters, all have to hold.
 
     Parameters
     ----------
@@ -43,15 +43,15 @@ def list_models(
     strides : sequence of float
         Only those with a level at each of these strides, in model-input pixels.
     min_levels : int or None
-        Only those with so many levels.
+        Only those with at least so many levels.
     max_parameters : int or None
         Only those with at most so many parameters, the head not counted.
     license : str or None
-        Only those with weights under a licence that has this in its name; other tags of theirs are left out.
+        Only those with weights under a licence that has this in its name; their other tags are left out.
     family : str or None
         Only those of a family, timm's module (or a glob pattern).
     any_size : bool
-        Only those that take other image sizes than their own without being rebuilt.
+        Only those that take image sizes other than their own without being rebuilt.
     source : str
         ``timm`` or ``ultralytics``.
     sort : str
@@ -75,16 +75,16 @@ def list_models(
         If nothing matches; the message has the nearest names, or the filter that left nothing.
     """
     catalogue.require_order(sort)
-    hear = listener or _ignore
+    handle = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    book = _current(source, hear)
+    book = _current(source, handle)
     names = catalogue.matching(book.names, patterns)
-    said = f"match {' or '.join(patterns)}" if patterns else ""
+    condition = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
-        raise ModelError(f"No models {said}", catalogue.nearest(patterns, book.names))
-    entries = _entries(book, names, hear)
+        raise ModelError(f"No models {condition}", catalogue.nearest(patterns, book.names))
+    entries = _entries(book, names, handle)
     if not entries:
-        raise ModelError(f"None of the models that {said} could be measured", "Update featx, or take an older timm")
+        raise ModelError(f"None of the models that {condition} could be measured", "Update featx, or use an older timm")
     conditions = catalogue.filters(
         pretrained=pretrained,
         strides=strides,
@@ -94,17 +94,17 @@ def list_models(
         family=family,
         any_size=any_size,
     )
-    chosen = catalogue.ordered(catalogue.select(entries, conditions, said), sort)
+    chosen = catalogue.ordered(catalogue.select(entries, conditions, condition), sort)
     shown = list(chosen)[:limit]
     if len(shown) < len(chosen):
-        hear(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
+        handle(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
     return [catalogue.listed(book.source, name, chosen[name], license) for name in shown]
 
 
 def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
     """Describe one model without its weights.
 
-    A plain ``arch`` or ``arch.tag`` is answered out of the catalogue; everything else is built on the meta device.
+    A plain ``arch`` or ``arch.tag`` is answered from the catalogue; everything else is built on the meta device.
 
     Returns
     -------
@@ -118,82 +118,82 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     FeatxError
         If there is no such model, or it cannot do what was asked.
     """
-    source = libraries.source_of(request.name)
-    if ":" in request.name:
-        return libraries.source(source).info(request)
-    hear = listener or _ignore
-    book = _current(source, hear)
-    architecture = request.name.partition(".")[0]
+    library = libraries.library_of(request.model)
+    if ":" in request.model:
+        return libraries.library(library).info(request)
+    handle = listener or _ignore
+    book = _current(library, handle)
+    architecture = request.model.partition(".")[0]
     if architecture not in book.names:
-        raise catalogue.unknown_model(architecture, book.names, book.renamed, source)
-    entry = _entries(book, [architecture], hear).get(architecture)
-    if request == ModelRequest(request.name) and catalogue.knows(book, request.name):
-        return catalogue.described(book, request.name)
-    return libraries.source(source).info(request, entry)
+        raise catalogue.unknown_model(architecture, book.names, book.renamed, library)
+    entry = _entries(book, [architecture], handle).get(architecture)
+    if request == ModelRequest(request.model) and catalogue.knows(book, request.model):
+        return catalogue.described(book, request.model)
+    return libraries.library(library).info(request, entry)
 
 
-def _current(source: str, hear: SearchListener) -> Catalogue:
-    """Return the catalogue of the installed version of a source."""
+def _current(library: str, handle: SearchListener) -> Catalogue:
+    """Return the catalogue of the installed version of a library."""
     packaged = catalogue.read()
-    installed = _version(source)
-    if packaged and (packaged.source, packaged.version) == (source, installed):
+    installed = _version(library)
+    if packaged and (packaged.source, packaged.version) == (library, installed):
         return packaged
-    path = catalogue.kept_at(source, installed)
-    if packaged and packaged.source == source:
-        hear(
+    path = catalogue.cache_path(library, installed)
+    if packaged and packaged.source == library:
+        handle(
             Note(
-                f"{source} {installed} is installed, the catalogue knows {packaged.version}: "
-                f"models are measured when asked for{f' ({path})' if path else ''}"
+                f"{library} {installed} is installed, but the catalogue is of {packaged.version}: "
+                f"models are measured when they are asked for{f' ({path})' if path else ''}"
             )
         )
     kept = catalogue.read(path) if path else None
-    if kept and (kept.source, kept.version) == (source, installed):
+    if kept and (kept.source, kept.version) == (library, installed):
         return kept
-    return libraries.source(source).catalogue()
+    return libraries.library(library).catalogue()
 
 
-def _version(source: str) -> str:
-    """Return the installed version of a source, or say how to get it."""
+def _version(library: str) -> str:
+    """Return the installed version of a library, or say how to install it."""
     try:
-        return metadata.version(source)
+        return metadata.version(library)
     except metadata.PackageNotFoundError:
-        libraries.source(source)  # which says so better
+        libraries.library(library)  # which says so better
         raise
 
 
-def _entries(book: Catalogue, names: Sequence[str], hear: SearchListener) -> dict[str, Entry]:
-    """Return the entries of these models; those that are missing are measured, and kept for the next time."""
+def _entries(book: Catalogue, names: Sequence[str], handle: SearchListener) -> dict[str, Entry]:
+    """Return the entries of these models; those that are missing are measured, and saved for the next time."""
     missing = [name for name in names if name not in book.entries]
     if missing:
-        _measure(book, missing, hear)
+        _measure(book, missing, handle)
     return {name: book.entries[name] for name in names if name in book.entries}
 
 
-def _measure(book: Catalogue, missing: Sequence[str], hear: SearchListener) -> None:
-    source = libraries.source(book.source)
+def _measure(book: Catalogue, missing: Sequence[str], handle: SearchListener) -> None:
+    library = libraries.library(book.source)
     try:
         for done, name in enumerate(missing, 1):
             try:
-                book.entries[name] = source.entry(name)
-            except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
-                hear(Note(f"{name} is left out: {error}"))
-            hear(Surveyed(done, len(missing)))
-            if done % KEEP_EVERY == 0:
-                _keep(book, hear)
+                book.entries[name] = library.entry(name)
+            except Exception as error:  # noqa: BLE001 - one model that breaks timm must not cost the others
+                handle(Note(f"{name} is left out: {error}"))
+            handle(Surveyed(done, len(missing)))
+            if done % SAVE_EVERY == 0:
+                _save(book, handle)
     finally:
-        _keep(book, hear)
+        _save(book, handle)
 
 
-def _keep(book: Catalogue, hear: SearchListener) -> None:
-    path = catalogue.kept_at(book.source, book.version)
+def _save(book: Catalogue, handle: SearchListener) -> None:
+    path = catalogue.cache_path(book.source, book.version)
     if path is None:
-        hear(Note("There is no home folder to keep what was measured in: the models will be measured again next time"))
+        handle(Note("There is no home folder for a cache: the models will be measured again next time"))
         return
     try:
         catalogue.write(book, path)
     except OSError as error:
-        hear(Note(f"{path} cannot be written ({error.strerror}): the models will be measured again next time"))
+        handle(Note(f"{path} cannot be written ({error.strerror}): the models will be measured again next time"))
 
 
 def _ignore(_: object) -> None:
-    """Hear nothing."""
+    """Do nothing."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from featx import files
 from featx.errors import UsageError
-from featx.files import stat_of
+from featx.images.locators import exists, same_image, sha256_of, stat_of
 from featx.paths import to_path
 from featx.runs.formats import Reader
 from featx.runs.manifest import lines
@@ -102,29 +101,14 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
     last = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in paths}
     for key, text in last.items():
         now, then = paths[key], to_path(text)
-        if os.path.exists(then) and not _same_file(then, now):  # noqa: PTH110
+        if exists(then) and not same_image(then, now):
             raise UsageError(
                 f"{then} is stored as {key} in {folder}, and {now} would be",
                 "Choose another folder with --output, or give the folder that holds both",
             )
 
 
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)  # noqa: PTH121
-    except OSError:
-        return False
-
-
 def count_gone(folder: Path, keys: Collection[str]) -> int:
     """Count those of the keys whose images are no longer there."""
     paths = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in keys}
-    return sum(not os.path.exists(to_path(path)) for path in paths.values())  # noqa: PTH110
-
-
-def sha256_of(path: str) -> str | None:
-    """Hexadecimal sha256 of an image file; None where it cannot be read."""
-    try:
-        return files.sha256_of(Path(path))
-    except OSError:
-        return None
+    return sum(not exists(to_path(path)) for path in paths.values())

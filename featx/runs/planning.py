@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featx import paths
-from featx.options import Job
+from featx.requests import Job
 from featx.runs import formats, layout
 from featx.runs.known import Known, count_gone, place_of, read_known, require_same_images, standing_of
 from featx.values import Item, Outcome, many_records

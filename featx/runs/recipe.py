@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from featx.errors import OutputError
-from featx.options import RECIPE, Job
+from featx.options import RECIPE
+from featx.requests import Job
 from featx.values import Field, Input, Level, Weights
-from featx.version import __version__
+from featx.version import library_versions
 
 ANEW = "Choose another folder with --output, or start anew with --overwrite"
 
@@ -103,7 +102,7 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[s
         "memory_format": "channels_last",
         "device": pyramid.device.type,
         "threads": threads,
-        "versions": versions(pyramid.source, job.backend),
+        "versions": library_versions(pyramid.source, job.backend),
     }
     ordered = {name: recipe[name] for name in (*ORDER, *(name for name in recipe if name not in ORDER))}
     # As it is read again: what is a tuple here is a list there.
@@ -127,19 +126,3 @@ def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "versions": recipe["versions"],
     }
-
-
-def versions(source: str, backend: str) -> dict[str, str]:
-    """Return the versions that numbers depend on."""
-    more = {"ultralytics": ("ultralytics", "opencv-python"), "openvino": ("openvino",)}
-    libraries = ("torch", "torchvision", "timm", "pillow", *more.get(source, ()), *more.get(backend, ()))
-    return {"featx": __version__, **{name: _version(name) for name in libraries}}
-
-
-def _version(name: str) -> str:
-    """Return the version of a library; OpenCV may be installed without what draws windows."""
-    if name == "opencv-python":
-        with suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-        name = "opencv-python-headless"
-    return metadata.version(name)

@@ -222,7 +222,7 @@ def test_a_model_too_large_for_memory_is_described():
     system counts for children includes the memory of the process that started them."""
     script = """
 import featx.models.search, featx.options, re
-request = featx.options.ModelRequest("vit_giant_patch14_dinov2", image_size=(518, 252))
+request = featx.requests.ModelRequest("vit_giant_patch14_dinov2", image_size=(518, 252))
 value = featx.models.search.describe_model(request)
 print(value["parameters"], re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 """

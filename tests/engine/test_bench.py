@@ -7,7 +7,7 @@ import pytest
 
 from featx.engine import bench
 from featx.errors import UsageError
-from featx.options import Job
+from featx.requests import Job
 from tests.helpers import natural_image
 
 

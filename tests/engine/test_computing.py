@@ -14,7 +14,7 @@ from featx.engine import computing, resources
 from featx.engine.computing import Computer, largest_worthwhile
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
-from featx.options import Job
+from featx.requests import Job
 from featx.values import Note
 from tests.helpers import natural_image
 

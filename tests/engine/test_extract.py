@@ -175,7 +175,7 @@ def test_whatever_a_decoder_raises_is_one_line(photos, tmp_path, monkeypatch, er
     def explode(*_):
         raise error("first line\nsecond line")
 
-    monkeypatch.setattr("featx.images.fitting.upright_rgb", explode)
+    monkeypatch.setattr("featx.images.decoding.upright_rgb", explode)
     report = extract(photos / "0.jpg", tmp_path / "out")
     assert [failure.error for failure in report.failures] == [reason]
 
@@ -228,7 +228,7 @@ def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, chan
 
 def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypatch):
     extract(photos, tmp_path / "out")
-    monkeypatch.setattr(Pyramid, "hand_over", lambda *_: pytest.fail("handed over for nothing"))
+    monkeypatch.setattr(Pyramid, "use_backend", lambda *_: pytest.fail("converted for nothing"))
     assert extract(photos, tmp_path / "out").computed == 0
     with pytest.raises(OutputError, match="another recipe"):
         extract(photos, tmp_path / "out", seed=1)

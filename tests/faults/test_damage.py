@@ -215,7 +215,7 @@ def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, m
         raise ValueError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("featx.images.fitting.upright_rgb", fail)
+        patch.setattr("featx.images.decoding.upright_rgb", fail)
         verified = verify(out, recompute=2)
     assert sorted(verified.recomputed.failed) == ["some/0000.jpg", "some/0001.jpg"]
     assert not verified.sound

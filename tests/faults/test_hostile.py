@@ -15,8 +15,8 @@ from PIL import Image
 
 import featx
 from featx.engine import isolation
-from featx.images import fitting
-from featx.images.placing import UnreadableError
+from featx.errors import UnreadableError
+from featx.images import decoding
 from featx.options import Limits
 from featx.runs.layout import UNFINISHED
 from featx.runs.suspects import Marks, mark_of, marks_of, suspects
@@ -299,16 +299,16 @@ def test_only_time_that_somebody_waits_counts(tmp_path, monkeypatch):
     """A machine that sleeps does not make an image late, nor does waiting for another one that is large."""
     pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
     reader = isolation.Reader(pyramid.preprocessor, Limits(time_limit=3), tmp_path)
-    monkeypatch.setattr("featx.images.fitting.LARGE", 100)
+    monkeypatch.setattr("featx.images.decoding.LARGE", 100)
     begun, go_on = threading.Event(), threading.Event()
-    honest = fitting.upright_rgb
+    honest = decoding.upright_rgb
 
     def slowly(*arguments):
         begun.set()
         assert go_on.wait(HANGS)
         return honest(*arguments)
 
-    monkeypatch.setattr("featx.images.fitting.upright_rgb", slowly)
+    monkeypatch.setattr("featx.images.decoding.upright_rgb", slowly)
     natural_image(1).save(tmp_path / "a.png")
     items = [Item(f"{number}.png", str(tmp_path / "a.png")) for number in range(2)]
     threads = isolation.ReadingThreads(2)

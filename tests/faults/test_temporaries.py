@@ -13,7 +13,7 @@ import pytest
 
 import featx
 from featx import files
-from featx.engine import isolation
+from featx.engine import children
 from featx.errors import FeatxError
 from featx.options import Limits
 from tests.faults.conftest import make_photos
@@ -93,12 +93,12 @@ def test_processes_that_cannot_be_started_are_one_error(monkeypatch):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
-    with pytest.raises(FeatxError, match=r"No process can be started to read images in: .*temporarily unavailable"):
-        isolation.Child({}, Limits(), hashed=False).read("nothing.jpg")
+    with pytest.raises(FeatxError, match=r"No process could be started to read images in: .*temporarily unavailable"):
+        children.Child({}, Limits(), hashed=False).read("nothing.jpg")
 
 
 def test_messages_are_empty_where_nothing_keeps_them():
-    assert isolation._take(None) == ""
+    assert children._take(None) == ""
 
 
 def test_a_temporary_folder_goes_with_its_use(tmp_path, monkeypatch):

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image, WebPImagePlugin
 from timm.data import resolve_data_config
 
-from featx.engine import isolation
-from featx.images import fitting
+from featx.engine import children
+from featx.errors import DecodeError, UnreadableError
+from featx.images import decoding, fitting
 from featx.images.containers import canvas_of
-from featx.images.fitting import DecodeError, decode, make
+from featx.images.decoding import decode
+from featx.images.fitting import make
 from featx.images.frame import Frame
-from featx.images.placing import UnreadableError, place, reason_of
+from featx.images.placing import place, reason_of
 from featx.options import Limits
 from tests.helpers import natural_image
 
@@ -237,7 +239,7 @@ def test_a_gif_s_transparency_shows_white():
 def test_premultiplied_alpha_shows_white(mode, colour, shown):
     straight = {"La": "LA", "RGBa": "RGBA"}[mode]
     image = Image.new(straight, (4, 4), tuple(255 * value // 100 if value == 50 else value for value in colour))
-    assert np.abs(np.asarray(fitting.upright_rgb(image.convert(mode))).astype(int) - shown).max() <= 1
+    assert np.abs(np.asarray(decoding.upright_rgb(image.convert(mode))).astype(int) - shown).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -297,7 +299,7 @@ def test_the_limit_in_between_can_be_raised(tmp_path):
 def test_large_pictures_are_decoded_and_resized_alone(tmp_path, monkeypatch, kind):
     """From the first pixel on: opening a WebP reserves its memory, and EXIF may be behind a PNG's pixels."""
     (tmp_path / "a").write_bytes(saved(kind, natural_image(1, 60, 40)))
-    monkeypatch.setattr(fitting, "LARGE", 2000)
+    monkeypatch.setattr(decoding, "LARGE", 2000)
     inside = []
 
     @contextmanager
@@ -315,7 +317,7 @@ def test_large_pictures_are_decoded_and_resized_alone(tmp_path, monkeypatch, kin
 
     preprocessor = make(config("center", (32, 32)))
     decoder = WebPImagePlugin._webp
-    for owner, name in ((Image.Image, "resize"), (fitting, "loaded"), (decoder, "WebPAnimDecoder")):
+    for owner, name in ((Image.Image, "resize"), (decoding, "loaded"), (decoder, "WebPAnimDecoder")):
         monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     place(preprocessor, str(tmp_path / "a"), Limits(), alone=alone)
     assert inside == [True, False]
@@ -348,7 +350,7 @@ def peak_of(tmp_path, data):
     script = (
         "import sys, resource\n"
         "from featx.images.placing import place\nfrom featx.images.fitting import make\n"
-        "from featx.values import Limits\n"
+        "from featx.options import Limits\n"
         f"made = make({config('center', (224, 224))!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "place(made, sys.argv[1], Limits())\n"
@@ -427,7 +429,7 @@ def test_no_answer_ends_the_process_that_reads(tmp_path, odd):
         recv_bytes = staticmethod(lambda: str(tmp_path / "a.png").encode())
         send_bytes = staticmethod(sent.append)
 
-    isolation._answer(Pipe(), Odd(odd), Limits(), False, io.BytesIO())
+    children._answer(Pipe(), Odd(odd), Limits(), False, io.BytesIO())
     answer = json.loads(sent[0])
     assert answer["stage"] == "decode"
     assert answer["reason"]

@@ -7,7 +7,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
+from featx.errors import DecodeError
+from featx.images.containers import UPRIGHT
+from featx.images.decoding import decode, upright_rgb
+from featx.images.fitting import make
 from featx.options import Limits
 from tests.helpers import natural_image
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from featx.images.fitting import DecodeError, decode, make, upright_rgb
+from featx.errors import DecodeError
+from featx.images.decoding import decode, upright_rgb
+from featx.images.fitting import make
 from featx.images.placing import place
 from featx.options import Limits
 from tests.images import pngs

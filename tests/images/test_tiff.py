@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.images.fitting import UPRIGHT, DecodeError, decode, make, upright_rgb
-from featx.images.placing import UnreadableError, place
+from featx.errors import DecodeError, UnreadableError
+from featx.images.containers import UPRIGHT
+from featx.images.decoding import decode, upright_rgb
+from featx.images.fitting import make
+from featx.images.placing import place
 from featx.options import Limits
 from tests.images import tiffs
 from tests.images.tiffs import (

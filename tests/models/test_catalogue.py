@@ -17,7 +17,7 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models import catalogue, search
 from featx.models.timm import survey
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from featx.values import Note, Surveyed
 
 BOOK = catalogue.read()
@@ -232,7 +232,7 @@ def test_misspelt_names_get_the_nearest():
     ],
 )
 def test_a_model_has_one_name_however_it_is_written(written, name):
-    assert ModelRequest(written).name == ModelRequest.of(written).name == name
+    assert ModelRequest(written).model == name
 
 
 def test_a_name_may_be_copied_from_the_hub_s_page(featx_command, photo, tmp_path):
@@ -318,7 +318,7 @@ def another_timm(monkeypatch, tmp_path):
 def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
     heard = []
     found = featx.list_models("test_resnet", listener=heard.append)
-    known = f"timm 9.9.9 is installed, the catalogue knows {BOOK.version}"
+    known = f"timm 9.9.9 is installed, but the catalogue is of {BOOK.version}"
     said = f"{known}: models are measured when asked for ({another_timm})"
     assert heard == [Note(said), Surveyed(1, 1)]
     assert found[0]["levels"] == BOOK.entries["test_resnet"]["levels"]

@@ -12,7 +12,7 @@ import torch
 import featx
 from featx.errors import ModelError, OutputError, WeightsError
 from featx.models import fetching
-from featx.models.timm import description as backbones
+from featx.models.timm import reference as references
 from featx.models.weights import Found
 from tests.models.hub import serving
 
@@ -87,15 +87,15 @@ def test_weights_that_have_an_address_alone(hub, tmp_path, state, monkeypatch):
     name = f"net-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     hub.files[f"files/net/{name}"] = data
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    honest = backbones.resolve
+    honest = references.resolve
     url = f"{hub.endpoint}/files/net/resolve/main/{name}"
 
     def resolve(model):
         reference = honest(model)
         config = {**reference.config, "hf_hub_id": None, "url": url}
-        return backbones.Reference(reference.name, reference.timm_name, reference.architecture, config)
+        return references.Reference(reference.name, reference.timm_name, reference.architecture, config)
 
-    monkeypatch.setattr(backbones, "resolve", resolve)
+    monkeypatch.setattr(fetching, "resolve", resolve)
     value = fetching.fetch(MODEL, tmp_path / "net")
     monkeypatch.undo()
     assert (value["source"], value["file"]) == (url, "pytorch_model.bin")

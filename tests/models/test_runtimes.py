@@ -136,7 +136,7 @@ def test_without_a_cache_it_runs_and_says_so(photos, monkeypatch, trouble):
         (photos.parent / "cache").write_text("mine")
     heard = []
     run = extract(photos, "uncached", backend="openvino", listener=heard.append)
-    assert any("cannot be kept" in note.text for note in heard if isinstance(note, Note))
+    assert any("cannot be cached" in note.text for note in heard if isinstance(note, Note))
     monkeypatch.setenv("XDG_CACHE_HOME", str(photos.parent / "elsewhere"))
     assert largest_error(extract(photos, "cached", backend="openvino"), run) == 0
 
@@ -160,8 +160,8 @@ def test_a_disk_that_is_full_costs_the_cache_alone(photos, monkeypatch):
 def test_openvino_is_imported_without_what_reports_to_its_makers(tmp_path):
     script = (
         "import sys\n"
-        "from featx import networks\n"
-        "networks._openvino()\n"
+        "from featx.models import runtimes\n"
+        "runtimes._openvino()\n"
         "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules\n"
     )
     home = {**os.environ, "HOME": str(tmp_path)}

@@ -6,9 +6,9 @@ import timm
 import torch
 from torch import nn
 
-from featx.models.timm import description as backbones
+from featx.models.timm.description import describe
 from featx.models.tracing import Axis, Tracer
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 
 
 def opened(network: nn.Module) -> nn.Module:
@@ -91,19 +91,19 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_networks_whose_geometry_is_known(name):
-    levels = backbones.describe(ModelRequest(name)).levels
+    levels = describe(ModelRequest(name)).levels
     assert [level.stride for level in levels] == pytest.approx([stride for stride, _ in KNOWN[name]], rel=1e-12)
     assert [level.offset for level in levels] == pytest.approx([offset for _, offset in KNOWN[name]], rel=1e-9)
 
 
 def test_where_padding_pushes_the_view_aside_the_offset_is_left_open():
-    levels = backbones.describe(ModelRequest("cpubone_b3")).levels
+    levels = describe(ModelRequest("cpubone_b3")).levels
     assert levels[-1].offset is None
     assert levels[-1].stride == 32
 
 
 def test_strides_are_measured_in_a_dilated_network():
-    levels = backbones.describe(ModelRequest("resnet50", output_stride=8)).levels
+    levels = describe(ModelRequest("resnet50", output_stride=8)).levels
     assert [level.stride for level in levels] == [2, 4, 8, 8, 8]
 
 

@@ -23,6 +23,7 @@ from featx.engine.again import load_again
 from featx.errors import ModelError, OutputError, WeightsError
 from featx.explore.verify import verify
 from featx.models import weights
+from featx.models.hub import _checked_against_name, url_file
 from tests.models.hub import serving
 
 MODEL = "test_resnet"
@@ -441,10 +442,10 @@ def test_small_files_of_the_cache_are_called_as_git_does(tmp_path):
     named = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     (tmp_path / named).write_bytes(data)
     (tmp_path / "config.json").symlink_to(named)
-    assert weights._held_against_name(tmp_path / "config.json").path == tmp_path / "config.json"
+    assert _checked_against_name(tmp_path / "config.json").path == tmp_path / "config.json"
     (tmp_path / named).write_bytes(data + b" ")
     with pytest.raises(WeightsError, match="damaged"):
-        weights._held_against_name(tmp_path / "config.json")
+        _checked_against_name(tmp_path / "config.json")
 
 
 def test_a_file_is_hashed_once(served, tmp_path, monkeypatch):
@@ -478,12 +479,12 @@ def addressed(hub, tmp_path, monkeypatch):
 
 def test_a_file_of_torch_s_cache_is_held_against_its_name(addressed):
     url, kept, data = addressed
-    found = weights.url_file(url)
+    found = url_file(url)
     assert (found.path, found.sha256) == (kept, hashlib.sha256(data).hexdigest())
-    assert weights.url_file(url) == found
+    assert url_file(url) == found
     kept.write_bytes(data[:-1])
     with pytest.raises(WeightsError, match=f"in the cache is damaged.*Delete {kept}"):
-        weights.url_file(url)
+        url_file(url)
     assert kept.read_bytes() == data[:-1]
 
 
@@ -500,11 +501,11 @@ def test_what_arrives_damaged_never_gets_its_name(hub, addressed, monkeypatch, w
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     getattr(hub, wrong).add(f"files/net/{kept.name}")
     with pytest.raises(WeightsError, match=r"does not match the sha256|incomplete|could not be fetched"):
-        weights.url_file(url)
+        url_file(url)
     assert not any(seen)
     assert list(kept.parent.iterdir()) == []
     getattr(hub, wrong).clear()
-    assert weights.url_file(url).path.read_bytes() == data
+    assert url_file(url).path.read_bytes() == data
 
 
 def test_the_end_of_a_name_that_is_no_hash_is_not_taken_for_one(hub, tmp_path, monkeypatch):
@@ -512,7 +513,7 @@ def test_the_end_of_a_name_that_is_no_hash_is_not_taken_for_one(hub, tmp_path, m
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     hub.files["files/net/IN1K-vit.h.14-300e.pth.tar"] = b"parameters"
     url = f"{hub.endpoint}/files/net/resolve/main/IN1K-vit.h.14-300e.pth.tar"
-    assert weights.url_file(url).path.read_bytes() == b"parameters"
+    assert url_file(url).path.read_bytes() == b"parameters"
 
 
 @pytest.mark.parametrize("trouble", ["a file in its place", "no home"])
@@ -524,7 +525,7 @@ def test_a_cache_that_cannot_be_written_is_reported(addressed, tmp_path, monkeyp
     else:
         (tmp_path / "cache").write_text("mine")
     with pytest.raises(WeightsError, match=r"There is no home folder.*TORCH_HOME|could not be fetched: .*cache"):
-        weights.url_file(url)
+        url_file(url)
     assert not (tmp_path / "~").exists()
 
 

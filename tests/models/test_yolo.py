@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 import featx
 from featx.errors import FeatxError, ModelError, UsageError, WeightsError
 from featx.images import fitting
-from featx.models import libraries, yolo
-from featx.models.yolo import Ultralytics
-from featx.options import ModelRequest
+from featx.models import libraries
+from featx.models.yolo import importing, loading
+from featx.models.yolo.library import Ultralytics
+from featx.requests import ModelRequest
 from tests.helpers import HANGS, natural_image
 
 pytest.importorskip("cv2", exc_type=ImportError, reason="OpenCV misses libraries of the system")
-SOURCE = Ultralytics()
+LIBRARY = Ultralytics()
 
 from ultralytics.data.augment import LetterBox, classify_transforms  # noqa: E402 - after featx has kept it quiet
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load  # noqa: E402
@@ -76,7 +77,7 @@ def test_maps_equal_a_hand_written_walk_bit_for_bit(name):
 
 
 def test_what_yolov8n_gives_at_640():
-    backbone, neck = (SOURCE.describe(ModelRequest("yolov8n", part=part)).levels for part in ("backbone", "neck"))
+    backbone, neck = (LIBRARY.describe(ModelRequest("yolov8n", part=part)).levels for part in ("backbone", "neck"))
     assert [level.channels for level in backbone] == [16, 32, 64, 128, 256]
     assert [level.stride for level in backbone] == [2, 4, 8, 16, 32]
     assert [level.height for level in backbone] == [320, 160, 80, 40, 20]
@@ -84,14 +85,14 @@ def test_what_yolov8n_gives_at_640():
     assert [level.channels for level in neck] == [64, 128, 256]
     assert [level.stride for level in neck] == [8, 16, 32]
     assert [level.key for level in neck] == ["level_0", "level_1", "level_2"]
-    both = SOURCE.describe(ModelRequest("yolov8n", part="all")).levels
+    both = LIBRARY.describe(ModelRequest("yolov8n", part="all")).levels
     assert [level.key for level in both[4:6]] == ["backbone_4", "neck_0"]
     assert both[-1].to_json()["part"] == "neck"
 
 
 def test_levels_are_chosen_by_stride_and_index():
     def keys(**asked):
-        return [level.key for level in SOURCE.describe(ModelRequest("yolov8n", **asked)).levels]
+        return [level.key for level in LIBRARY.describe(ModelRequest("yolov8n", **asked)).levels]
 
     assert keys(out_indices=(-1, 1)) == ["level_1", "level_4"]
     assert keys(strides=(8, 32)) == ["level_2", "level_4"]
@@ -104,26 +105,26 @@ def test_levels_are_chosen_by_stride_and_index():
 
 
 def test_other_tasks_have_the_same_levels():
-    plain = SOURCE.describe(ModelRequest("yolo11n", part="all")).levels
+    plain = LIBRARY.describe(ModelRequest("yolo11n", part="all")).levels
     for name in ("yolo11n-seg", "yolo11n-pose", "yolo11n-obb"):
-        assert SOURCE.describe(ModelRequest(name, part="all")).levels == plain
-    classifier = SOURCE.describe(ModelRequest("yolo11n-cls"))
+        assert LIBRARY.describe(ModelRequest(name, part="all")).levels == plain
+    classifier = LIBRARY.describe(ModelRequest("yolo11n-cls"))
     assert (classifier.input.height, classifier.input.fit, len(classifier.levels)) == (224, "crop", 5)
     with pytest.raises(ModelError, match="no neck"):
-        SOURCE.describe(ModelRequest("yolo11n-cls", part="neck"))
-    assert [level.stride for level in SOURCE.describe(ModelRequest("yolov8n-p6")).levels] == [2, 4, 8, 16, 32, 64]
+        LIBRARY.describe(ModelRequest("yolo11n-cls", part="neck"))
+    assert [level.stride for level in LIBRARY.describe(ModelRequest("yolov8n-p6")).levels] == [2, 4, 8, 16, 32, 64]
 
 
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"name": "yolov8z"}, ModelError, "ultralytics has no model 'yolov8z'. Nearest: yolov8"),
+        ({"model": "yolov8z"}, ModelError, "ultralytics has no model 'yolov8z'. Nearest: yolov8"),
         (
-            {"name": "yolov8n.pt"},
+            {"model": "yolov8n.pt"},
             ModelError,
-            "yolov8n.pt is a file of weights. Use --model yolov8n --weights yolov8n.pt",
+            "yolov8n.pt is a file of weights, not a model. Use --model yolov8n --weights yolov8n.pt",
         ),
-        ({"name": "yolov8s-world"}, ModelError, "cannot run yolov8s-world"),
+        ({"model": "yolov8s-world"}, ModelError, "cannot run yolov8s-world"),
         ({"image_size": (320, 300)}, ModelError, "multiples of 32; the nearest size is 320x288"),
         ({"embedding": True}, UsageError, "has no --embedding"),
         ({"norm": True}, UsageError, "has no --norm"),
@@ -133,7 +134,7 @@ def test_other_tasks_have_the_same_levels():
 )
 def test_what_cannot_be_is_refused(asked, error, message):
     with pytest.raises(error, match=message):
-        SOURCE.describe(ModelRequest(**{"model": "yolov8n", **asked}))
+        LIBRARY.describe(ModelRequest(**{"model": "yolov8n", **asked}))
 
 
 # Images
@@ -159,7 +160,7 @@ def test_pixels_are_those_of_ultralytics_letterbox(size):
 
 def test_classifiers_get_the_middle_of_the_image():
     image = natural_image(1, 300, 400)
-    config = SOURCE.describe(ModelRequest("yolov8n-cls")).preprocessing
+    config = LIBRARY.describe(ModelRequest("yolov8n-cls")).preprocessing
     pixels, _ = fitting.make(config)(image)
     assert torch.equal(pixels, classify_transforms(224)(image))
 
@@ -200,7 +201,7 @@ def test_a_state_dict_in_safetensors(checkpoint, tmp_path):
 def test_of_a_checkpoint_of_another_model_nothing_is_taken(checkpoint):
     with pytest.raises(WeightsError, match="parameters of yolov8s are of another shape"):
         featx.load_pyramid("yolov8s", weights=checkpoint[0], device="cpu")
-    with pytest.raises(WeightsError, match="another backbone than yolo11n has"):
+    with pytest.raises(WeightsError, match="another backbone than yolo11n"):
         featx.load_pyramid("yolo11n", weights=checkpoint[0], device="cpu")
 
 
@@ -228,18 +229,18 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_an_ultralytics_that_does_not_load_safely_is_refused(checkpoint, monkeypatch):
-    tasks = SOURCE._tasks
+    tasks = LIBRARY._tasks
     monkeypatch.setattr(
         tasks, "torch_safe_load", lambda weight, safe_only=None: torch_safe_load(weight, safe_only=False)
     )
-    with pytest.raises(WeightsError, match="does not keep to its safe loading"):
-        SOURCE._load_safely(checkpoint[0])
+    with pytest.raises(WeightsError, match="bypasses its own safe loading"):
+        loading.load_safely(LIBRARY._tasks, checkpoint[0])
     monkeypatch.setattr(tasks, "torch_safe_load", lambda weight, safe_only=None: ({"model": None}, weight))
-    with pytest.raises(WeightsError, match="does not keep to its safe loading"):
-        SOURCE._load_safely(checkpoint[0])
+    with pytest.raises(WeightsError, match="bypasses its own safe loading"):
+        loading.load_safely(LIBRARY._tasks, checkpoint[0])
     monkeypatch.setattr(tasks, "torch_safe_load", lambda weight: None)
     with pytest.raises(WeightsError, match="cannot load checkpoints safely"):
-        SOURCE._load_safely(checkpoint[0])
+        loading.load_safely(LIBRARY._tasks, checkpoint[0])
 
 
 def test_a_checkpoint_of_another_activation_is_refused(checkpoint, tmp_path):
@@ -248,7 +249,7 @@ def test_a_checkpoint_of_another_activation_is_refused(checkpoint, tmp_path):
     loaded = torch.load(path, weights_only=False)
     loaded["model"].yaml = {**model.yaml, "activation": "torch.nn.ReLU()"}
     torch.save(loaded, tmp_path / "relu.pt")
-    with pytest.raises(WeightsError, match="another activation than yolov8n has"):
+    with pytest.raises(WeightsError, match="another activation than yolov8n"):
         featx.load_pyramid("yolov8n", weights=tmp_path / "relu.pt", device="cpu")
 
 
@@ -259,7 +260,7 @@ def test_functions_that_a_checkpoint_brings_are_not_called(checkpoint, tmp_path)
     hooked = loaded["model"].model[3]
     hooked._state_dict_pre_hooks[0] = DetectionModel.init_criterion
     torch.save(loaded, tmp_path / "hooked.pt")
-    safely = SOURCE._load_safely(tmp_path / "hooked.pt")["model"]
+    safely = loading.load_safely(LIBRARY._tasks, tmp_path / "hooked.pt")["model"]
     with pytest.raises(TypeError, match="init_criterion"):  # it is called there
         safely.state_dict()
     featx.load_pyramid("yolov8n", weights=tmp_path / "hooked.pt", image_size=64, device="cpu")
@@ -296,7 +297,7 @@ def test_files_that_are_no_checkpoints_are_called_what_they_are(tmp_path, conten
 
 def test_models_of_two_activations_may_be_built_at_once(monkeypatch):
     """While ultralytics builds yolov6 it keeps ReLU for the whole process, as yolov8's threads would see it."""
-    tasks, began, built = SOURCE._tasks, threading.Event(), {}
+    tasks, began, built = LIBRARY._tasks, threading.Event(), {}
     honest = tasks.parse_model
 
     def parse_model(configuration, **options):
@@ -309,13 +310,13 @@ def test_models_of_two_activations_may_be_built_at_once(monkeypatch):
 
     def build():
         began.wait(HANGS)
-        built["yolov8n"] = SOURCE._layers("yolov8n", "meta")[0]
+        built["yolov8n"] = LIBRARY._layers("yolov8n", "meta")[0]
 
     before = tasks.Conv.default_act
     monkeypatch.setattr(tasks, "parse_model", parse_model)
     other = threading.Thread(target=build)
     other.start()
-    relu = SOURCE._layers("yolov6n", "meta")[0]
+    relu = LIBRARY._layers("yolov6n", "meta")[0]
     other.join(HANGS)
     assert tasks.Conv.default_act is before
     assert isinstance(built["yolov8n"][0].act, torch.nn.SiLU)
@@ -381,8 +382,8 @@ def test_importing_it_changes_nothing_here():
         "    functions = torch.save, cv2.getNumThreads(), cv2.imread, cv2.imwrite, cv2.imshow, Image.open\n"
         "    return dict(os.environ), list(warnings.filters), printing, functions\n"
         "before = state()\n"
-        "from featx.models.libraries import source\n"
-        "source('ultralytics')\n"
+        "from featx.models.libraries import library\n"
+        "library('ultralytics')\n"
         "assert 'ultralytics' in sys.modules\n"
         "after = state()\n"
         "assert before == after, (before, after)\n"
@@ -394,7 +395,7 @@ def test_a_library_that_opencv_misses_is_named(monkeypatch):
     def missing(name):
         raise ImportError("libGL.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(yolo, "import_module", missing)
+    monkeypatch.setattr(importing, "import_module", missing)
     with pytest.raises(FeatxError, match=r"libGL\.so\.1.*opencv-python-headless"):
         Ultralytics()
 
@@ -417,7 +418,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, command):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "featx: Models of ultralytics need it to be installed. pip install 'featx[yolo]'.\n"
+    assert done.stderr == "featx: ultralytics is not installed. pip install 'featx[yolo]'.\n"
 
 
 def test_models_are_listed_and_described(featx_command, tmp_path):
@@ -440,23 +441,23 @@ def test_models_are_listed_and_described(featx_command, tmp_path):
 
 
 def test_every_name_can_be_described():
-    names = SOURCE.catalogue().names
+    names = LIBRARY.catalogue().names
     assert {"yolov8n", "yolo11x-seg", "yolov5l-p6", "yolov10b", "yolov9e", "yolo12m", "yolov6s", "yolov3-tiny"} <= {
         *names
     }
-    files = {path: name for name, (path, _) in SOURCE._files.items()}
+    files = {path: name for name, (path, _) in LIBRARY._files.items()}
     assert len(files) > 40
     for name in files.values():
-        described = SOURCE.describe(ModelRequest(name))
+        described = LIBRARY.describe(ModelRequest(name))
         assert len(described.levels) >= 5, name
         assert all(level.stride for level in described.levels)
 
 
-def test_the_table_of_sources():
-    assert [libraries.source_of(name) for name in ("yolov8n", "resnet50", "hf-hub:org/yolo")] == [
+def test_the_table_of_libraries():
+    assert [libraries.library_of(name) for name in ("yolov8n", "resnet50", "hf-hub:org/yolo")] == [
         "ultralytics",
         "timm",
         "timm",
     ]
-    with pytest.raises(UsageError, match="no source of models called 'torch'"):
-        libraries.source("torch")
+    with pytest.raises(UsageError, match="no library of models called 'torch'"):
+        libraries.library("torch")

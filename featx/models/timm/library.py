@@ -1,4 +1,4 @@
-# timm as a source of backbones: what the table of sources names.
+# timm as a library of networks: what the table of libraries names.
 """timm's networks: described and filled, measured for the catalogue."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from featx.values import Description, Level, Weights
 
 
 class Timm:
-    """See `featx.models.libraries.Source`."""
+    """See `featx.models.libraries.Library`."""
 
     def describe(self, request: ModelRequest) -> Description:
-        """Describe levels, and what was asked for besides them."""
+        """Describe the levels, and what else was asked for."""
         _require_backbone(request)
         plain = describe(request)
         _require_as_catalogued(plain, request)
@@ -48,13 +48,13 @@ class Timm:
 def _require_backbone(request: ModelRequest) -> None:
     if request.part != "backbone":
         what = "has no neck" if request.part in ("neck", "all") else f"has no part {request.part!r}"
-        raise UsageError(f"{request.name} is a backbone of timm's and {what}", "Leave --part out")
+        raise UsageError(f"{request.model} is one of timm's backbones and {what}", "Leave out --part")
 
 
 def _require_as_catalogued(description: Description, request: ModelRequest) -> None:
-    """Hold the levels, which every batch is held against, to those that the catalogue has for the model."""
+    """Compare the levels, which every batch is checked against, with those that the catalogue has."""
     book = catalogue.read()
-    name = request.name
+    name = request.model
     if (
         not book
         or book.version != metadata.version("timm")
@@ -73,5 +73,5 @@ def _require_as_catalogued(description: Description, request: ModelRequest) -> N
             if level[fact] != stated.get(fact):
                 raise ModelError(
                     f"Level {level['index']} of {name} has {fact} {level[fact]}, in the catalogue {stated.get(fact)}",
-                    "The installed timm is not what its version says; install it anew",
+                    "The installed timm is not what its version says; reinstall it",
                 )

@@ -14,12 +14,15 @@ from timm.models import _builder
 from torch import Tensor, nn
 
 from featx.errors import WeightsError
-from featx.models import weights as weights_
 from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
-from featx.models.timm.description import Plan, Reference, create
-from featx.models.timm.outputs import Tapped
-from featx.options import ModelRequest
+from featx.models.hub import hub_file, url_file
+from featx.models.timm.building import create
+from featx.models.timm.description import Plan
+from featx.models.timm.reference import Reference
+from featx.models.timm.taps import Tapped
+from featx.models.weights import Found, folder_file, hashed, is_finite, require_complete, tensors_sha256
 from featx.process import quiet, random_state, replaced
+from featx.requests import ModelRequest
 from featx.values import Description, Weights
 
 
@@ -29,7 +32,7 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
     Raises
     ------
     WeightsError
-        If the weights cannot be had, or do not fill every parameter of the pyramid with finite numbers of its shape.
+        If the weights cannot be found, or do not fill every parameter of the pyramid with finite numbers of its shape.
     """
     if request.weights == "random":
         return _build_random(description, request.seed)
@@ -43,19 +46,19 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
     return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
 
 
-def locate(reference: Reference) -> tuple[weights_.Found, str]:
+def locate(reference: Reference) -> tuple[Found, str]:
     """Return a pretrained checkpoint as a file on this machine, and where it came from.
 
-    Whatever states its sha256 is held against it: a name in a cache, or a folder made by ``featx fetch``.
+    Its sha256 is checked wherever one is stated: by its name in a cache, or in a folder made by ``featx fetch``.
 
     Raises
     ------
     WeightsError
-        If there is none, it can be had neither from a cache nor from the network, or it is another file than stated.
+        If there is none, it is in no cache and cannot be fetched, or it is not the file that was stated.
     """
     prefix, _, location = reference.timm_name.partition(":")
     if prefix == "local-dir" and not reference.name.startswith("hf-hub:"):
-        found = weights_.hashed(weights_.folder_file(Path(location)))
+        found = hashed(folder_file(Path(location)))
         if (reference.config.get("featx") or {}).get("sha256", found.sha256) != found.sha256:
             raise WeightsError(
                 f"{found.path} is not what was fetched: its sha256 does not match config.json", "Fetch it again"
@@ -68,10 +71,10 @@ def locate(reference: Reference) -> tuple[weights_.Found, str]:
     try:
         if hub_id:
             repository, _, revision = hub_id.partition("@")
-            found = weights_.hub_file(repository, _hub_names(reference), revision or None)
+            found = hub_file(repository, _hub_names(reference), revision or None)
             return found, f"hf-hub:{hub_id}/{found.path.name}"
         if url:
-            return weights_.url_file(url), url
+            return url_file(url), url
     except WeightsError as error:
         raise WeightsError(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
     raise WeightsError(
@@ -80,10 +83,10 @@ def locate(reference: Reference) -> tuple[weights_.Found, str]:
 
 
 def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
-    """Initialise as timm does, from a seed of its own; the caller's random state is left as it was."""
+    """Initialise as timm does, from a seed of its own; the caller's random state stays as it was."""
     with random_state(seed):
         module = _create(description.plan)
-    sha256 = weights_.tensors_sha256(dict(module.state_dict()))
+    sha256 = tensors_sha256(dict(module.state_dict()))
     return module, Weights("random", f"seed {seed}", sha256, seed=seed)
 
 
@@ -101,7 +104,7 @@ def _hub_names(reference: Reference) -> list[str]:
 
 
 def _build_filled(description: Description, checkpoint: Checkpoint) -> nn.Module:
-    """Build, load, and hold every parameter of the pyramid against the checkpoint.
+    """Build, load, and make sure that the checkpoint has every parameter of the pyramid.
 
     timm's own loading is not strict when it builds a pyramid: what does not match stays random. Here its conversion of
     old checkpoints is used, and the loading is ours.
@@ -113,7 +116,7 @@ def _build_filled(description: Description, checkpoint: Checkpoint) -> nn.Module
     def load(network: nn.Module, convert: Callable[..., dict[str, Tensor]] | None) -> None:
         targets = network.state_dict(keep_vars=True)
         originals.update({id(target): name for name, target in targets.items()})
-        infinite.update(name for name, buffer in network.named_buffers() if not weights_.is_finite(buffer))
+        infinite.update(name for name, buffer in network.named_buffers() if not is_finite(buffer))
         loaded.update(_best_fitting(checkpoint.tensors, targets, lambda tensors: _convert(convert, tensors, network)))
         fitting = {
             name: value for name, value in loaded.items() if name in targets and value.shape == targets[name].shape
@@ -124,7 +127,7 @@ def _build_filled(description: Description, checkpoint: Checkpoint) -> nn.Module
         module = _create(description.plan, pretrained=True)
     pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
     feed, what = description.input, "the pyramid" if description.plan.taps is None else "the network"
-    weights_.require_complete(
+    require_complete(
         f"{what} {description.name}",
         {name: target for name, target in pyramid.items() if not name.endswith("num_batches_tracked")},
         loaded,
@@ -152,7 +155,8 @@ def can_be_resampled(reference: Reference, arguments: dict[str, Any]) -> bool:
 def _timm_loading_replaced_by(load: Callable[[nn.Module, Any], None]) -> Iterator[None]:
     """Hand the network that timm builds in this thread, and timm's converter for its checkpoints, to `load`.
 
-    timm offers no seam between building a network and loading it; threads that use timm meanwhile get its own function.
+    timm offers no way to come between building a network and loading it; threads that use timm meanwhile get its own
+    function.
     """
     ours, original = threading.get_ident(), _builder.load_pretrained
 
@@ -186,18 +190,18 @@ def _best_fitting(
 def _convert(
     convert: Callable[..., dict[str, Tensor]] | None, tensors: dict[str, Tensor], network: nn.Module
 ) -> dict[str, Tensor]:
-    """Run timm's converter for old and foreign checkpoints, which trips over those that it does not know."""
+    """Run timm's converter for checkpoints of other versions and libraries; those it does not know make it fail."""
     if convert is None:
         return tensors
     try:
-        with quiet():  # timm's own resampling of position tables speaks of torch's future
+        with quiet():  # timm's resampling of position tables raises torch's deprecation warnings
             return convert(dict(tensors), network)
     except Exception:  # noqa: BLE001 - what it could not convert will be missing, and is reported as that
         return tensors
 
 
 def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what trainers put before parameter names (``module.``, ``model.``, ``student.backbone.``).
+    """Remove what trainers put before parameter names (``module.``, ``model.``, ``student.backbone.``).
 
     The prefix under which the most targets are found is the right one; a tie means two networks in one file.
 
@@ -213,7 +217,7 @@ def strip_prefix(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
             if ".".join(pieces[cut:]) in targets:
                 prefix = "".join(f"{piece}." for piece in pieces[:cut])
                 found[prefix] = found.get(prefix, 0) + 1
-    if not found:  # names of another library, for timm's converter to know
+    if not found:  # names of another library, which timm's converter may know
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     most = max(found.values())
     best = [prefix for prefix, count in found.items() if count == most]

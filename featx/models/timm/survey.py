@@ -1,4 +1,4 @@
-# The survey of timm: what a model is like, measured on the network itself; what the catalogue is made of.
+# The survey of timm: what each model is like, measured on the network itself, for the catalogue.
 """Describing models by building them, on the meta device, without memory for weights."""
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import timm.models
 
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
-from featx.models.timm import description as backbones
-from featx.models.timm import loading, outputs
-from featx.options import ModelRequest
+from featx.models.timm import description, loading, outputs, sizes
+from featx.models.timm.description import output_strides
+from featx.models.timm.input import own_input, tested_input
+from featx.models.timm.reference import Reference, resolve
+from featx.requests import ModelRequest
 
 
 def empty_catalogue() -> Catalogue:
@@ -33,7 +35,7 @@ def entry(architecture: str) -> Entry:
         If timm cannot build or run it.
     """
     facts = _facts(architecture)
-    reference = backbones.resolve(architecture)
+    reference = resolve(architecture)
     tags = []
     for tag in pretrained_tags(architecture):
         own = _facts(f"{architecture}.{tag['tag']}", facts)
@@ -41,23 +43,23 @@ def entry(architecture: str) -> Entry:
     return {
         "family": reference.family,
         **facts,
-        "output_strides": list(backbones.output_strides(reference)),
+        "output_strides": list(output_strides(reference)),
         "fixed_size": reference.fixed_size,
         "sizes": sizes_taken(reference),
         "pretrained": tags,
     }
 
 
-def sizes_taken(reference: backbones.Reference) -> dict[str, Any] | None:
+def sizes_taken(reference: Reference) -> dict[str, Any] | None:
     """Find out which input sizes a network takes, and whether pretrained weights can follow (``resampled``)."""
-    sizes = backbones.sizes_taken(reference)
-    if sizes is None or not sizes["rebuilt"]:
-        return sizes
-    step = math.lcm(32, sizes["multiple"])  # far enough from the own size for another grid of patches and windows
-    height = (backbones.own_input(reference).height * 5 // 4 // step + 1) * step
-    width = height if sizes["square"] else height + step
+    taken = sizes.sizes_taken(reference)
+    if taken is None or not taken["rebuilt"]:
+        return taken
+    step = math.lcm(32, taken["multiple"])  # far enough from the own size for another grid of patches and windows
+    height = (own_input(reference).height * 5 // 4 // step + 1) * step
+    width = height if taken["square"] else height + step
     arguments = {"features_only": True, "img_size": (height, width)}
-    return {**sizes, "resampled": loading.can_be_resampled(reference, arguments)}
+    return {**taken, "resampled": loading.can_be_resampled(reference, arguments)}
 
 
 def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
@@ -70,26 +72,26 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
     known : dict or None
         The architecture's entry, for what does not depend on the request; measured if it is not at hand.
     """
-    description = backbones.describe(request)
-    reference = description.plan.reference
-    levels = [level.to_json() for level in description.levels]
+    described = description.describe(request)
+    reference = described.plan.reference
+    levels = [level.to_json() for level in described.levels]
     return {
         "model": reference.name,
         "source": "timm",
         "architecture": reference.architecture,
         "family": reference.family,
-        "layout": description.layout,
-        "parameters": description.parameters,
+        "layout": described.layout,
+        "parameters": described.parameters,
         "levels": levels,
-        "available_levels": description.depth,
-        "input": description.input.to_json(),
-        "test_input": backbones.tested_input(reference.config),
+        "available_levels": described.depth,
+        "input": described.input.to_json(),
+        "test_input": tested_input(reference.config),
         "pretrained": pretrained_tags(reference.architecture),
-        "output_strides": known["output_strides"] if known else list(backbones.output_strides(reference)),
+        "output_strides": known["output_strides"] if known else list(output_strides(reference)),
         "fixed_size": reference.fixed_size,
         "sizes": known["sizes"] if known else sizes_taken(reference),
-        "rebuilt": description.rebuilt,
-        **outputs.facts(backbones.describe(replace(request, out_indices="all", strides=None))),
+        "rebuilt": described.rebuilt,
+        **outputs.facts(description.describe(replace(request, out_indices="all", strides=None))),
         "bytes_per_image": catalogue.bytes_per_image(levels),
     }
 
@@ -112,14 +114,14 @@ def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
 
 def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measure what a tag can change. Where its input is that of `like`, so are its levels."""
-    reference = backbones.resolve(name)
-    feed = backbones.own_input(reference).to_json()
-    facts = {"input": feed, "test_input": backbones.tested_input(reference.config)}
+    reference = resolve(name)
+    feed = own_input(reference).to_json()
+    facts = {"input": feed, "test_input": tested_input(reference.config)}
     if like and all(like["input"][side] == feed[side] for side in ("height", "width")):
         return {**like, **facts}
-    default = backbones.describe(ModelRequest(name))
+    default = description.describe(ModelRequest(name))
     all_chosen = len(default.levels) == default.depth
-    every = default if all_chosen else backbones.describe(ModelRequest(name, out_indices="all"))
+    every = default if all_chosen else description.describe(ModelRequest(name, out_indices="all"))
     return {
         **facts,
         "layout": default.layout,

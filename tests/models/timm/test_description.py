@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 import featx
 from featx.errors import FeatxError, ModelError, UsageError
 from featx.models import levels
-from featx.models.timm import description as backbones
-from featx.options import ModelRequest
+from featx.models.timm import description
+from featx.models.timm.description import output_strides
+from featx.models.timm.reference import resolve
+from featx.requests import ModelRequest
 from featx.values import Level
 from tests.models.families import FAMILIES, SMALLER
 
 
 def describe(name, **asked):
-    return backbones.describe(ModelRequest(name, **asked))
+    return description.describe(ModelRequest(name, **asked))
 
 
 def shapes(description):
@@ -156,7 +158,7 @@ def test_levels_cannot_be_asked_for_in_two_ways_at_once():
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "hrnet_w18_small", "test_vit", "vgg11", "sedarknet21"])
 def test_output_strides_are_those_that_the_maps_then_have(name):
-    for stride in backbones.output_strides(backbones.resolve(name)):
+    for stride in output_strides(resolve(name)):
         for level in describe(name, output_stride=stride, image_size=(256, 256)).levels:
             assert level.stride <= max(stride, 32)
             assert level.height == -(-256 // level.stride)

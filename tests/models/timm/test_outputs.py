@@ -12,14 +12,14 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models.timm import outputs
 from featx.models.timm.library import Timm
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from tests.models.families import EVERY_KIND, FAMILIES, SMALLER
 
 SOURCE = Timm()
 
 
 def described(name, **asked):
-    return SOURCE.describe(ModelRequest.of(name, **asked))
+    return SOURCE.describe(ModelRequest(name, **asked))
 
 
 def as_map(values, shape):

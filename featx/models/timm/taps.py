@@ -1,0 +1,186 @@
+# Taps: levels, prefix tokens, final map and embedding, taken from one pass through a whole timm network.
+"""The network before its classifier, tapped.
+
+Levels come from where timm's own ``features_only`` takes them: from `forward_intermediates` where its pyramid is made
+by that, and from the outputs of the modules that it names everywhere else. So they are equal to it, and everything
+that follows, up to the embedding, costs one pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from featx.errors import ModelError
+from featx.models.levels import to_nchw
+from featx.values import EMBEDDING, FINAL
+
+# The exponent of generalised means, and what keeps its base positive (Radenović, Tolias and Chum, "Fine-tuning CNN
+# Image Retrieval with No Human Annotation", TPAMI 2019).
+GEM_POWER, GEM_LEAST = 3.0, 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """What is taken from a network on the way.
+
+    Attributes
+    ----------
+    indices : tuple of int
+        Levels, by timm's index.
+    hooks : tuple of (str, bool), or None
+        The modules that give them, and whether it is what goes in (True) or what comes out; None where the network's
+        `forward_intermediates` gives them.
+    layout : str
+        ``NCHW`` or ``NHWC``: of the levels.
+    norm, prefix_tokens, final, embedding, pool
+        As `ModelRequest` has them.
+    final_layout : str
+        ``NCHW``, ``NHWC`` or ``NLC``, tokens: of the final map; empty where it is not needed.
+    skipped : int
+        Tokens before those of the final map.
+    grid : tuple of int
+        Height and width of the final map, where it is tokens.
+    """
+
+    indices: tuple[int, ...]
+    hooks: tuple[tuple[str, bool], ...] | None
+    layout: str
+    norm: bool
+    prefix_tokens: bool
+    final: bool
+    embedding: bool
+    pool: str | None
+    final_layout: str = ""
+    skipped: int = 0
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network has to be run to its end."""
+        return self.final or self.embedding
+
+
+class Tapped(nn.Module):
+    """A timm network without its classifier that gives levels, prefix tokens, final map and embedding in one pass.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The whole network; its classifier is taken off.
+    taps : Taps
+        What to take.
+    """
+
+    def __init__(self, network: Any, taps: Taps) -> None:
+        super().__init__()
+        self.taps, self.indices = taps, list(taps.indices)
+        _take_off_classifier(network)
+        if not taps.whole and hasattr(network, "prune_intermediate_layers") and taps.indices:
+            self.indices = network.prune_intermediate_layers(list(taps.indices), prune_norm=not taps.norm)
+        self.network = network
+        self._own = threading.local()
+        if taps.hooks:
+            modules = dict(network.named_modules())
+            for place, (name, goes_in) in enumerate(taps.hooks):
+                self._tap(modules[name], place, goes_in)
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of what comes out."""
+        taps = self.taps
+        prefixes = [f"level_{index}_prefix" for index in taps.indices if taps.prefix_tokens]
+        levels = [f"level_{index}" for index in taps.indices]
+        return [*levels, *prefixes, *[FINAL][: taps.final], *[EMBEDDING][: taps.embedding]]
+
+    def forward(self, batch: Tensor) -> list[Tensor]:
+        """Return the arrays of `keys` for a (B, 3, H, W) batch; maps are (B, C, H, W)."""
+        maps, prefixes, end = self._run(batch)
+        results = [*to_nchw(self.taps.layout, maps), *prefixes]
+        if not self.taps.whole:
+            return results
+        final = [self._final_map(end)] if self.taps.final_layout else []
+        embedding = [self._embedding(end, *final)] if self.taps.embedding else []
+        return [*results, *(final if self.taps.final else []), *embedding]
+
+    def _run(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
+        """Run the network; what comes out of its last block is as it leaves it."""
+        taps = self.taps
+        if not taps.indices:
+            return [], [], self.network.forward_features(batch)
+        if taps.hooks is not None:
+            self._own.maps = [None] * len(taps.hooks)
+            end = self.network.forward_features(batch)
+            maps, self._own.maps = self._own.maps, None
+            return maps, [], end
+        options = {"return_prefix_tokens": True} if taps.prefix_tokens else {}
+        result = self.network.forward_intermediates(
+            batch,
+            indices=self.indices,
+            norm=taps.norm,
+            output_fmt=taps.layout,
+            intermediates_only=not taps.whole,
+            **options,
+        )
+        end, levels = result if taps.whole else (None, result)
+        if not taps.prefix_tokens:
+            return list(levels), [], end
+        return [level for level, _ in levels], [prefix for _, prefix in levels], end
+
+    def _tap(self, module: nn.Module, place: int, goes_in: bool) -> None:
+        """Have a module's input or output kept, by the thread that runs it."""
+
+        def keep(values: Any) -> None:
+            if getattr(self._own, "maps", None) is not None:
+                # Some blocks hand on more than their map (pit, selecsls), which comes first.
+                self._own.maps[place] = values[0] if isinstance(values, tuple | list) else values
+
+        if goes_in:
+            module.register_forward_pre_hook(lambda _, arguments: keep(arguments[0]))
+        else:
+            module.register_forward_hook(lambda *passed: keep(passed[-1]))
+
+    def _final_map(self, end: Tensor) -> Tensor:
+        taps = self.taps
+        if taps.final_layout != "NLC":
+            return to_nchw(taps.final_layout, [end])[0]
+        tokens = end[:, taps.skipped :]
+        if tokens.shape[1] != taps.grid[0] * taps.grid[1]:
+            raise ModelError("The final map has another size at this input", "Load it for the size: image_size")
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *taps.grid)
+
+    def _embedding(self, end: Any, final: Tensor | None = None) -> Tensor:
+        pool = self.taps.pool
+        if pool is None:
+            embedding: Tensor = self.network.forward_head(end, pre_logits=True)
+            return embedding
+        if pool == "cls":
+            first: Tensor = end[:, 0]
+            return first
+        assert final is not None  # noqa: S101 - its layout was found when the pool was asked for
+        return pooled(final, pool)
+
+
+def pooled(final: Tensor, pool: str) -> Tensor:
+    """Pool a (B, C, H, W) map to (B, C): its mean, maximum, or generalised mean."""
+    if pool == "max":
+        return final.amax((2, 3))
+    if pool == "gem":
+        # In full precision: the powers of half precision's numbers do not fit into it.
+        return final.float().clamp(min=GEM_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
+    return final.mean((2, 3))
+
+
+def _take_off_classifier(network: Any) -> None:
+    """Put nothing in the place of a classifier, which is neither run nor wanted in a checkpoint."""
+    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
+    parts = {id(part) for part in (classifier if isinstance(classifier, tuple | list) else [classifier])}
+    for name, module in list(network.named_modules()):
+        if id(module) in parts and isinstance(getattr(module, "fc", None), nn.Module):
+            module.fc = nn.Identity()  # some call their whole head so, with the pooling that is still to be done
+        elif id(module) in parts:
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, nn.Identity())
