@@ -43,7 +43,7 @@ def steps(page):
 
 def writes(step):
     """Tell whether a step leaves something behind; there is no point in doing the others twice."""
-    return not re.match("featx (list-models|info|bench) ", step)
+    return "featx.extract(" in step or re.search("featx (extract|similar|verify) ", step)
 
 
 def runnable(step):

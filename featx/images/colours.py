@@ -1,4 +1,4 @@
-# Colours: from any mode, depth and transparency to 8-bit RGB on white, without holding the picture several times.
+# Colours: from any mode, depth and transparency to 8-bit RGB on white, without several copies of the picture.
 """What Pillow has decoded, as 8-bit RGB."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 def loaded(image: Image.Image) -> Image.Image:
-    """Decode an image, and bring it to 8 bits a sample; what one plain colour makes transparent becomes white.
+    """Decode an image, and bring it to 8 bits a sample; a colour that stands for transparent becomes white.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _by_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert some rows at a time, so that only the picture and the result are in memory as a whole."""
+    """Convert some rows at a time, so that only the picture and the result are in memory in full."""
     if image.width * image.height <= BAND:
         return convert(image)
     result = Image.new(mode, image.size)

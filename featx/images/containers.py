@@ -1,4 +1,4 @@
-# Containers: what an image file holds beside its pixels is kept from the decoder, so that no photo is lost for it.
+# Containers: metadata of an image file is kept away from the decoder, so that no photo fails because of it.
 """Image files, opened by their content; of metadata only the orientation is used, and it fails nothing."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_image(file: BinaryIO, notes: Notes) -> ImageFile:
     file : binary file
         Seekable. It is never opened by its name: Pillow maps such files into memory, and then turned ones wrongly.
     notes : Notes
-        Is told what of the metadata is damaged.
+        Gets what is damaged in the metadata.
 
     Raises
     ------
@@ -63,14 +63,14 @@ def open_image(file: BinaryIO, notes: Notes) -> ImageFile:
 
 
 def orientation_of(image: Image.Image, notes: Notes | None = None) -> int:
-    """Return an image's EXIF orientation, 1 to 8; 1 where it has none, or a senseless or unreadable one."""
+    """Return an image's EXIF orientation, 1 to 8; 1 where it has none, or an invalid one."""
     if isinstance(image, PngImageFile) and "exif" not in image.info:
-        image.load()  # as Pillow does, but here what is wrong with the pixels is no fault of the EXIF
+        image.load()  # as Pillow does, but here damaged pixels are not blamed on the EXIF
     try:
         exif = image.getexif()
         value = exif.get(ORIENTATION, 1)
         damaged = not len(exif) and bool(image.info.get("exif"))
-    except Exception:  # noqa: BLE001 - whatever a broken one trips Pillow over, the pixels are still good
+    except Exception:  # noqa: BLE001 - whatever Pillow raises for broken EXIF, the pixels are still good
         value, damaged = 1, True
     if damaged and notes:
         notes.add("its EXIF is damaged and was ignored")
@@ -122,7 +122,7 @@ def _plain(plugin: Callable[[Any], ImageFile]) -> Callable[[BinaryIO, Notes], Im
 
 
 def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Callable[[BinaryIO, Notes], ImageFile]:
-    """Open as Pillow does, and if that fails, once more with a box of metadata renamed to one that nobody knows."""
+    """Open as Pillow does, and if that fails, once more with a box of metadata renamed so that it is ignored."""
 
     def opened(file: BinaryIO, notes: Notes) -> ImageFile:
         try:
@@ -143,7 +143,7 @@ def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Ca
 
 
 # Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
-# An AVIF's orientation is a property of its own (irot, imir), and its EXIF says nothing that counts.
+# An AVIF's orientation is a property of its own (irot, imir); its EXIF does not count.
 OPENERS: dict[str, Callable[[BinaryIO, Notes], ImageFile]] = {
     "JPEG": _open_jpeg,
     "PNG": _open_png,

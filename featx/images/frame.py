@@ -1,4 +1,4 @@
-# Frame: where an original image lies in the model's input, and the way back from a cell to the photo.
+# Frame: where an original image lies in the model's input, and back from a cell to the photo.
 """Geometry without pixels: pure functions and values, no torch."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# JPEG 2000: its depths, of which Pillow reads some wrongly without a word.
+# JPEG 2000: its bit depths, some of which Pillow silently reads wrongly.
 """JPEG 2000 files as Pillow's plugin reads them, at the right scale."""
 
 from __future__ import annotations

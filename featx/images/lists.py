@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
 from featx.errors import UsageError
+from featx.signatures import HEAD, archive_kind, is_image
 
 # How texts in other encodings than the file system's begin; UTF-32's mark begins with UTF-16's.
 MARKS = {
@@ -20,32 +20,6 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-# The first bytes of what is easily given in place of a list; none of them can begin a list.
-IMAGES = (
-    rb"\xff\xd8\xff",  # JPEG
-    rb"\x89PNG\r\n\x1a\n",
-    rb"GIF8[79]a.[\x00-\x1f]",
-    rb"RIFF.{4}WEBP",
-    rb"BM.{4}\0{4}",
-    rb"(II[*+]\0|MM\0[*+])",  # TIFF
-    rb"P[1-7]\n(#[^\n]*\n)*\d+ \d+\n",  # PPM and its relatives
-    rb"\0\0\0.(ftyp|jP  )",  # AVIF and JPEG 2000
-    rb"\xff\x4f\xff\x51",
-)
-ARCHIVES = (
-    rb"PK(\x03\x04|\x05\x06)",
-    rb"\x1f\x8b",  # gzip
-    rb"BZh[1-9]1AY&SY",
-    rb"\xfd7zXZ\0",
-    rb"\x28\xb5\x2f\xfd",  # Zstandard
-    rb"7z\xbc\xaf\x27\x1c",
-    rb"Rar!\x1a\x07",
-    rb".{257}ustar",
-)
-
-# Bytes that are looked at.
-HEAD = 1024
-
 
 def read_file(path: str | PathLike[str]) -> tuple[str, ...]:
     """Read the list in a file.
@@ -53,7 +27,7 @@ def read_file(path: str | PathLike[str]) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        If it cannot be read, or is none.
+        If it cannot be read, or is not a list.
     """
     name = f"The list {Path(path)}"
     try:
@@ -64,18 +38,18 @@ def read_file(path: str | PathLike[str]) -> tuple[str, ...]:
 
 
 def read_stream(file: BinaryIO, name: str) -> tuple[str, ...]:
-    """Read the list in an open file, which is called `name` in errors.
+    """Read the list in an open file; errors call it `name`.
 
     Raises
     ------
     UsageError
-        If it cannot be read, or is none.
+        If it cannot be read, or is not a list.
     """
     try:
         head = file.read(HEAD)
-        if any(re.match(first, head, re.DOTALL) for first in IMAGES):
+        if is_image(head):
             raise UsageError(f"{name} is an image, not a list of paths", "Give images as inputs")
-        if any(re.match(first, head, re.DOTALL) for first in ARCHIVES):
+        if archive_kind(head):
             raise UsageError(f"{name} is an archive, not a list of paths", "Unpack it, and give its folder as an input")
         return read_list(head + file.read())
     except (OSError, ValueError) as error:
@@ -85,12 +59,12 @@ def read_stream(file: BinaryIO, name: str) -> tuple[str, ...]:
 def read_list(data: bytes) -> tuple[str, ...]:
     """Split a list of paths: one a line, or separated by NUL as ``find -print0`` does it.
 
-    It is in the file system's encoding, or in UTF-16 or UTF-32, as some editors and shells write it.
+    It is in the file system's encoding, or in UTF-16 or UTF-32, which some editors and shells write.
 
     Raises
     ------
     UnicodeDecodeError
-        If it begins like UTF-16 or UTF-32, and is none.
+        If it begins like UTF-16 or UTF-32, but is neither.
     """
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), None) or _unmarked(data)
     text = data.decode(encoding) if encoding else os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
@@ -101,8 +75,8 @@ def read_list(data: bytes) -> tuple[str, ...]:
 def _unmarked(data: bytes) -> str | None:
     """Recognise UTF-16 without a mark: every second byte is zero.
 
-    A list of names of one byte each, with zeros between them, looks the same, but for dots, slashes and ends of lines,
-    which name no images.
+    NUL-separated names of one byte each look the same, except that no image is named by a dot, a slash or an end of
+    line alone.
     """
     even, odd = data[:HEAD:2], data[1:HEAD:2]
     for encoding, letters, zeros in (("utf-16-le", even, odd), ("utf-16-be", odd, even)):
@@ -113,6 +87,6 @@ def _unmarked(data: bytes) -> str | None:
 
 def _unreadable(name: str, error: OSError | ValueError) -> UsageError:
     if isinstance(error, UnicodeDecodeError):
-        return UsageError(f"{name} begins like {error.encoding}, and is none: {error.reason}", "Write it as UTF-8")
+        return UsageError(f"{name} begins like {error.encoding}, but is not: {error.reason}", "Write it as UTF-8")
     reason = error.strerror if isinstance(error, OSError) else error
     return UsageError(f"{name} cannot be read: {reason or error}", "Check the path")

@@ -39,7 +39,7 @@ def opened(locator: str, limits: Limits) -> BinaryIO:
 
 
 def stat_of(locator: str) -> Stat | None:
-    """Size and time of an image; None where they cannot be had."""
+    """Size and time of an image; None where they are unknown."""
     try:
         status = os.stat(locator)  # noqa: PTH116
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-# Pieces: the parts of a PNG or JPEG that make the picture, as a file of their own, and what else they may say.
+# Pieces: the parts of a PNG or JPEG that make the picture, as a file of their own, and where its orientation may be.
 """Image files without their metadata.
 
-Pillow reads all metadata while it opens a JPEG or PNG, and fails where any is broken; here it is cut out, and what an
-orientation may be in is read apart.
+Pillow reads all metadata while it opens a JPEG or PNG, and fails where any is broken. Here it is cut out, and the parts
+that may hold an orientation are read separately.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL.PngImagePlugin import PngStream
 
-# Bytes of one PNG chunk of metadata that are looked at; Pillow unpacks compressed ones to a megabyte at most.
+# Bytes of one PNG chunk of metadata that are read; Pillow unpacks compressed ones to a megabyte at most.
 LARGEST_CHUNK = 16_000_000
 
 # Characters of notes on one image.
@@ -56,11 +56,11 @@ class Pieces(RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -83,13 +83,13 @@ class Pieces(RawIOBase):
 
 
 class Notes:
-    """What there is to say about one image, one line of bounded length."""
+    """Notes on one image, as one line of bounded length."""
 
     def __init__(self) -> None:
         self._notes: dict[str, None] = {}
 
     def add(self, note: str) -> None:
-        """Say something, once."""
+        """Add a note, once."""
         self._notes[note] = None
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ def png_picture(file: BinaryIO, notes: Notes) -> tuple[BinaryIO, dict[str, Any]]
     file : binary file
         The PNG.
     notes : Notes
-        Is told what is damaged.
+        Gets what is damaged.
 
     Returns
     -------
@@ -115,13 +115,13 @@ def png_picture(file: BinaryIO, notes: Notes) -> tuple[BinaryIO, dict[str, Any]]
     """
     size, position, colour = file.seek(0, 2), 8, -1
     pieces = [(0, 8)]
-    info: dict[str, Any] = {"exif": b""}  # without, Pillow would decode the pixels to look for some behind them
+    info: dict[str, Any] = {"exif": b""}  # otherwise Pillow would decode the pixels to look for EXIF behind them
     while position < size:
         file.seek(position)
         head = file.read(18)
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if not re.fullmatch(rb"[A-Za-z]{4}", kind):
-            _keep(pieces, position, size)  # what this is, is for Pillow to say
+            _keep(pieces, position, size)  # whatever this is, Pillow will say
             break
         end = min(position + 12 + length, size)
         if kind == b"IHDR":
@@ -135,7 +135,7 @@ def png_picture(file: BinaryIO, notes: Notes) -> tuple[BinaryIO, dict[str, Any]]
 
 
 def _read_chunk(file: BinaryIO, position: int, length: int, kind: bytes, notes: Notes) -> dict[str, Any]:
-    """Read what an orientation may be in."""
+    """Read a chunk that may hold an orientation."""
     file.seek(position + 8)
     data = file.read(min(length, LARGEST_CHUNK) + 4)
     stream = PngStream(BytesIO(data))
@@ -160,7 +160,7 @@ def jpeg_picture(file: BinaryIO) -> tuple[BinaryIO, dict[str, Any]]:
     while position < size:
         file.seek(position)
         head = file.read(4)
-        if not head.startswith(b"\xff") or head.startswith((b"\xff\0", b"\xff\xff")):  # filling, or junk
+        if not head.startswith(b"\xff") or head.startswith((b"\xff\0", b"\xff\xff")):  # padding, or junk
             position = _next_marker(file, position + 1)
             continue
         marker, length = int.from_bytes(head[1:2], "big"), int.from_bytes(head[2:], "big")

@@ -20,24 +20,24 @@ from featx.values import Item, many_records
 
 @dataclass(slots=True)
 class Found:
-    """The images behind one request.
+    """The images that the inputs stand for.
 
     Attributes
     ----------
     items : list of Item
         In the order given; folders in natural order (2.jpg before 10.jpg).
     others : int
-        Files in folders that are not called like images.
+        Files in folders that have no suffix of images.
     unfollowed : int
         Linked folders inside folders, which are not walked.
     repeated : int
-        Mentions of a file that was there already, be it under another key.
+        Files that were named before, even if under another key.
     example : tuple of str
-        Path and key of one of them that would have got another key; empty if there is none.
+        Path and key of one that would have had another key; empty if there is none.
     closed : int
         Folders inside folders that cannot be read.
     crowded : list of int
-        Places of items whose keys differ from those of others only in what a file system may not tell apart.
+        Places of items whose keys differ from those of others only in what a file system may treat as equal.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """What was named, before it is walked.
+    """An input before it is walked.
 
     Attributes
     ----------
@@ -89,9 +89,9 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     Raises
     ------
     UsageError
-        If an input does not exist or holds no image, or if two images would get the same key.
+        If an input does not exist or holds no image, or if two images would have the same key.
     FeatxError
-        If a path is not whole, and the current folder is gone.
+        If a path is relative, and the current folder is gone.
     """
     named, listed = [_named(text) for text in inputs], tuple(listed)
     here = paths.here() if listed else ""
@@ -117,7 +117,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
             found.items.append(Item(key, path))
     found.crowded = list(chain.from_iterable(crowds.values()))
     if not found.items:
-        raise UsageError("There are no images to work on", "Give image files, folders, patterns, or a list")
+        raise UsageError("There are no images to work on", "Give image files, folders, patterns or a list")
     return found
 
 
@@ -150,7 +150,7 @@ def _require_same_file(earlier: Item, path: str) -> None:
 
 
 def _named(text: str) -> _Input:
-    """Look at an input: what is there is taken as it is called, though it may look like a pattern or a home folder.
+    """Look at an input: an existing file or folder is taken by its name, even if that looks like a pattern.
 
     Raises
     ------
@@ -160,9 +160,9 @@ def _named(text: str) -> _Input:
     if not text:
         raise UsageError("An input is empty", "Leave it out, or give . for the current folder")
     path = Path(paths.expanded(text))
-    absolute(str(path))  # which says so where there is no current folder any more
+    absolute(str(path))  # which raises if the current folder is gone
     try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - as all that is asked for a reason
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - to have the reason of a failure
     except (OSError, ValueError) as error:
         if glob.has_magic(text):
             return _patterned(text, path)
@@ -213,26 +213,26 @@ def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
     found.unfollowed += walk.linked
     found.closed += walk.closed
     if not count:
-        raise _nothing(one.text, walk)
+        raise _without_images(one.text, walk)
 
 
-def _nothing(text: str, walk: Walk) -> UsageError:
-    """Say that an input has no images, and what is the most likely reason."""
+def _without_images(text: str, walk: Walk) -> UsageError:
+    """Return the error of an input without images, with the most likely reason."""
     if walk.reason:
         hint = "Check the path, and who may read it"
     elif "[" in text and not os.path.lexists(text):
-        hint = f"In patterns [ ] stand for one of the characters in them; for a bracket write {glob.escape('[')}"
+        hint = f"In patterns, [ ] matches one of the characters inside; for a bracket write {glob.escape('[')}"
         hint += f", as in {text.replace('[', glob.escape('['))}"
     elif walk.linked:
         hint = "Linked folders are not followed; give them as inputs"
     else:
-        hint = f"Images are files called {' '.join(sorted(SUFFIXES))}"
+        hint = f"Images are files that end in {' '.join(sorted(SUFFIXES))}"
     return UsageError(f"There are no images in {text}{walk.reason and ': '}{walk.reason}", hint)
 
 
 def _listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
-    tidy = os.path.normpath(line)
-    if tidy.startswith((os.sep, os.pardir)):
-        tidy = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")
-    return tidy.lstrip(os.sep)
+    path = os.path.normpath(line)
+    if path.startswith((os.sep, os.pardir)):
+        path = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")
+    return path.lstrip(os.sep)

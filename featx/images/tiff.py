@@ -1,7 +1,7 @@
-# TIFF: of its countless layouts, those that Pillow is known to decode right; the others are refused by name.
+# TIFF: of its countless layouts, those that Pillow is known to decode correctly; the others are refused by name.
 """TIFF files as Pillow's plugin reads them, without what it does to them silently.
 
-Every layout is held against a reference in the tests; what comes out wrong there is led another way here, or refused.
+The tests compare every layout with a reference; those that Pillow gets wrong are decoded another way here, or refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNSIGNED, SIGNED = 1, 2
 # The reference black and white of JPEG's YCbCr, the only one that Pillow knows.
 FULL_RANGE = (0, 255, 128, 255, 128, 255)
 
-# Of no use here, and trouble where they are of the wrong type: resolution, its unit, colour profile.
+# Not needed here, and a problem where they are of the wrong type: resolution, its unit, colour profile.
 UNUSED = (282, 283, 296, 34675)
 
 # Compressions: none, and any that has Pillow hand the whole file to libtiff, which finds out the real one by itself.
@@ -63,7 +63,7 @@ class Tiff(TiffImageFile):
     Attributes
     ----------
     inverted : bool
-        Whether zero is white in samples of 12 or 16 bits; Pillow turns all others round by itself.
+        Whether zero is white in samples of 12 or 16 bits; Pillow inverts all others by itself.
     area : int
         Pixels of the image, or of one tile, where that is larger.
 
@@ -94,7 +94,7 @@ class Tiff(TiffImageFile):
             raise DecodeError(_not_supported(tags)) from error
         self.area = max(self.width * self.height, tags.get(TILE_WIDTH, 1) * tags.get(TILE_LENGTH, 1))
         colour_map = tags.get(COLOUR_MAP, ())
-        if self.palette and max(colour_map) < 256:  # written by those who took its 16 bits for 8, as libtiff knows
+        if self.palette and max(colour_map) < 256:  # written by software that took its 16 bits for 8, as libtiff knows
             self.palette = ImagePalette.raw("RGB;L", bytes(colour_map))
 
     def load_end(self) -> None:
@@ -136,7 +136,7 @@ def _bits(tags: Any) -> tuple[int, ...]:
 
 
 def _not_right(tags: Any) -> str:
-    """Say what Pillow would decode wrongly without a word."""
+    """Say what Pillow would silently decode wrongly."""
     photometric, extra = tags.get(PHOTOMETRIC, 0), tags.get(EXTRA, ())
     if SIGNED in tags.get(SAMPLE_FORMAT, ()) and max(_bits(tags)) <= 8:
         return _not_supported(tags)
@@ -151,7 +151,7 @@ def _not_right(tags: Any) -> str:
 
 
 def _is_wrong_uncompressed(tags: Any) -> bool:
-    """Whether Pillow's own reading of uncompressed files fails, or gives noise, where libtiff is right."""
+    """Whether Pillow's own reading of uncompressed files fails, or gives noise, where libtiff is correct."""
     unusual = tags.get(PHOTOMETRIC, 0) == YCBCR and (
         tags.get(SUBSAMPLING, (2, 2)) != (1, 1) or tags.get(REFERENCE, FULL_RANGE) != FULL_RANGE
     )
@@ -159,7 +159,7 @@ def _is_wrong_uncompressed(tags: Any) -> bool:
 
 
 def _not_supported(tags: Any) -> str:
-    """Name a layout, and the way out."""
+    """Name a layout, and what to do about it."""
     photometric = tags.get(PHOTOMETRIC, 0)
     bits, formats, extra = _bits(tags), tags.get(SAMPLE_FORMAT, (UNSIGNED,)), tags.get(EXTRA, ())
     depth = "/".join(str(each) for each in dict.fromkeys(bits))

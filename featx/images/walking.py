@@ -1,7 +1,7 @@
 # Looking through folders for images: all of them, or those that a pattern matches, in natural order.
 """Walking folders.
 
-One broken entry costs nothing but itself: what cannot be read is counted, and the rest is found.
+A broken entry costs only itself: what cannot be read is counted, and the rest is found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 
-# What an image in a folder is called; a file that is named by itself may be called anything.
+# Suffixes of images in folders; a file that is named itself may have any.
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
@@ -21,7 +21,7 @@ SUFFIXES = frozenset(
     )
 )
 
-# A pattern's part that stands for any number of folders.
+# The part of a pattern that stands for any number of folders.
 ANY_FOLDERS = "**"
 
 _DIGITS = re.compile(r"\d+")
@@ -37,8 +37,8 @@ class _Kind(Enum):
 class Pattern:
     """What is wanted of a folder and those below it.
 
-    A place is a part that the next name has to match; at several places at once, since ``**`` may end anywhere. The
-    place behind the last part is that of a folder which matches, and of everything in it.
+    A place is the number of the part that the next name has to match; there are several at once, since ``**`` may end
+    anywhere. The place behind the last part belongs to a folder that matches, and to everything in it.
 
     Parameters
     ----------
@@ -90,11 +90,11 @@ class Walk:
     Attributes
     ----------
     others : int
-        Files that are wanted, and not called like images.
+        Files that are wanted, but have no suffix of images.
     linked : int
         Linked folders, which are not followed.
     closed : int
-        Folders that cannot be read, and entries of which nobody can say what they are.
+        Folders that cannot be read, and entries of unknown kind.
     reason : str
         What is wrong with the first of them; empty if there is none.
     """
@@ -138,11 +138,11 @@ class Walk:
             images.sort(key=natural)
             for image in images:
                 yield f"{name}{image}", f"{before}{image}"
-            last_first = sorted(inner, key=natural, reverse=True)  # who waits last is the next
+            last_first = sorted(inner, key=natural, reverse=True)  # the last one is taken next
             waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
 
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if is_called_like_an_image(name):
+        if has_image_suffix(name):
             images.append(name)
         else:
             self.others += 1
@@ -160,10 +160,10 @@ class Walk:
         try:
             if entry.is_dir(follow_symlinks=False):
                 return _Kind.FOLDER
-            if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - text; a link to nowhere is no folder
+            if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - text; a link to nowhere is not a folder
                 return _Kind.LINKED_FOLDER
         except OSError as error:
-            if not is_called_like_an_image(entry.name):  # an image fails by itself when it is read
+            if not has_image_suffix(entry.name):  # an image fails on its own when it is read
                 self._leave_out(entry.path, error)
                 return _Kind.UNREADABLE
         return _Kind.FILE
@@ -173,7 +173,7 @@ class Walk:
         self.reason = self.reason or f"{path} cannot be read: {error.strerror or error}"
 
 
-def is_called_like_an_image(name: str) -> bool:
+def has_image_suffix(name: str) -> bool:
     """Whether a file's suffix is one of `SUFFIXES`."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Path objects take long
 

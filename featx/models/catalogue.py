@@ -74,9 +74,9 @@ def read(path: Path = PACKAGED) -> Catalogue | None:
         return None
 
 
-def write(book: Catalogue, path: Path) -> None:
+def write(models: Catalogue, path: Path) -> None:
     """Write a catalogue file, a line an entry, complete or not at all."""
-    facts = asdict(book)
+    facts = asdict(models)
     entries = facts.pop("entries")
     lines = ",\n".join(
         f"{json.dumps(name)}: {json.dumps(entry, separators=(',', ':'))}" for name, entry in entries.items()
@@ -190,27 +190,27 @@ def listed(source: str, name: str, entry: Entry, license: str | None = None) -> 
     }
 
 
-def knows(book: Catalogue, name: str) -> bool:
+def knows(models: Catalogue, name: str) -> bool:
     """Whether there is an entry for ``arch``, or for the weights of ``arch.tag``."""
     architecture, dot, tag = name.partition(".")
-    entry = book.entries.get(architecture)
+    entry = models.entries.get(architecture)
     return entry is not None and (not dot or any(known["tag"] == tag for known in entry["pretrained"]))
 
 
-def with_tag(book: Catalogue, name: str) -> Entry:
+def with_tag(models: Catalogue, name: str) -> Entry:
     """Return the entry of ``arch``, or the one of ``arch.tag`` with what these weights change."""
     architecture, _, tag = name.partition(".")
-    entry = book.entries[architecture]
+    entry = models.entries[architecture]
     return next(({**entry, **known["changes"]} for known in entry["pretrained"] if known["tag"] == tag), entry)
 
 
-def described(book: Catalogue, name: str) -> dict[str, Any]:
+def described(models: Catalogue, name: str) -> dict[str, Any]:
     """Return what ``featx info`` shows of ``arch`` or ``arch.tag`` when nothing else is asked for."""
-    entry = with_tag(book, name)
+    entry = with_tag(models, name)
     levels = [level for level in entry["levels"] if level["index"] in entry["default_levels"]]
     return {
         "model": name,
-        "source": book.source,
+        "source": models.source,
         "architecture": name.partition(".")[0],
         **{fact: entry[fact] for fact in ("family", "layout", "parameters")},
         "levels": levels,

@@ -23,16 +23,16 @@ from featx.process import quiet, safe_globals
 # Where trainers keep the parameters inside a checkpoint; averaged ones first, as timm has it.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "encoder")
 
-# Others that hold averages of what is beside them.
+# Others that hold averages of the parameters next to them.
 AVERAGED = ("params_ema", "ema_model", "ema", "averaged_model")
 
-# Others that hold a network; of several, none is more likely to be meant than another.
+# Others that hold a network; of several, any may be the one that is meant.
 NETWORKS = (
     *("net", "network", "params", "weights", "backbone", "module", "generator", "classifier", "net_state_dict"),
     *("teacher", "student", "target_encoder", "online_network", "target_network", "momentum_encoder"),
 )
 
-# Containers within containers that are looked through, and how many at most.
+# How deep containers are searched for others, and how many at most.
 DEEPEST, CONTAINERS_AT_MOST = 4, 1000
 
 # A container, with those around it, and the tensors that each holds.
@@ -42,35 +42,35 @@ Found = dict[Place, dict[str, Tensor]]
 SAVE_AGAIN = "Save its state dict alone: torch.save(model.state_dict(), …)"
 
 
-class Aside:
-    """What stands for an object that lies beside the weights: whatever it is given, it holds nothing and does nothing.
+class StandIn:
+    """A stand-in for an object next to the weights: whatever it is given, it holds nothing and does nothing.
 
-    So no class but torch's own is ever made, called or filled by a checkpoint.
+    So a checkpoint never makes, calls or fills any class but torch's own.
     """
 
-    def __new__(cls, *_: object) -> Aside:
-        """Take what the object is made of."""
+    def __new__(cls, *_: object) -> StandIn:
+        """Accept what the object is made of."""
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: object) -> None:
-        """Take what the object held."""
+        """Accept what the object held."""
 
 
 def empty_dict(*_: object) -> dict[Any, Any]:
-    """Stand for a dictionary's subclass."""
+    """Stand in for a subclass of dict."""
     return {}
 
 
 def empty_list(*_: object) -> list[Any]:
-    """Stand for a list's relative."""
+    """Stand in for a relative of list."""
     return []
 
 
-# What trainers keep beside the weights, by the names that pickles have for it.
-BESIDE = (
+# What trainers keep next to the weights, by its names in pickles.
+COMPANIONS = (
     *("argparse.Namespace", "types.SimpleNamespace", "copyreg._reconstructor", "uuid.UUID", "fractions.Fraction"),
     *(f"builtins.{name}" for name in ("object", "int", "float", "str", "bool", "bytes", "tuple", "list", "dict")),
     *(f"builtins.{name}" for name in ("slice", "range", "frozenset")),
@@ -88,7 +88,7 @@ BESIDE = (
     ),
 )
 STAND_INS: tuple[tuple[Any, str], ...] = (
-    *((Aside, name) for name in BESIDE),
+    *((StandIn, name) for name in COMPANIONS),
     (empty_dict, "collections.defaultdict"),
     (empty_list, "collections.deque"),
 )
@@ -107,7 +107,7 @@ class Checkpoint:
     sha256 : str
         Of the file.
     part : str
-        The container inside the file that was taken, with those around it (``state_dict.teacher``); empty where the
+        The container in the file that was taken, with those around it (``state_dict.teacher``); empty where the
         file is a plain state dict.
     """
 
@@ -118,7 +118,7 @@ class Checkpoint:
 
 
 def split_part(text: str) -> tuple[Path, str]:
-    """Split ``file.pth:teacher`` into the file and the container in it; a file that is called so comes first."""
+    """Split ``file.pth:teacher`` into the file and the container in it; a file with the whole name comes first."""
     path = expanded(text)
     before, colon, part = text.rpartition(":")
     if os.path.lexists(path) or not colon or "/" in part or not os.path.isfile(expanded(before)):  # noqa: PTH113
@@ -136,16 +136,16 @@ def read_checkpoint(path: Path, source: str, sha256: str = "", part: str = "") -
     source : str
         What to call it.
     sha256 : str
-        The file's, where it is known already.
+        Of the file, if it is known already.
     part : str
-        The container to take, or what the names of its tensors begin with; empty chooses the one that there is, an
-        averaged one before others.
+        The container to take, or the prefix of its tensors' names; empty takes the only one that there is, an averaged
+        one before others.
 
     Raises
     ------
     WeightsError
-        If the file is missing, is no checkpoint, is a pickle that calls for anything but tensors and what is harmless
-        beside them, or has no such container, or several of which none was chosen.
+        If the file is missing, is not a checkpoint, is a pickle that calls for anything but tensors and harmless
+        companions, has no such container, or several of which none was chosen.
     """
     require_checkpoint(path)
     loaded = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
@@ -159,7 +159,7 @@ def read_checkpoint(path: Path, source: str, sha256: str = "", part: str = "") -
 
 
 def require_checkpoint(path: Path) -> None:
-    """Say what a file is that is no checkpoint by how it begins.
+    """Refuse a file that does not begin like a checkpoint, and say what it is.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def require_checkpoint(path: Path) -> None:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check who may read it") from error
     if found:
-        raise WeightsError(f"{path} is no readable checkpoint: it is {found[0]}", found[1])
+        raise WeightsError(f"{path} is not a readable checkpoint: it is {found[0]}", found[1])
 
 
 def is_safetensors(path: Path) -> bool:
@@ -185,36 +185,40 @@ def is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(safetensors.torch.load_file(path))
-    except Exception as error:  # the format's own error is no subclass of OSError
+    except Exception as error:  # the format's own error is not an OSError
         if is_out_of_memory(error):
             raise
-        raise WeightsError(f"{path} is no readable safetensors file: {first_line(error)}", "Fetch it again") from error
+        raise WeightsError(
+            f"{path} is not a readable safetensors file: {first_line(error)}", "Fetch it again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    """Load with torch's restricted unpickler; passing `weights_only` outranks every environment variable."""
+    """Load with torch's restricted unpickler; an explicit `weights_only` overrides every environment variable."""
     try:
         with safe_globals(STAND_INS), quiet():
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-        refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", said)
+        message = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", message)
         if refused:
             raise WeightsError(
-                f"{path} is a pickle that asks to run {refused[1]}, and was refused", SAVE_AGAIN
+                f"{path} was refused: it is a pickle that asks to run {refused[1]}", SAVE_AGAIN
             ) from error
-        raise WeightsError(f"{path} is no readable checkpoint: {_cause(said)}", "Fetch or save it again") from error
+        raise WeightsError(
+            f"{path} is not a readable checkpoint: {_cause(message)}", "Fetch or save it again"
+        ) from error
     if not isinstance(loaded, dict):
         kind = type(loaded).__name__
-        raise WeightsError(f"{path} holds no state dict, but a value of type {kind}", "Save model.state_dict() instead")
+        raise WeightsError(f"{path} holds a value of type {kind}, not a state dict", "Save model.state_dict() instead")
     return loaded
 
 
-def _cause(said: str) -> str:
-    """What torch says of a file first, but for what only its makers understand, and its advice to load it unsafely."""
-    cause = re.split(r"\. |\.?\n", f"{said}\n")[0]
+def _cause(message: str) -> str:
+    """Return the first sentence of torch's message, but no internals, and no advice to load the file unsafely."""
+    cause = re.split(r"\. |\.?\n", f"{message}\n")[0]
     if not cause or re.search(r"operand|load failed|weights.only|torch\.load", cause, re.IGNORECASE):
         return "it is damaged, or not what torch saves by itself"
     return cause.rstrip(".:?")
@@ -238,7 +242,7 @@ def _chosen(found: Found, place: Place, path: Path) -> tuple[str, dict[str, Tens
 
 
 def _taken(found: Found, part: str, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Find the container that was asked for; a network may also be told by what its names begin with."""
+    """Find the container that was asked for, or the network whose names have that prefix."""
     there = list(dict.fromkeys(place[:end] for place in found for end in range(1, len(place) + 1)))
     for place in there:
         if part == ".".join(place):
@@ -255,9 +259,9 @@ def _taken(found: Found, part: str, path: Path) -> tuple[str, dict[str, Tensor]]
 
 
 def _networks(loaded: dict[Any, Any]) -> Found:
-    """Find the dictionaries that hold tensors by names, as an optimiser's do not, which counts its parameters.
+    """Find the dictionaries that hold tensors by name; an optimiser's are numbered.
 
-    As deep and as many as trainers have them: what a pickle holds may contain itself.
+    Depth and number are bounded, since what a pickle holds may contain itself.
     """
     found: Found = {}
     waiting: deque[tuple[Place, dict[Any, Any]]] = deque([((), loaded)])

@@ -1,4 +1,4 @@
-# File types: what a file is that was given for a checkpoint by mistake, told by how it begins.
+# File types: what was given in place of a checkpoint by mistake, recognised by its first bytes.
 """Telling pointers, pages, archives and other libraries' files from checkpoints."""
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ import re
 import zipfile
 from pathlib import Path
 
-# Bytes of a file that tell what it is.
-HEAD = 512
+from featx.signatures import HEAD, archive_kind, is_image
 
-CONVERT = "Convert it to a state dict of torch's, in the names of the model"
+CONVERT = "Convert it to a state dict of torch, with the names of the model"
 WHICH = "Give the checkpoint itself"
 UNPACK = "Unpack it, and give the checkpoint in it"
 
-# How files begin that are given for checkpoints by mistake: what each is, and the way on.
+# First bytes of what is not a checkpoint: what it is, and what to do.
 BEGINNINGS = (
     (
         rb"version https://git-lfs",
@@ -27,20 +26,17 @@ BEGINNINGS = (
         "an HTML page, not the weights themselves",
         "Take the download link of the file, not that of its page",
     ),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", UNPACK),
-    (rb"(?s:.{257})ustar", "a tar archive", UNPACK),
     (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes them", CONVERT),
     (rb"\x93NUMPY", "a NumPy array", CONVERT),
     (rb"(?s:.{4})TFL3|\x08\x01\x12", "a TensorFlow model", CONVERT),
     (rb"\x08[\x02-\x20][\x12\x1a\x22\x3a\x42]", "an ONNX model", CONVERT),
     (rb"GGUF|ggml|lmgg", "a GGUF file", CONVERT),
     (rb"[\x81-\x8f][\xa1-\xbf\xd9]|\xde..[\xa1-\xbf\xd9]", "a MessagePack file, as Flax writes them", CONVERT),
-    (rb"\x89PNG|\xff\xd8\xff|RIFF|GIF8|II\*\0|MM\0\*", "an image", WHICH),
 )
 
 
 def mistaken(path: Path) -> tuple[str, str] | None:
-    """Say what a file is that is no checkpoint, and the way on; None of one that may be.
+    """Say what a file is that is not a checkpoint, and what to do; None if it may be one.
 
     Raises
     ------
@@ -54,17 +50,17 @@ def mistaken(path: Path) -> tuple[str, str] | None:
     if head[4:9] == b"\0\0\0\0{":  # safetensors, whose first bytes, a length, may be anything
         return None
     known = ((what, hint) for beginning, what, hint in BEGINNINGS if re.match(beginning, head))
-    return next(known, None) or _text(path, head) or (_archive(path) if head.startswith(b"PK") else None)
+    return next(known, None) or _image_or_archive(path, head) or _text(path, head)
 
 
 def _text(path: Path, head: bytes) -> tuple[str, str] | None:
-    """Tell a text; the index of a checkpoint in several files is one."""
+    """Recognise a text; the index of a checkpoint in several files is one."""
     if re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
         return None
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # the end may be in the middle of a character
+        if error.start < len(head) - 3:  # the last character may be cut off
             return None
     if head.lstrip()[:1] not in (b"{", b"["):
         return "a text file", WHICH
@@ -78,8 +74,13 @@ def _text(path: Path, head: bytes) -> tuple[str, str] | None:
     return "a JSON file", WHICH
 
 
-def _archive(path: Path) -> tuple[str, str] | None:
-    """Tell what a zip archive is that torch did not save; None of one that it did, or that is damaged."""
+def _image_or_archive(path: Path, head: bytes) -> tuple[str, str] | None:
+    """Recognise an image or an archive; torch's own checkpoints are zip archives."""
+    if is_image(head):
+        return "an image", WHICH
+    kind = archive_kind(head)
+    if kind != "zip":
+        return (f"a {kind if kind == 'tar' else 'compressed'} archive", UNPACK) if kind else None
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

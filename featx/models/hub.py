@@ -41,8 +41,8 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
     Raises
     ------
     WeightsError
-        If the cache lacks it and the hub does not answer within seconds, or has no such repository or file; or if the
-        file is not what its name in the cache says.
+        If it is not in the cache and the hub does not answer within seconds, or has no such repository or file; or if
+        the file does not match its name in the cache.
     """
     names = tuple(names)
     for name in names:
@@ -72,14 +72,14 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
 
 
 def url_file(url: str) -> Found:
-    """Return the file at `url` out of torch's checkpoint cache, downloading it if it is not there.
+    """Return the file at `url` from torch's checkpoint cache, downloading it if it is not there.
 
     A name such as ``net-0123abcd.pth`` carries the start of its own sha256, which is checked.
 
     Raises
     ------
     WeightsError
-        If there is no answer within seconds, the file comes incomplete or changed, or the cache cannot be written.
+        If there is no answer within seconds, the file arrives incomplete or damaged, or the cache cannot be written.
     """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     stated = HASH_IN_NAME.search(target.name)
@@ -113,7 +113,7 @@ def _await_hub(url: str) -> None:
 
 
 def _run_with_deadline(ask: Any) -> None:
-    """Run `ask`, giving up after the time allowed even where name resolution hangs, which no socket timeout bounds."""
+    """Run `ask`, but give up in time even where name resolution hangs, which no socket timeout bounds."""
     failures: list[BaseException] = []
 
     def attempt() -> None:

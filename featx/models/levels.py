@@ -1,5 +1,5 @@
-# Levels: chosen from those on offer, measured on maps and on the grids of their cells, held against what is run.
-"""What every source of networks does with its levels."""
+# Levels: chosen from those of a network, measured on maps and on the grids of their cells, checked against outputs.
+"""What every library of networks does with its levels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from featx.errors import ModelError, UsageError
+from featx.errors import ModelError
 from featx.models.tracing import Grid, Tracer
 from featx.values import Field, Level, Spacing
 
@@ -21,19 +21,15 @@ def choose(
     strides: Sequence[float] | None,
     default: Sequence[int],
 ) -> tuple[int, ...]:
-    """Turn what was asked for into level indices: sorted, without repeats, none out of range.
+    """Turn what was asked for into level indices: sorted, without repeats, all in range.
 
     Of several levels at one stride the deepest is taken.
 
     Raises
     ------
-    UsageError
-        If both ways of asking are used at once.
     ModelError
-        If there is no such level; the message says which there are.
+        If there is no such level; the error says which there are.
     """
-    if out_indices is not None and strides is not None:
-        raise UsageError("Levels were asked for both by index and by stride", "Use either --out-indices or --strides")
     if strides is not None:
         deepest = {level.stride: level.index for level in offered}
         absent = [stride for stride in strides if stride not in deepest]
@@ -58,7 +54,7 @@ def choose(
 
 
 def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C). What is no map is left alone."""
+    """Return maps as (B, C, H, W): swin, mambaout and their like give (B, H, W, C). Anything but maps is left alone."""
     if layout != "NHWC":
         return list(maps)
     return [values.permute(0, 3, 1, 2) if values.ndim == 4 else values for values in maps]
@@ -67,7 +63,7 @@ def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
 def measure(
     name: str, declared: Sequence[Level], maps: Sequence[Tensor], tracer: Tracer, size: Sequence[int]
 ) -> tuple[Level, ...]:
-    """Give levels the place and size that their maps, of one image (3, H, W), were seen to have under a tracer."""
+    """Give levels the place and size that their maps, of one image (3, H, W), had under a tracer."""
     measured = check_maps(name, declared, maps)
     return tuple(
         _with_ratio(level if grid is None else _placed(level, grid, size), stated.stride, size)
@@ -94,7 +90,7 @@ def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tu
     for level, values in zip(levels, maps, strict=True):
         if values.ndim != 4 or values.shape[1] != level.channels:
             raise ModelError(
-                f"{name} says {level.channels} channels for level {level.index}, but its map is {tuple(values.shape)}",
+                f"{name} declares {level.channels} channels for level {level.index}; its map is {tuple(values.shape)}",
                 "Please report this model",
             )
         measured.append(replace(level, height=values.shape[2], width=values.shape[3]))
@@ -102,18 +98,18 @@ def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tu
 
 
 def require_arrays(name: str, fields: Sequence[Field], arrays: Sequence[Tensor], *, exact: bool) -> None:
-    """Hold what a network gave for a batch against what was said of it.
+    """Check what a network gave for a batch against its description.
 
     Parameters
     ----------
     name : str
         The model.
     fields : sequence of Field
-        What was said.
+        Its description.
     arrays : sequence of Tensor
         (B, ...) each.
     exact : bool
-        Whether maps have to have the sizes that were said, too; those of other inputs have not.
+        Whether maps must have the described sizes, too; for inputs of other sizes they do not.
 
     Raises
     ------
@@ -127,27 +123,27 @@ def require_arrays(name: str, fields: Sequence[Field], arrays: Sequence[Tensor],
         alike = shape == field.shape if exact else (len(shape), shape[0]) == (len(field.shape), field.shape[0])
         if not alike:
             raise ModelError(
-                f"{name} gave {field.key} of shape {shape}, and had said {field.shape}", "Please report this model"
+                f"{name} gave {field.key} of shape {shape}, not {field.shape} as described", "Please report this model"
             )
 
 
 def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> Level:
-    """Say how input and map compare where that is not the stride that timm declares."""
+    """Record how input and map compare where that is not the declared stride."""
     ratio = (size[1] / (level.height or 1), size[2] / (level.width or 1))
     return level if ratio == (declared, declared) else replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
 
 
 def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
-    """Give a level the stride and offset that its cells were seen to have.
+    """Give a level the stride and offset of its cells.
 
-    Where padding on one side makes cells look past themselves, the centre of what they see says nothing of their place:
-    it is left open when the map, so placed, would lie more than a cell beside the image.
+    Where padding on one side makes cells look past themselves, the centre of what they see says nothing about their
+    place: the offset stays unknown where the map would lie more than a cell off the image.
     """
-    beside = [
+    shifts = [
         abs(axis.offset + axis.stride * (axis.length - 1) / 2 - (length - 1) / 2) / axis.stride
         for axis, length in zip(grid, size[1:], strict=True)
     ]
-    offset = _spacing(grid[0].offset, grid[1].offset) if max(beside) <= 1 else None
+    offset = _spacing(grid[0].offset, grid[1].offset) if max(shifts) <= 1 else None
     return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
 
 

@@ -77,12 +77,12 @@ def list_models(
     catalogue.require_order(sort)
     handle = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    book = _current(source, handle)
-    names = catalogue.matching(book.names, patterns)
+    models = _current(source, handle)
+    names = catalogue.matching(models.names, patterns)
     condition = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
-        raise ModelError(f"No models {condition}", catalogue.nearest(patterns, book.names))
-    entries = _entries(book, names, handle)
+        raise ModelError(f"No models {condition}", catalogue.nearest(patterns, models.names))
+    entries = _entries(models, names, handle)
     if not entries:
         raise ModelError(f"None of the models that {condition} could be measured", "Update featx, or use an older timm")
     conditions = catalogue.filters(
@@ -98,7 +98,7 @@ def list_models(
     shown = list(chosen)[:limit]
     if len(shown) < len(chosen):
         handle(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
-    return [catalogue.listed(book.source, name, chosen[name], license) for name in shown]
+    return [catalogue.listed(models.source, name, chosen[name], license) for name in shown]
 
 
 def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
@@ -122,13 +122,13 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     if ":" in request.model:
         return libraries.library(library).info(request)
     handle = listener or _ignore
-    book = _current(library, handle)
+    models = _current(library, handle)
     architecture = request.model.partition(".")[0]
-    if architecture not in book.names:
-        raise catalogue.unknown_model(architecture, book.names, book.renamed, library)
-    entry = _entries(book, [architecture], handle).get(architecture)
-    if request == ModelRequest(request.model) and catalogue.knows(book, request.model):
-        return catalogue.described(book, request.model)
+    if architecture not in models.names:
+        raise catalogue.unknown_model(architecture, models.names, models.renamed, library)
+    entry = _entries(models, [architecture], handle).get(architecture)
+    if request == ModelRequest(request.model) and catalogue.knows(models, request.model):
+        return catalogue.described(models, request.model)
     return libraries.library(library).info(request, entry)
 
 
@@ -161,36 +161,36 @@ def _version(library: str) -> str:
         raise
 
 
-def _entries(book: Catalogue, names: Sequence[str], handle: SearchListener) -> dict[str, Entry]:
+def _entries(models: Catalogue, names: Sequence[str], handle: SearchListener) -> dict[str, Entry]:
     """Return the entries of these models; those that are missing are measured, and saved for the next time."""
-    missing = [name for name in names if name not in book.entries]
+    missing = [name for name in names if name not in models.entries]
     if missing:
-        _measure(book, missing, handle)
-    return {name: book.entries[name] for name in names if name in book.entries}
+        _measure(models, missing, handle)
+    return {name: models.entries[name] for name in names if name in models.entries}
 
 
-def _measure(book: Catalogue, missing: Sequence[str], handle: SearchListener) -> None:
-    library = libraries.library(book.source)
+def _measure(models: Catalogue, missing: Sequence[str], handle: SearchListener) -> None:
+    library = libraries.library(models.source)
     try:
         for done, name in enumerate(missing, 1):
             try:
-                book.entries[name] = library.entry(name)
+                models.entries[name] = library.entry(name)
             except Exception as error:  # noqa: BLE001 - one model that breaks timm must not cost the others
                 handle(Note(f"{name} is left out: {error}"))
             handle(Surveyed(done, len(missing)))
             if done % SAVE_EVERY == 0:
-                _save(book, handle)
+                _save(models, handle)
     finally:
-        _save(book, handle)
+        _save(models, handle)
 
 
-def _save(book: Catalogue, handle: SearchListener) -> None:
-    path = catalogue.cache_path(book.source, book.version)
+def _save(models: Catalogue, handle: SearchListener) -> None:
+    path = catalogue.cache_path(models.source, models.version)
     if path is None:
         handle(Note("There is no home folder for a cache: the models will be measured again next time"))
         return
     try:
-        catalogue.write(book, path)
+        catalogue.write(models, path)
     except OSError as error:
         handle(Note(f"{path} cannot be written ({error.strerror}): the models will be measured again next time"))
 

@@ -1,13 +1,13 @@
-# Where the cells of a map lie in the input: grids of cells, followed through a network's operations on shapes alone.
+# Where the cells of a map lie in the input: grids of cells, followed through a network that runs on shapes alone.
 """Strides and offsets, read off a network while it runs on the meta device.
 
 Every tensor that descends from the input carries the grid of its cells: their spacing, and the box of input pixels that
 cell 0 sees. Convolutions, pools, pads and strided slices change it by the usual arithmetic (Araujo, Norris and Sim,
-"Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else hands it on. The centre of
-the box is the level's offset.
+"Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it on. The
+centre of the box is the level's offset.
 
-What has no place of its own does not count: global pooling, attention (a token stays where its query is), and what is
-scaled up from coarser maps.
+What has no place of its own is ignored: global pooling, attention (a token stays where its query is), and maps that
+are scaled up from coarser ones.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         descended = [value for value in _tensors((args, kwargs)) if value in self._grids]
         grids = [self._grids[value] for value in sorted(descended, key=Tensor.numel, reverse=True)]
         if grids:
-            follow = _RULES.get(function.overloadpacket, _hand_on)
+            follow = _RULES.get(function.overloadpacket, _pass_on)
             for output in _tensors(result):
                 grid = follow(grids, output, args)
                 if grid is not None:
@@ -110,7 +110,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _hand_on(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+def _pass_on(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
     """Keep the grid of the largest, widened by others of the same cells (the branches of a sum or a concatenation)."""
     del output, args
     result = grids[0]
@@ -133,7 +133,7 @@ def _product(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid |
 def _convolution(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
     image, weight, _, stride, padding, dilation, transposed = args[:7]
     if image.ndim != 4 or transposed:
-        return _hand_on(grids, output, args) if image.ndim == 3 else None
+        return _pass_on(grids, output, args) if image.ndim == 3 else None
     return _slide(grids[0], output, image, weight.shape[2:], stride, padding, dilation)
 
 

@@ -1,5 +1,5 @@
 # Weights: the file that a checkpoint is, its hash, and what a network must find in it.
-"""Checkpoints as files, held against what a network needs."""
+"""Checkpoints as files, compared with what a network needs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hashed(path: Path) -> Found:
 
 
 def folder_file(folder: Path) -> Path:
-    """Return the checkpoint that timm would load from a model folder.
+    """Return the checkpoint that timm would load from a folder.
 
     Raises
     ------

@@ -74,21 +74,23 @@ def test_a_group_that_limits_itself_counts(machine):
     assert machine("0::/a/b\n", V2.format(root="/"), quotas) == 3
 
 
+def first_version(group, quota):
+    """What a group of the first version has in its files: a quota of a tenth of a second."""
+    return {f"{group}/cpu.cfs_quota_us": f"{quota}\n", f"{group}/cpu.cfs_period_us": "100000\n"}
+
+
 def test_the_first_version_is_read_too(machine):
     quotas = {
-        "cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "300000\n",
-        "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000\n",
-        "cpu,cpuacct/docker/cpu.cfs_quota_us": "-1\n",
-        "cpu,cpuacct/docker/cpu.cfs_period_us": "100000\n",
-        "memory/docker/abc/cpu.cfs_quota_us": "100000\n",
-        "memory/docker/abc/cpu.cfs_period_us": "100000\n",
+        **first_version("cpu,cpuacct/docker/abc", 300_000),
+        **first_version("cpu,cpuacct/docker", -1),
+        **first_version("memory/docker/abc", 100_000),
     }
     groups = "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n2:name=systemd:/docker/abc\n"
     assert machine(groups, V1.format(root="/"), quotas) == 3
 
 
 def test_a_container_of_the_first_version_sees_its_own_part_and_the_outer_path(machine):
-    quotas = {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}
+    quotas = first_version("cpu,cpuacct", 200_000)
     assert machine("3:cpu,cpuacct:/docker/abc\n", V1.format(root="/docker/abc"), quotas) == 2
 
 
@@ -98,11 +100,7 @@ def test_a_path_that_is_not_in_the_part_that_is_mounted_is_the_mount_itself(mach
 
 
 def test_a_hybrid_machine_has_its_quota_in_the_first_version(machine):
-    quotas = {
-        "cpu,cpuacct/job/cpu.cfs_quota_us": "500000",
-        "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
-        "unified/job/cgroup.procs": "1",
-    }
+    quotas = {**first_version("cpu,cpuacct/job", 500_000), "unified/job/cgroup.procs": "1"}
     groups = "3:cpu,cpuacct:/job\n0::/job\n"
     assert machine(groups, HYBRID.format(root="/"), quotas) == 5
 

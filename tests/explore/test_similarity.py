@@ -13,7 +13,7 @@ from PIL import Image
 import featx
 from featx.errors import FeatxError, UsageError
 from featx.explore import similarity
-from tests.helpers import natural_image
+from tests.helpers import make_photos
 
 
 def brute_force(keys, rows, query, count):
@@ -67,11 +67,7 @@ def test_a_query_without_direction_or_of_another_length():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("similar") / "photos"
-    folder.mkdir()
-    for number in range(9):
-        natural_image(number).save(folder / f"{number}.png")
-    return folder
+    return make_photos(tmp_path_factory.mktemp("similar") / "photos", 9, "{}.png")
 
 
 @pytest.mark.parametrize("format_", ["npz", "npy", "parquet"])

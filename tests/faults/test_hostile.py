@@ -145,18 +145,18 @@ def among_good_ones(tmp_path):
     return add
 
 
-def extract(featx_command, folder, *more, **environment):
-    return featx_command("extract", folder, *MODEL, "--output", "out", *more, **environment)
+def extract(fresh_command, folder, *more, **environment):
+    return fresh_command("extract", folder, *MODEL, "--output", "out", *more, **environment)
 
 
 def failures(folder):
     return {line["key"]: line["error"] for line in lines(folder) if line["status"] == "failed"}
 
 
-def test_crash_hang_and_hog_among_good_photos(featx_command, among_good_ones, tmp_path):
+def test_crash_hang_and_hog_among_good_photos(fresh_command, among_good_ones, tmp_path):
     folder = among_good_ones("crash", "hang", "spin", "hog", "killed")
     options = ("--isolate", "--time-limit", 3, "--memory-limit", "300M")
-    done = extract(featx_command, folder, *options, **HOSTILE)
+    done = extract(fresh_command, folder, *options, **HOSTILE)
     assert done.returncode == 3, done.stderr
     assert failures(tmp_path / "out") == {
         "photos/crash.png": "the decoder crashed (SIGSEGV)",
@@ -166,29 +166,29 @@ def test_crash_hang_and_hog_among_good_photos(featx_command, among_good_ones, tm
         "photos/killed.png": "the decoder was killed (SIGKILL), perhaps for its memory",
     }
     assert len(outputs(tmp_path / "out")) == 50
-    again = extract(featx_command, folder, *options, **HOSTILE)
+    again = extract(fresh_command, folder, *options, **HOSTILE)
     assert again.returncode == 3
     assert "nothing to compute; 50 done before, 5 failed before" in again.stderr
 
 
-def test_a_crash_without_isolation_is_not_met_twice(featx_command, among_good_ones, tmp_path):
+def test_a_crash_without_isolation_is_not_met_twice(fresh_command, among_good_ones, tmp_path):
     """The run dies, as its process does; the next one knows the suspect, and no run after that loops on it."""
     folder = among_good_ones("crash")
-    assert extract(featx_command, folder, **HOSTILE).returncode == -11
-    again = extract(featx_command, folder, **HOSTILE)
+    assert extract(fresh_command, folder, **HOSTILE).returncode == -11
+    again = extract(fresh_command, folder, **HOSTILE)
     assert again.returncode == 3, again.stderr
     assert "An earlier call ended while reading" in again.stderr
     assert failures(tmp_path / "out") == {"photos/crash.png": "the decoder crashed (SIGSEGV)"}
     assert len(outputs(tmp_path / "out")) == 50
     for options in (("--hash-inputs",), ("--retry-failed",)):
-        after = extract(featx_command, folder, *options, **HOSTILE)
+        after = extract(fresh_command, folder, *options, **HOSTILE)
         assert after.returncode == 3, after.stderr
     assert not (tmp_path / "out" / ".unfinished").exists()
 
 
-def test_a_hang_without_isolation_costs_its_time_limit(featx_command, among_good_ones, tmp_path):
+def test_a_hang_without_isolation_costs_its_time_limit(fresh_command, among_good_ones, tmp_path):
     folder = among_good_ones("hang")
-    done = extract(featx_command, folder, "--time-limit", 2, **HOSTILE)
+    done = extract(fresh_command, folder, "--time-limit", 2, **HOSTILE)
     assert done.returncode == 3, done.stderr
     assert "An image hung" in done.stderr
     assert failures(tmp_path / "out") == {"photos/hang.png": "took longer than it may (--time-limit)"}

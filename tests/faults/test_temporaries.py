@@ -29,7 +29,7 @@ def failures(folder):
 
 
 @pytest.mark.parametrize("more", [(), ("--isolate",)])
-def test_runs_need_no_temporary_files(featx_command, tmp_path, more):
+def test_runs_need_no_temporary_files(fresh_command, tmp_path, more):
     """Not even to read images in processes of their own, as those about which libraries speak."""
     folder = make_photos(tmp_path / "in", 3)
     file = io.BytesIO()
@@ -38,7 +38,7 @@ def test_runs_need_no_temporary_files(featx_command, tmp_path, more):
     data[len(data) // 2] ^= 255
     (folder / "bad.tif").write_bytes(data)
     for output, environment in (("with", {}), ("without", HOMELESS)):
-        done = featx_command("extract", "in", *MODEL, *more, "--output", output, **environment)
+        done = fresh_command("extract", "in", *MODEL, *more, "--output", output, **environment)
         assert done.returncode == 3, done.stderr
     assert outputs(tmp_path / "without") == outputs(tmp_path / "with")
     assert len(outputs(tmp_path / "with")) == 3
@@ -47,14 +47,14 @@ def test_runs_need_no_temporary_files(featx_command, tmp_path, more):
         assert "ZIPDecode" in failures(tmp_path / "with")["in/bad.tif"][2]
 
 
-def test_commands_that_need_a_temporary_folder_say_so(featx_command, tmp_path):
-    assert featx_command("extract", PHOTO, *MODEL, "--output", "run").returncode == 0
+def test_commands_that_need_a_temporary_folder_say_so(fresh_command, tmp_path):
+    assert fresh_command("extract", PHOTO, *MODEL, "--output", "run").returncode == 0
     for command in (("verify", "run", "--recompute", 1), ("bench", *MODEL[:2], "--count", 8, "--device", "cpu")):
-        done = featx_command(*command, **HOMELESS)
+        done = fresh_command(*command, **HOMELESS)
         assert done.returncode == 1, done.stderr
         assert f"featx: {NO_FOLDER}" in done.stderr
         assert "TMPDIR" in done.stderr
-    assert featx_command("verify", "run", **HOMELESS).returncode == 0
+    assert fresh_command("verify", "run", **HOMELESS).returncode == 0
 
 
 def test_detectors_say_so(monkeypatch):

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -231,7 +232,7 @@ def matched(pattern):
             images |= {os.path.join(folder, name) for name in names if not name.startswith(".")}
         if os.path.isfile(match):
             images.add(match)
-    return sorted({os.path.normpath(image) for image in images if walking.is_called_like_an_image(image)})
+    return sorted({os.path.normpath(image) for image in images if walking.has_image_suffix(image)})
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -350,22 +351,14 @@ class Broken:
 def test_one_broken_entry_costs_nothing_but_itself(tree, monkeypatch, name, what):
     number, honest = getattr(errno, name), os.scandir
 
-    class Scanned:
-        def __init__(self, folder):
-            if os.path.basename(folder) == "deep":
-                raise OSError(number, os.strerror(number))
-            self._entries = honest(folder)
+    @contextmanager
+    def scandir(folder):
+        if os.path.basename(folder) == "deep":
+            raise OSError(number, os.strerror(number))
+        with honest(folder) as entries:
+            yield (Broken(one, number) if one.name in ("10.jpg", "notes.txt") else one for one in entries)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self._entries.close()
-
-        def __iter__(self):
-            return (Broken(one, number) if one.name in ("10.jpg", "notes.txt") else one for one in self._entries)
-
-    monkeypatch.setattr("os.scandir", Scanned)
+    monkeypatch.setattr("os.scandir", scandir)
     found = find([what])
     cats = [item.key for item in found.items if item.key.startswith("cats")]
     assert cats == ["cats/1.jpg", "cats/2.JPG", "cats/10.jpg"]
@@ -375,21 +368,16 @@ def test_one_broken_entry_costs_nothing_but_itself(tree, monkeypatch, name, what
 def test_a_folder_that_breaks_off_keeps_what_was_read(tree, monkeypatch):
     honest = os.scandir
 
-    class Scanned:
-        def __init__(self, folder):
-            self._entries = honest(folder)
+    def until_it_breaks(entries):
+        yield from [entry for entry in entries if entry.name == "1.jpg"]
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        def __enter__(self):
-            return self
+    @contextmanager
+    def scandir(folder):
+        with honest(folder) as entries:
+            yield until_it_breaks(entries)
 
-        def __exit__(self, *_):
-            self._entries.close()
-
-        def __iter__(self):
-            yield from [entry for entry in self._entries if entry.name == "1.jpg"]
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("os.scandir", Scanned)
+    monkeypatch.setattr("os.scandir", scandir)
     found = find(["cats"])
     assert ([item.key for item in found.items], found.closed) == (["cats/1.jpg"], 1)
 

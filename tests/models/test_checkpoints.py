@@ -188,7 +188,7 @@ def test_none_of_what_is_allowed_is_ever_made(tmp_path, monkeypatch):
     monkeypatch.setattr(argparse.Namespace, "__init__", lambda *_: pytest.fail("made"))
     assert_same(read(path).tensors, ONE)
     for stand_in, name in checkpoints.STAND_INS:
-        assert stand_in in (checkpoints.Aside, checkpoints.empty_dict, checkpoints.empty_list), name
+        assert stand_in in (checkpoints.StandIn, checkpoints.empty_dict, checkpoints.empty_list), name
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_file_that_is_none_is_called_what_it_is(tmp_path, kind, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(make())
     if suffix == ".safetensors" and "torch saves" in words:
-        words = "is no readable safetensors file"
+        words = "is not a readable safetensors file"
     with pytest.raises(WeightsError, match=words) as refused:
         read(path)
     assert str(refused.value).count("\n") == 0

@@ -16,7 +16,7 @@ import featx
 from featx.errors import FeatxError, UsageError
 from featx.models import runtimes
 from featx.values import Note
-from tests.helpers import natural_image
+from tests import helpers
 
 MODEL = "test_resnet"
 
@@ -24,20 +24,14 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(5):
-        natural_image(number).save(folder / f"{number}.png")
-    return folder
 
 
 def extract(photos, name, **options):
     output = photos.parent / name
-    options = {"model": MODEL, "weights": "random", "device": "cpu", "batch_size": 2, **options}
-    featx.extract(photos, output=output, **options)
+    helpers.extract(photos, output, **{"batch_size": 2, **options})
     return featx.open_run(output)
 
 
@@ -103,7 +97,7 @@ def test_a_torn_conversion_is_made_anew(photos, damage):
     assert largest_error(extract(photos, "again", backend="openvino"), reference) == 0
     sound = conversions(photos)[-1:] if damage.startswith("index") else conversions(photos)
     assert len(sound) == 1, "what was torn is cleared away"
-    assert (photos / "0.png").exists()
+    assert (photos / "0.jpg").exists()
     assert largest_error(extract(photos, "third", backend="openvino"), reference) == 0
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import socket
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +223,7 @@ FAULTS = {
         "not finite",
     ),
     "empty": (lambda _: {}, "no tensors"),
-    "a list": (lambda state: list(state.values()), "no state dict"),
+    "a list": (lambda state: list(state.values()), "not a state dict"),
     "another network": (lambda _: timm.create_model("test_vit").state_dict(), "missing"),
     "two networks": (
         lambda state: {f"{who}.{name}": value for who in ("student", "teacher") for name, value in state.items()},
@@ -305,7 +305,7 @@ def test_a_bare_pickle_with_code_is_refused(tmp_path):
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="no readable"):
+    with pytest.raises(WeightsError, match="not a readable"):
         load(path)
 
 
@@ -572,10 +572,6 @@ def test_a_hub_that_misbehaves_is_reported_in_one_line(served, featx_command, ph
         assert again.returncode == 0, again.stderr
 
 
-# Seconds that a slow test machine may need to start Python and load torch, before the ten begin.
-STARTING = 10
-
-
 @pytest.mark.parametrize(
     ("model", "network"),
     [
@@ -586,7 +582,7 @@ STARTING = 10
         ("gcvit_xxtiny", "refused"),  # one of the few whose weights are not on the hub
     ],
 )
-def test_without_a_network_it_ends_within_ten_seconds(featx_command, photo, tmp_path, model, network):
+def test_without_a_network_the_ways_on_are_said(featx_command, photo, tmp_path, model, network):
     with socket.socket() as silent:  # accepts connections and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -597,12 +593,22 @@ def test_without_a_network_it_ends_within_ten_seconds(featx_command, photo, tmp_
             "forbidden": {"HF_HUB_OFFLINE": "1"},
         }[network]
         environment |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
-        began = time.monotonic()
         done = featx_command("extract", photo, "--model", model, "-o", tmp_path / "out", **environment)
-        seconds = time.monotonic() - began
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
     for words in (model.removeprefix("hf-hub:"), "HF_HOME", "--weights FILE", "--weights random"):
         assert words in done.stderr
     assert not (tmp_path / "out").exists()
-    assert seconds < 10 + STARTING, done.stderr
+
+
+def test_a_hub_that_never_answers_is_asked_once_and_given_up(tmp_path, monkeypatch):
+    """Though the client, left to itself, asks for minutes; and whatever it is that hangs."""
+    asked, released = [], threading.Event()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: asked.append(1) or released.wait())
+    monkeypatch.setattr(weights, "ANSWER_TIMEOUT", 0.01)
+    with pytest.raises(WeightsError, match="--weights random"):
+        featx.load_pyramid(MODEL, device="cpu")
+    released.set()
+    assert asked == [1]

@@ -129,7 +129,7 @@ def test_other_tasks_have_the_same_levels():
         ({"embedding": True}, UsageError, "has no --embedding"),
         ({"norm": True}, UsageError, "has no --norm"),
         ({"output_stride": 8}, UsageError, "has no --output-stride"),
-        ({"part": "head"}, UsageError, "no part 'head'"),
+        ({"part": "head"}, UsageError, "expected backbone, neck or all, not 'head'"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, error, message):

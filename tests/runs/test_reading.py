@@ -12,18 +12,15 @@ from torch.utils.data import DataLoader
 
 import featx
 from featx.errors import FeatxError, UsageError
-from tests.helpers import natural_image
+from tests.helpers import extract, make_photos, natural_image
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    photos = tmp_path_factory.mktemp("input") / "cats"
-    photos.mkdir()
-    for number in range(5):
-        natural_image(number).save(photos / f"{number}.jpg")
+    photos = make_photos(tmp_path_factory.mktemp("input") / "cats", 5)
     (photos / "5.jpg").write_bytes(b"broken")
     output = tmp_path_factory.mktemp("output") / "run"
-    featx.extract(photos, "test_resnet", output, weights="random", out_indices=(1, 2), device="cpu")
+    extract(photos, output, out_indices=(1, 2))
     return output
 
 
@@ -51,9 +48,9 @@ def test_a_run_is_a_mapping_of_what_was_done(folder):
 
 def test_frames_come_back(folder):
     frame = featx.open_run(folder).frame("cats/0.jpg")
-    assert (frame.original, frame.input) == ((96, 72), (160, 160))
+    assert (frame.original, frame.input) == ((80, 70), (64, 64))
     # The centre of the photo is the centre of the input.
-    assert frame.to_input(47.5, 35.5) == pytest.approx((79.5, 79.5), abs=1)
+    assert frame.to_input(39.5, 34.5) == pytest.approx((31.5, 31.5), abs=1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -72,12 +69,8 @@ def test_as_a_torch_dataset(folder, workers):
 def vectors(request, folder, tmp_path_factory):
     """A run of vectors in every format."""
     output = tmp_path_factory.mktemp("vectors") / "run"
-    photos = tmp_path_factory.mktemp("photos") / "cats"
-    photos.mkdir()
-    for number in range(5):
-        natural_image(number).save(photos / f"{number}.jpg")
-    options = {"weights": "random", "embedding": True, "maps": False, "format": request.param, "device": "cpu"}
-    featx.extract(photos, "test_resnet", output, **options)
+    photos = make_photos(tmp_path_factory.mktemp("photos") / "cats", 5)
+    extract(photos, output, embedding=True, maps=False, format=request.param)
     return output
 
 
@@ -121,8 +114,7 @@ def test_a_run_that_was_packed_tells_rows_of_one_key_apart(tmp_path):
     """A killed run may leave two rows of an image, of which the manifest vouches for one."""
     photo = tmp_path / "1.jpg"
     natural_image(1).save(photo)
-    options = {"weights": "random", "embedding": True, "format": "npy", "device": "cpu"}
-    featx.extract(photo, "test_resnet", tmp_path / "run", **options)
+    extract(photo, tmp_path / "run", embedding=True, format="npy")
     rows = np.load(tmp_path / "run" / "embeddings.npy")
     np.save(tmp_path / "run" / "embeddings.npy", np.concatenate([rows, rows + 1]))
     (tmp_path / "run" / "keys.txt").write_text("1.jpg\n1.jpg\n")

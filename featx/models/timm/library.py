@@ -53,16 +53,16 @@ def _require_backbone(request: ModelRequest) -> None:
 
 def _require_as_catalogued(description: Description, request: ModelRequest) -> None:
     """Compare the levels, which every batch is checked against, with those that the catalogue has."""
-    book = catalogue.read()
+    models = catalogue.read()
     name = request.model
     if (
-        not book
-        or book.version != metadata.version("timm")
-        or not catalogue.knows(book, name)
+        not models
+        or models.version != metadata.version("timm")
+        or not catalogue.knows(models, name)
         or request.output_stride is not None
     ):
         return
-    known = catalogue.with_tag(book, name)
+    known = catalogue.with_tag(models, name)
     feed = description.input
     same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
     facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")

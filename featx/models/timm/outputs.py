@@ -1,4 +1,4 @@
-# What there is besides plain levels: a description extended by final map, embedding, prefix tokens and final norm.
+# Outputs other than plain levels: a description extended by final map, embedding, prefix tokens and final norm.
 """Describing what `featx.models.timm.taps.Tapped` takes from a whole network."""
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def extend(description: Description, request: ModelRequest) -> Description:
 
 
 def facts(description: Description) -> dict[str, Any]:
-    """Find out what a network has besides plain levels.
+    """Find out what a network has apart from plain levels.
 
     Parameters
     ----------

@@ -50,14 +50,14 @@ class Reference:
 
 
 def resolve(name: str) -> Reference:
-    """Find out what a model's name stands for; reads a small file from the hub for ``hf-hub:`` names.
+    """Find out what a model's name stands for; ``hf-hub:`` names take a small file from the hub.
 
     Raises
     ------
     ModelError
         If timm knows no such architecture or tag; the message has the nearest names.
     WeightsError
-        If a hub repository's configuration cannot be had.
+        If a hub repository's configuration cannot be found.
     """
     prefix, colon, rest = name.partition(":")
     if not colon:

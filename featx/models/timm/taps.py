@@ -32,7 +32,7 @@ class Taps:
     indices : tuple of int
         Levels, by timm's index.
     hooks : tuple of (str, bool), or None
-        The modules that give them, and whether it is what goes in (True) or what comes out; None where the network's
+        The modules that give them, and whether by their input (True) or their output; None where the network's
         `forward_intermediates` gives them.
     layout : str
         ``NCHW`` or ``NHWC``: of the levels.
@@ -65,12 +65,12 @@ class Taps:
 
 
 class Tapped(nn.Module):
-    """A timm network without its classifier that gives levels, prefix tokens, final map and embedding in one pass.
+    """A timm network without its classifier, which gives levels, prefix tokens, final map and embedding in one pass.
 
     Parameters
     ----------
     network : nn.Module
-        The whole network; its classifier is taken off.
+        The whole network; its classifier is removed.
     taps : Taps
         What to take.
     """
@@ -78,7 +78,7 @@ class Tapped(nn.Module):
     def __init__(self, network: Any, taps: Taps) -> None:
         super().__init__()
         self.taps, self.indices = taps, list(taps.indices)
-        _take_off_classifier(network)
+        _remove_classifier(network)
         if not taps.whole and hasattr(network, "prune_intermediate_layers") and taps.indices:
             self.indices = network.prune_intermediate_layers(list(taps.indices), prune_norm=not taps.norm)
         self.network = network
@@ -107,7 +107,7 @@ class Tapped(nn.Module):
         return [*results, *(final if self.taps.final else []), *embedding]
 
     def _run(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
-        """Run the network; what comes out of its last block is as it leaves it."""
+        """Run the network; the output of its last block stays as it is."""
         taps = self.taps
         if not taps.indices:
             return [], [], self.network.forward_features(batch)
@@ -149,7 +149,7 @@ class Tapped(nn.Module):
             return to_nchw(taps.final_layout, [end])[0]
         tokens = end[:, taps.skipped :]
         if tokens.shape[1] != taps.grid[0] * taps.grid[1]:
-            raise ModelError("The final map has another size at this input", "Load it for the size: image_size")
+            raise ModelError("The final map has another size for this input", "Load the model for that image_size")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *taps.grid)
 
     def _embedding(self, end: Any, final: Tensor | None = None) -> Tensor:
@@ -169,18 +169,18 @@ def pooled(final: Tensor, pool: str) -> Tensor:
     if pool == "max":
         return final.amax((2, 3))
     if pool == "gem":
-        # In full precision: the powers of half precision's numbers do not fit into it.
+        # In full precision: powers of numbers in half precision overflow it.
         return final.float().clamp(min=GEM_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
     return final.mean((2, 3))
 
 
-def _take_off_classifier(network: Any) -> None:
-    """Put nothing in the place of a classifier, which is neither run nor wanted in a checkpoint."""
+def _remove_classifier(network: Any) -> None:
+    """Replace a classifier, which is neither run nor looked for in a checkpoint, by nothing."""
     classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
     parts = {id(part) for part in (classifier if isinstance(classifier, tuple | list) else [classifier])}
     for name, module in list(network.named_modules()):
         if id(module) in parts and isinstance(getattr(module, "fc", None), nn.Module):
-            module.fc = nn.Identity()  # some call their whole head so, with the pooling that is still to be done
+            module.fc = nn.Identity()  # some name their whole head so, with pooling that is still needed
         elif id(module) in parts:
             parent, _, own = name.rpartition(".")
             setattr(network.get_submodule(parent), own, nn.Identity())

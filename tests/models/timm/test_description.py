@@ -152,7 +152,7 @@ def test_refusals_say_what_there_is(case):
 
 
 def test_levels_cannot_be_asked_for_in_two_ways_at_once():
-    with pytest.raises(UsageError, match="both by index and by stride"):
+    with pytest.raises(UsageError, match="--out-indices and --strides both choose the levels"):
         describe("resnet50", out_indices=(1,), strides=(8,))
 
 

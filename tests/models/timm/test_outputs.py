@@ -12,14 +12,14 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models.timm import outputs
 from featx.models.timm.library import Timm
-from featx.requests import ModelRequest
+from featx.options import ModelRequest
 from tests.models.families import EVERY_KIND, FAMILIES, SMALLER
 
-SOURCE = Timm()
+LIBRARY = Timm()
 
 
 def described(name, **asked):
-    return SOURCE.describe(ModelRequest(name, **asked))
+    return LIBRARY.describe(ModelRequest(name, **asked))
 
 
 def as_map(values, shape):
@@ -41,7 +41,7 @@ def test_embedding_final_map_and_levels_equal_timms_bit_for_bit(name, tmp_path, 
     whole = timm.create_model(name, **options).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
     plain = featx.load_pyramid(name, weights=tmp_path / "weights.pth", image_size=size, device="cpu")
-    facts = outputs.facts(SOURCE.describe(plain.request))
+    facts = outputs.facts(LIBRARY.describe(plain.request))
     both = featx.load_pyramid(
         name,
         weights=tmp_path / "weights.pth",
@@ -149,10 +149,10 @@ def test_what_a_network_has_not_is_refused(name, asked, message):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"pool": "avg"}, "--pool makes an embedding"),
-        ({"embedding": True, "pool": "median"}, "no pooling 'median'"),
-        ({"maps": False}, "nothing is left"),
-        ({"maps": False, "embedding": True, "norm": True}, "about levels"),
+        ({"pool": "avg"}, "--pool needs --embedding"),
+        ({"embedding": True, "pool": "median"}, "expected avg, max, gem or cls, not 'median'"),
+        ({"maps": False}, "Nothing is left to keep"),
+        ({"maps": False, "embedding": True, "norm": True}, "--norm and --prefix-tokens need levels"),
         ({"part": "neck"}, "has no neck"),
     ],
 )
