@@ -27,7 +27,7 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 def write(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write a file, one piece after the other; it is not safe on the disk before `settle`."""
+    """Write a file, one piece after the other; it is not safe on the disk before `commit`."""
     handle = os.open(path, NEW, 0o666)
     try:
         write_all(handle, pieces)
@@ -72,7 +72,7 @@ def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None
     temporary = temporary or temporary_beside(path)
     try:
         write(temporary, pieces)
-        settle({temporary: path})
+        commit({temporary: path})
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -84,7 +84,7 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{path.name}.tmp")
 
 
-def settle(written: dict[Path, Path]) -> None:
+def commit(written: dict[Path, Path]) -> None:
     """Give temporary files their names when they, and then the names, are safely on the disk.
 
     All files are synchronised before the first is renamed, and each folder once: the disk works on them together. Those

@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec import Struct, to_builtins
+
 # A number, or (y, x) where the two differ.
-Spacing = float | tuple[float, float]
+Spacing = int | float | tuple[int | float, int | float]
 
 # Names of the arrays that are no levels.
 FINAL, EMBEDDING = "final", "embedding"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True, gc=False):
     """One input image.
 
     Attributes
@@ -35,8 +37,7 @@ class Item:
     alias: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(Struct, frozen=True, omit_defaults=True):
     """One map of a feature pyramid.
 
     Attributes
@@ -53,11 +54,11 @@ class Level:
         Model-input pixel (centres at integers) at the centre of cell 0; None where unknown.
     height, width : int or None
         H and W of the map at the planned input size; None where they cannot be known beforehand.
-    ratio : (float, float) or None
-        Input size by map size, (y, x), where it is not the stride that the network declares; None where they agree.
     part : str
         Where levels of several parts of a network are together: ``backbone`` or ``neck``. ``final`` for the map that a
-        network makes its embedding of, which is no level. Empty otherwise.
+        network makes its embedding of, which is not a level. Empty otherwise.
+    ratio : (float, float) or None
+        Input size by map size, (y, x), where it is not the stride that the network declares; None where they agree.
     """
 
     index: int
@@ -67,8 +68,8 @@ class Level:
     offset: Spacing | None
     height: int | None
     width: int | None
-    ratio: tuple[float, float] | None = None
     part: str = ""
+    ratio: tuple[float, float] | None = None
 
     @property
     def key(self) -> str:
@@ -80,39 +81,8 @@ class Level:
         """(C, H, W)."""
         return self.channels, self.height, self.width
 
-    def to_json(self) -> dict[str, Any]:
-        """The keys that a level has wherever it is written; part and ratio only where they say something."""
-        value: dict[str, Any] = {
-            "index": self.index,
-            "name": self.name,
-            "channels": self.channels,
-            "stride": _spacing_to_json(self.stride),
-            "offset": _spacing_to_json(self.offset),
-            "height": self.height,
-            "width": self.width,
-        }
-        if self.part:
-            value["part"] = self.part
-        return value if self.ratio is None else {**value, "ratio": list(self.ratio)}
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Level:
-        """Undo `to_json`; keys it does not know are left alone."""
-        return cls(
-            index=value["index"],
-            name=value["name"],
-            channels=value["channels"],
-            stride=_spacing_from_json(value["stride"]),
-            offset=_spacing_from_json(value["offset"]),
-            height=value["height"],
-            width=value["width"],
-            ratio=tuple(value["ratio"]) if "ratio" in value else None,
-            part=value.get("part", ""),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """One array of an output.
 
     Attributes
@@ -134,18 +104,8 @@ class Field:
         """Whether it is one vector, which is always written in full precision."""
         return len(self.shape) == 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists."""
-        return {"key": self.key, "shape": list(self.shape), "dtype": self.dtype}
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Field:
-        """Undo `to_json`."""
-        return cls(value["key"], tuple(value["shape"]), value["dtype"])
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Struct, frozen=True):
     """What a model wants to be fed, as timm's evaluation transform reads it.
 
     Attributes
@@ -173,20 +133,7 @@ class Input:
     interpolation: str
     crop_pct: float
     fit: str
-    configuration: str = "own"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {
-            "height": self.height,
-            "width": self.width,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-            "crop_pct": self.crop_pct,
-            "fit": self.fit,
-            "configuration": self.configuration,
-        }
+    configuration: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +185,7 @@ class Description:
     plan: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Struct, frozen=True, omit_defaults=True):
     """Where the parameters of a pyramid came from.
 
     Attributes
@@ -252,6 +198,8 @@ class Weights:
         Of the checkpoint file; for random weights, of the parameters' names, shapes and bytes.
     seed : int or None
         Of random weights.
+    note : str
+        What to know before their numbers are used; empty where they are what they seem.
     part : str
         The container inside the checkpoint that was taken (``state_dict_ema`` …); empty where there was none.
     """
@@ -260,6 +208,7 @@ class Weights:
     source: str
     sha256: str
     seed: int | None = None
+    note: str = ""
     part: str = ""
 
     @property
@@ -267,22 +216,11 @@ class Weights:
         """What tells these parameters from all others: a file's hash, and which of its containers."""
         return f"{self.sha256}:{self.part}" if self.part else self.sha256
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; a seed only where it means something."""
-        value: dict[str, Any] = {"kind": self.kind, "source": self.source, "sha256": self.sha256}
-        if self.seed is not None:
-            value["seed"] = self.seed
-            value["note"] = RANDOM_WEIGHTS
-        if self.part:
-            value["part"] = self.part
-        return value
-
 
 RANDOM_WEIGHTS = "random weights: shapes are right, values carry nothing learned"
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Struct, frozen=True, gc=False, omit_defaults=True):
     """Size and time of a file, and its sha256 where that was asked for, to see whether it was changed since."""
 
     bytes: int
@@ -302,8 +240,8 @@ class Outcome:
         Of the image file when it was read; None where it could not be.
     size : tuple of int or None
         Width and height of the upright original.
-    frame : dict or None
-        `featx.images.frame.Frame` as JSON.
+    frame : Frame or None
+        Where the original lies in the model's input; see `featx.images.frame.Frame`.
     output : str
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
@@ -317,7 +255,7 @@ class Outcome:
     item: Item
     stat: Stat | None = None
     size: tuple[int, int] | None = None
-    frame: dict[str, Any] | None = None
+    frame: Any = None
     output: str = ""
     bytes: int = 0
     sha256: str = ""
@@ -361,9 +299,6 @@ def many_records() -> Iterator[None]:
             gc.enable()
 
 
-def _spacing_to_json(value: Spacing | None) -> float | list[float] | None:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _spacing_from_json(value: float | list[float] | None) -> Spacing | None:
-    return (value[0], value[1]) if isinstance(value, list) else value
+def plain(value: Any) -> Any:
+    """Lay a value out as it is read from JSON: lists for tuples, and no keys that say nothing."""
+    return json.loads(json.dumps(to_builtins(value)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# Planning at scale: a million images that are done already, found, held against their manifest, and skipped.
+# Planning at scale: a million images that are done already, found, compared with their manifest, and skipped.
 """Time what ``featx extract`` does before its first image, on a run that is complete.
 
 The images and their outputs are hard links to a few files, so that a million of them take no room; the manifest is the
@@ -20,10 +20,12 @@ from pathlib import Path
 
 from featx.images import lists, sources
 from featx.images.locators import stat_of
+from featx.options import RECIPE
 from featx.requests import Job
 from featx.runs import layout, reading
 from featx.runs.planning import plan_work
-from featx.runs.summary import FACTS, FORMAT, RECIPE
+from featx.runs.summary import FORMAT, Counts, Summary
+from featx.values import Input, Weights, plain
 
 # Links that a file may have on common file systems, with room to spare.
 LINKS = 30_000
@@ -53,24 +55,28 @@ def make(root: Path, count: int) -> None:
     run = root / "run"
     (root / "sources").mkdir()
     run.mkdir()
-    summary = {
-        **{fact: kind() for fact, kind in FACTS.items() if fact != "seconds"},
-        "featx_format": FORMAT,
-        "weights": {"kind": "random", "source": "seed 0", "sha256": "0"},
-        "input": {"height": 224, "width": 224, "configuration": "own"},
-        "recipe": {
-            **dict.fromkeys(RECIPE),
+    summary = Summary(
+        state="done",
+        model=JOB.model,
+        source="timm",
+        weights=Weights("random", "seed 0", "0"),
+        levels=(),
+        arrays=(),
+        input=Input(224, 224, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875, "crop", "own"),
+        recipe={
+            **RECIPE,
+            "model": JOB.model,
+            "weights": "0",
             "levels": [],
-            "format": "npz",
-            "precision": "fp32",
-            "dtype": "float32",
+            "device": "cpu",
             "batch_size": 8,
             "threads": 1,
+            "versions": {},
         },
-        "counts": {"done": count, "failed": 0, "total": count},
-        "seconds": 0,
-    }
-    (run / layout.SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+        counts=Counts(count, 0, count),
+        seconds=0.0,
+    )
+    (run / layout.SUMMARY).write_text(json.dumps({"featx_format": FORMAT, **plain(summary)}), encoding="utf-8")
     with (
         (run / layout.MANIFEST).open("w", encoding="utf-8") as lines,
         (root / "list.txt").open("w", encoding="utf-8") as listed,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import convert, to_builtins
 
 from featx import files
 from featx.errors import FeatxError, UnreadableError
@@ -77,7 +78,7 @@ class Child:
             pixels = np.frombuffer(bytearray(self._connection.recv_bytes()), np.uint8).reshape(answer["shape"])
         except (EOFError, OSError, ValueError) as error:
             raise UnreadableError("decode", self._epitaph()) from error
-        return Placed(pixels, Frame.from_json(answer["frame"]), answer["sha256"], answer["messages"])
+        return Placed(pixels, convert(answer["frame"], Frame), answer["sha256"], answer["messages"])
 
     def close(self) -> None:
         """End the process."""
@@ -149,7 +150,7 @@ def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashe
     try:
         placed = place(preprocessor, locator, limits, hashed=hashed)
         pixels = placed.pixels.tobytes()
-        answer = {"shape": placed.pixels.shape, "frame": placed.frame.to_json(), "sha256": placed.sha256}
+        answer = {"shape": placed.pixels.shape, "frame": to_builtins(placed.frame), "sha256": placed.sha256}
         answer["messages"] = "; ".join(filter(None, (placed.messages, _take(captured))))[:MESSAGES]
         head = json.dumps(answer)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one image, the next one is read

@@ -15,7 +15,8 @@ from featx.engine.events import Listener
 from featx.engine.resources import Workers
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import OutputError, StoppedError, StuckError
-from featx.runs import formats, recorder
+from featx.runs import formats
+from featx.runs.recorder import Recorder
 from featx.values import Item, Note, Outcome
 
 if TYPE_CHECKING:
@@ -38,23 +39,23 @@ class Execution:
 
     def clear(self, outcomes: Sequence[Outcome]) -> None:
         """Suspect images no more, now that they have their lines."""
-        from featx.runs.suspects import keep_in_mind, mark_of
+        from featx.runs.suspects import mark_of, save_suspects
 
         cleared = {mark_of(outcome.item) for outcome in outcomes} & self.suspects.keys() if self.suspects else ()
         for mark in cleared:
             del self.suspects[mark]
         if cleared:
-            keep_in_mind(self.unfinished, self.suspects)
+            save_suspects(self.unfinished, self.suspects)
 
 
-def execute(items: list[Item], execution: Execution, ledger: recorder.Ledger, listener: Listener) -> list[Outcome]:
+def execute(items: list[Item], execution: Execution, recorder: Recorder, listener: Listener) -> list[Outcome]:
     """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
     from featx.engine import pipeline
 
     left, failures = deque(items), []
 
     def enter(group: Sequence[Outcome]) -> None:
-        entered = ledger.enter(group)
+        entered = recorder.enter(group)
         execution.clear(entered)
         for outcome in entered:
             left.popleft()
@@ -84,19 +85,21 @@ def execute(items: list[Item], execution: Execution, ledger: recorder.Ledger, li
 
 
 @contextmanager
-def recording(ledger: recorder.Ledger, execution: Execution) -> Iterator[None]:
+def recording(recorder: Recorder, execution: Execution) -> Iterator[None]:
     """Leave manifest and summary in order, however the work ends."""
     try:
         yield
     except BaseException as error:
         with suppress(OutputError):  # the disk may be what is wrong; the run is good without it
-            ledger.save("stopped")
+            recorder.save("stopped")
         if isinstance(error, KeyboardInterrupt | InterruptedByError):
             raise StoppedError(
-                f"Stopped: {ledger.progress}", "Run the same command to resume", execution.stop.signal or signal.SIGINT
+                f"Stopped: {recorder.progress}",
+                "Run the same command to resume",
+                execution.stop.signal or signal.SIGINT,
             ) from error
         if isinstance(error, OutputError):
-            raise type(error)(f"{error.message} ({ledger.progress})", error.hint) from error
+            raise type(error)(f"{error.message} ({recorder.progress})", error.hint) from error
         raise
     finally:
         execution.reader.close()

@@ -21,11 +21,12 @@ from featx.engine.stopping import Stop
 from featx.images import lists, sources
 from featx.options import GROUPS, folder_name
 from featx.requests import Job
-from featx.runs import formats, layout, lock, recorder
-from featx.runs.clearing import ANY_VECTOR, clear_up
+from featx.runs import formats, layout, lock
+from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.recipe import facts_of
+from featx.runs.recorder import Recorder
 from featx.runs.summary import read_summary
-from featx.runs.suspects import marks_of, still_suspected
+from featx.runs.suspects import marks_of, pending_suspects
 from featx.values import Item, Note, Outcome
 
 if TYPE_CHECKING:
@@ -121,29 +122,29 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
     job = completed(job)
     items, output = _find(job, listener)
     pyramids = _load(job)
-    with lock.hold(output) as held:
+    with lock.exclusive(output) as held:
         notes: deque[str] = deque()
         earlier = read_summary(output)
         setting = set_up(pyramids, job, items, output, earlier, notes.append)
         plan = setting.plan
         if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
             use_backend(setting.computers, setting.workers)
-        suspects = still_suspected(held.unfinished, output, plan)
+        suspects = pending_suspects(held.unfinished, output, plan)
         writer = _begin(held, output, setting, earlier)
-        ledger = _open_ledger(held, output, setting, listener)
+        recorder = _recorder(held, output, setting, listener)
         reader = _reader(held, setting, suspects, listener, captured)
         execution = Execution(
             setting.computers, writer, setting.workers, reader, stop or Stop(), notes, held.unfinished, suspects
         )
         failures = list(plan.failures)
-        with recording(ledger, execution), machine([pyramid.device for pyramid in pyramids], setting.workers):
-            failures += execute(plan.to_do, execution, ledger, listener)
+        with recording(recorder, execution), machine([pyramid.device for pyramid in pyramids], setting.workers):
+            failures += execute(plan.to_do, execution, recorder, listener)
             if plan.again or len(failures) > len(plan.failures):
-                clear_up(writer, output, setting.job.format)
-        ledger.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
-        ledger.save("done")
+                collect_garbage(writer, output, setting.job.format)
+        recorder.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
+        recorder.save("done")
     tried = len(plan.to_do)
-    return Report(ledger.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+    return Report(recorder.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
 
 
 def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
@@ -166,33 +167,33 @@ def _load(job: Job) -> list[Pyramid]:
     return pyramids
 
 
-def _begin(held: lock.Hold, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
+def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
     """Clear up what earlier calls left unfinished, and make the writer."""
     if earlier:  # whose outputs may have to be cleared away
         formats.require(earlier["recipe"]["format"])
-    held.begin(anew=setting.job.overwrite)
+    held.begin(from_scratch=setting.job.overwrite)
     writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].pyramid.fields)
     if earlier:
         name = earlier["recipe"]["format"]
         same = name == setting.job.format
-        clear_up(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
+        collect_garbage(writer if same else formats.writer(name, output, held.unfinished, ANY_VECTOR), output, name)
     return writer
 
 
-def _open_ledger(held: lock.Hold, output: Path, setting: Setting, listener: Listener) -> recorder.Ledger:
+def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Begin to record the run, and tell the listener what is planned."""
     plan = setting.plan
     facts = facts_of(setting.computers[0].pyramid, setting.recipe)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
-    ledger = recorder.Ledger(output, held, facts, *counts, setting.earlier)
-    ledger.save("running")
-    listener(Planned(ledger.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
-    return ledger
+    recorder = Recorder(output, held, facts, *counts, setting.earlier)
+    recorder.save("running")
+    listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
+    return recorder
 
 
 def _reader(
-    held: lock.Hold,
+    held: lock.LockedFolder,
     setting: Setting,
     suspects: dict[bytes, bytes],
     listener: Listener,

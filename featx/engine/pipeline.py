@@ -21,6 +21,7 @@ from itertools import chain, count
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from featx.engine.children import LOOK_EVERY
@@ -33,12 +34,11 @@ from featx.images.frame import Frame
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
+from featx.runs.recorder import ROOM
 from featx.values import Item, Outcome, Stat
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
 PATIENCE = 4
-
-ROOM = "Make room, and run it again to resume"
 
 # Errors of a file system that are about a name, not about the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -201,9 +201,9 @@ class Work:
         try:
             placed = self._reader(item)
         except UnreadableError as error:
-            hashed = replace(stat, sha256=error.sha256) if stat else None
+            hashed = structs.replace(stat, sha256=error.sha256) if stat else None
             return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)
-        hashed = replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
+        hashed = structs.replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
         return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
@@ -237,7 +237,7 @@ class Work:
             image.item,
             image.stat,
             size=image.frame.original,
-            frame=image.frame.to_json(),
+            frame=image.frame,
             bytes=stored.bytes,
             sha256=stored.sha256,
             messages=image.messages,
@@ -255,7 +255,7 @@ class Work:
         """Have outputs put in their place, safe on the disk; where one fails, those before it are kept."""
         written = [value for value in group if isinstance(value, Written)]
         try:
-            outputs = iter(self._writer.settle([value.stored for value in written]))
+            outputs = iter(self._writer.commit([value.stored for value in written]))
         except OSError as error:
             if len(group) == 1 and error.errno in OF_THE_NAME:
                 yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]

@@ -86,7 +86,7 @@ def similar(
     blocks = opened.embeddings()
     vector = query if isinstance(query, np.ndarray) else embedding_of(opened, Path(query), device)
     best = nearest(blocks, vector, count)
-    found = [Neighbour(key, str(opened.line(key).get("path", "")), score) for key, score in best]
+    found = [Neighbour(key, opened.line(key).path, score) for key, score in best]
     return Neighbours("" if isinstance(query, np.ndarray) else str(query), len(opened), found)
 
 

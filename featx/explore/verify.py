@@ -10,12 +10,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from featx import files
 from featx.engine import resources
@@ -29,7 +30,7 @@ from featx.runs.formats import Array
 from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
-from featx.runs.suspects import remember_suspects
+from featx.runs.suspects import read_suspects, save_suspects
 from featx.values import Field, Item
 from featx.version import library_versions
 
@@ -167,7 +168,7 @@ def verify(
     """
     folder = Path(folder)
     require_summary(folder)  # before its lock is looked for
-    holding: AbstractContextManager[Any] = lock.hold(folder, make=False) if repair else lock.look(folder)
+    holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
     with holding as held:
         run = open_run(folder)
         verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
@@ -201,7 +202,7 @@ def _fault(run: Run, key: str) -> str:
     """Say what is wrong with an output."""
     try:
         line = run.line(key)
-        return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line["output"]), run.fields)
+        return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line.output), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except FeatxError as error:  # a link leads out of the folder
@@ -248,10 +249,10 @@ def _is_output(run: Run, path: str) -> bool:
         return False
 
 
-def _repair(run: Run, held: lock.Hold, verified: Verified) -> None:
+def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
     """Forget what is missing or damaged, and say in the summary that the run is not complete."""
     forgotten = {*verified.missing, *verified.damaged}
-    remember_suspects(held.unfinished)
+    save_suspects(held.unfinished, read_suspects(held.unfinished))
     held.begin()
     if forgotten or verified.unreadable:
         try:
@@ -275,7 +276,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
     found = (_unchanged(run, key) for key in chosen)
-    items = [replace(item, alias=f"{number}.npz") for number, item in enumerate(found) if item]
+    items = [structs.replace(item, alias=f"{number}.npz") for number, item in enumerate(found) if item]
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
@@ -304,9 +305,9 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
 def _unchanged(run: Run, key: str) -> Item | None:
     """The image of an output, if it is still the one that was read."""
     line = run.line(key)
-    path, then = to_path(line["path"]), line["input"]
+    path, then = to_path(line.path), line.input
     now = stat_of(path)
-    same = now and then and (now.bytes, now.mtime_ns) == (then["bytes"], then["mtime_ns"])
+    same = now and then and (now.bytes, now.mtime_ns) == (then.bytes, then.mtime_ns)
     return Item(key, path) if same else None
 
 

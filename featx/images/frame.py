@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from msgspec import Struct
+from msgspec.structs import replace
 
 from featx.values import Level, Spacing
 
 Pair = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True, gc=False):
     """How an image was placed in the model's input: an axis-aligned affine map, invertible.
 
     All pairs are ``(x, y)``; pixel centres lie at integers, so an image of width `w` spans -0.5 … w - 0.5.
@@ -33,14 +32,14 @@ class Frame:
 
     original: tuple[int, int]
     input: tuple[int, int]
-    scale: Pair = (1.0, 1.0)
-    offset: Pair = (0.0, 0.0)
-    orientation: int = 1
+    scale: Pair
+    offset: Pair
+    orientation: int
 
     @classmethod
     def of(cls, size: tuple[int, int], orientation: int = 1) -> Frame:
         """Start from an untouched image of `size` (width, height)."""
-        return cls(original=size, input=size, orientation=orientation)
+        return cls(size, size, (1.0, 1.0), (0.0, 0.0), orientation)
 
     def resized(self, size: tuple[int, int]) -> Frame:
         """Resample the whole input to `size` (width, height); the outer edges stay together, not the pixel centres."""
@@ -74,27 +73,6 @@ class Frame:
             return None
         offset, stride = _vertical_horizontal(level.offset), _vertical_horizontal(level.stride)
         return self.to_original(offset[1] + column * stride[1], offset[0] + row * stride[0])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, as a manifest line has them."""
-        return {
-            "original": list(self.original),
-            "input": list(self.input),
-            "scale": list(self.scale),
-            "offset": list(self.offset),
-            "orientation": self.orientation,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Frame:
-        """Undo `to_json`."""
-        return cls(
-            original=(value["original"][0], value["original"][1]),
-            input=(value["input"][0], value["input"][1]),
-            scale=(value["scale"][0], value["scale"][1]),
-            offset=(value["offset"][0], value["offset"][1]),
-            orientation=value["orientation"],
-        )
 
 
 def _vertical_horizontal(value: Spacing) -> Pair:

@@ -175,7 +175,8 @@ class Walk:
 
 def has_image_suffix(name: str) -> bool:
     """Whether a file's suffix is one of `SUFFIXES`."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Path objects take long
+    dot = name.rfind(".")
+    return name[dot:].lower() in SUFFIXES and name[:dot].strip(".") != ""  # dots in front begin no suffix
 
 
 def natural(text: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm
 
 from featx.errors import WeightsError, first_line
-from featx.files import settle, sha256_of
+from featx.files import commit, sha256_of
 from featx.models.weights import Found, hashed
 
 # Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
@@ -101,7 +101,7 @@ def url_file(url: str) -> Found:
             found = Found(target, sha256_of(arrived))
             if stated and not found.sha256.startswith(stated[1]):
                 raise WeightsError(f"{url} does not match the sha256 in its name", "Try again; it was damaged")
-            settle({arrived: target})
+            commit({arrived: target})
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise WeightsError(f"{url} could not be fetched: {first_line(error)}", WAYS_ON) from error
     return found

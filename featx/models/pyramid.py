@@ -23,7 +23,7 @@ from featx.models.levels import require_arrays, to_nchw
 from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
-from featx.values import Description, Field, Input, Level, Weights
+from featx.values import Description, Field, Input, Level, Weights, plain
 from featx.version import library_versions
 
 # What load_pyramid does not take: the name comes first, and how it is run is up to the caller.
@@ -200,7 +200,7 @@ class Pyramid:
                 "request": asdict(self.request),
                 "architecture": self.architecture,
                 "weights": self.weights.identity,
-                "fields": [field.to_json() for field in self.fields],
+                "fields": plain(self.fields),
                 "versions": library_versions(self.source, self.backend),
             },
         )

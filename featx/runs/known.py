@@ -1,25 +1,25 @@
 # What earlier calls left in the manifest of a run, and what of it is still current.
-"""Lines of earlier calls, held against the images and outputs of today."""
+"""Lines of earlier calls, compared with the images and outputs of today."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import Literal
+
+from msgspec import Struct
 
 from featx.errors import UsageError
 from featx.images.locators import exists, same_image, sha256_of, stat_of
 from featx.paths import to_path
 from featx.runs.formats import Reader
-from featx.runs.manifest import lines
+from featx.runs.manifest import Done, lines
 from featx.values import Stat, many_records
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What has to be remembered of a line to plan with it; a million of them fit into memory.
+class Known(Struct, frozen=True, gc=False):
+    """What is kept of a line to plan with it, so that a million of them fit into memory.
 
     Attributes
     ----------
@@ -42,44 +42,49 @@ class Known:
     stat: Stat | None
     output: str
     bytes: int
-    stage: str
-    error: str
+    stage: str = ""
+    error: str = ""
 
 
 @many_records()
 def read_known(folder: Path) -> dict[str, Known]:
     """Read the last line of every key in the manifest."""
     found = {}
-    for _, line in lines(folder):
-        read, place = line["input"], place_of(line["path"])
-        stat = Stat(read["bytes"], read["mtime_ns"], read.get("sha256", "")) if read else None
-        if line["status"] == "done":
-            found[line["key"]] = Known(True, place, stat, line["output"], line["bytes"], "", "")
+    for line in lines(folder):
+        place = place_of(line.path)
+        if isinstance(line, Done):
+            found[line.key] = Known(True, place, line.input, line.output, line.bytes)
         else:
-            found[line["key"]] = Known(False, place, stat, "", 0, line["stage"], line["error"])
+            found[line.key] = Known(False, place, line.input, "", 0, line.stage, line.error)
     return found
 
 
-Standing = Literal["stands", "stale", "gone"]
+class State(Enum):
+    """What has become of a line's image and output since."""
+
+    CURRENT = auto()
+    STALE = auto()
+    GONE = auto()  # the image; its features are kept
 
 
-def standing_of(reader: Reader, key: str, line: Known, path: str, *, hashed: bool = False) -> Standing:
-    """Say whether a line can be relied on: its output is there in full, and its image unchanged, or gone."""
+def state_of(reader: Reader, key: str, line: Known, path: str, *, hashed: bool = False) -> State:
+    """Compare a line with the disk: whether its output is there in full, and its image there and unchanged."""
     if line.done and not reader.holds(key, line.output, line.bytes):
-        return "stale"
-    now = stat_of(path)
+        return State.STALE
+    now, then = stat_of(path), line.stat
     if now is None and line.done:
-        return "gone"
-    if hashed and now and line.stat and line.stat.sha256:
-        return "stands" if sha256_of(path) == line.stat.sha256 else "stale"
-    same = (now is None) == (line.stat is None) and (
-        now is None or line.stat is None or (now.bytes, now.mtime_ns) == (line.stat.bytes, line.stat.mtime_ns)
-    )
-    return "stands" if same else "stale"
+        return State.GONE
+    if hashed and now and then and then.sha256:
+        same = sha256_of(path) == then.sha256
+    elif now and then:
+        same = now.mtime_ns == then.mtime_ns and now.bytes == then.bytes
+    else:
+        same = now is then  # both could not be read
+    return State.CURRENT if same else State.STALE
 
 
 def place_of(path: str) -> int:
-    """Return a number that stands for a whole path, as text, however it is written; links are not followed."""
+    """Return a number that stands for an absolute path, as text, however it is written; links are not followed."""
     return hash(os.path.normpath(path))
 
 
@@ -98,7 +103,7 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
     UsageError
         If there is one.
     """
-    last = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in paths}
+    last = {line.key: line.path for line in lines(folder) if line.key in paths}
     for key, text in last.items():
         now, then = paths[key], to_path(text)
         if exists(then) and not same_image(then, now):
@@ -110,5 +115,5 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
 
 def count_gone(folder: Path, keys: Collection[str]) -> int:
     """Count those of the keys whose images are no longer there."""
-    paths = {line["key"]: line["path"] for _, line in lines(folder) if line["key"] in keys}
+    paths = {line.key: line.path for line in lines(folder) if line.key in keys}
     return sum(not exists(to_path(path)) for path in paths.values())

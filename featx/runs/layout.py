@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from featx.paths import fold
 from featx.values import Item
@@ -45,7 +46,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
     Returns
     -------
     str
-        Every name in it fits into `LONGEST` bytes, and no folder is called what an output or the run's books are.
+        Every name in it fits into `LONGEST` bytes, and no folder has the name of an output, or of the run's own files.
     """
     *folders, name = key.split("/")
     places = [_fitted(folder, "~" if _TAKEN.fullmatch(folder) else "", "") for folder in folders]

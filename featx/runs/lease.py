@@ -27,7 +27,7 @@ AGAIN = 1.0
 
 
 class Lease:
-    """A lease that is held by this process until `end`.
+    """A lease that this process has until `end`.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
-# The hold on a run's folder: which folders can be a run's, who may change one, and what is unfinished in it.
-"""Keeping other programs' files, and other runs, out of harm's way."""
+# Locks on a run's folder: which folders can be a run's, who may change one, and what is unfinished in it.
+"""Other programs' files are left alone, and other runs kept out."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UN
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary
 
-# What file systems answer that have no locks.
+# Errors of file systems that have no locks.
 LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 # What may lie in a folder before the first image is done.
 EMPTY = {MANIFEST, UNFINISHED, LEASE}
 
 
-class Hold:
+class LockedFolder:
     """A run's folder that this process alone may change.
 
     Attributes
@@ -46,8 +46,8 @@ class Hold:
         if lease:
             self.notes.append(f"{folder} is on a file system without locks: the file {LEASE} keeps other runs out")
 
-    def begin(self, *, anew: bool = False) -> None:
-        """Clear up what an earlier call left unfinished, or all that it left; nothing is touched before.
+    def begin(self, *, from_scratch: bool = False) -> None:
+        """Remove what an earlier call left unfinished or, from scratch, all that it left; nothing is touched before.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Hold:
         """
         try:
             self._sweep()
-            if anew:
+            if from_scratch:
                 self._remove_outputs()
             else:
                 _drop_torn_line(self._handle)
@@ -90,18 +90,16 @@ class Hold:
     def drop(self, keys: Collection[str]) -> None:
         """Take the lines of some keys, and those that cannot be read, out of the manifest.
 
-        The file is replaced by one that is held before it has its name.
+        The new file is locked before it gets its name.
         """
         self._require_lease()
         temporary = self.unfinished / MANIFEST
-        files.write(
-            temporary, (text for text, line in manifest.texts(self._folder) if line and line["key"] not in keys)
-        )
+        files.write(temporary, (text for text, line in manifest.texts(self._folder) if line and line.key not in keys))
         handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             if not self._lease:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            files.settle({temporary: self._folder / MANIFEST})
+            files.commit({temporary: self._folder / MANIFEST})
         except BaseException:
             os.close(handle)
             raise
@@ -118,7 +116,7 @@ class Hold:
                 os.unlink(os.path.join(parent, name))  # noqa: PTH108, PTH118
 
     def end(self) -> None:
-        """Let go, and leave nothing unfinished behind but what `KEPT` names."""
+        """Unlock the folder, and leave nothing unfinished behind but what `KEPT` names."""
         with suppress(OSError):  # a disk that cannot be written any more; the next call clears up
             if self._begun and not (self._lease and self._lease.lost):
                 self._sweep()
@@ -139,9 +137,9 @@ class Hold:
 
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
-        outputs = {line["output"] for _, line in manifest.lines(self._folder) if line["status"] == "done"}
+        outputs = {line.output for line in manifest.lines(self._folder) if isinstance(line, manifest.Done)}
         for output in outputs:
-            with suppress(OutputError):  # it leads elsewhere, and is none of ours
+            with suppress(OutputError):  # it leads elsewhere, and is not ours
                 self.remove(output)
             if output == VECTORS:
                 files.remove(self._folder / KEYS)
@@ -152,8 +150,8 @@ class Hold:
 
 
 @contextmanager
-def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
-    """Keep every other run out of a folder, which is made if need be.
+def exclusive(folder: Path, *, make: bool = True) -> Iterator[LockedFolder]:
+    """Lock a folder, which is made if need be, against every other run.
 
     The lock is the kernel's, on the manifest, and ends with the process however it ends; a `Lease` where the file
     system has no locks.
@@ -161,9 +159,9 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
     Raises
     ------
     OutputError
-        If the folder cannot be written, or holds something that is no run.
+        If the folder cannot be written, or holds something that is not a run.
     BusyError
-        If another run holds it.
+        If another run has locked it.
     """
     require_usable(folder)
     try:
@@ -182,7 +180,7 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
         raise OutputError(
             f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
         ) from error
-    held = Hold(folder, handle, lease)
+    held = LockedFolder(folder, handle, lease)
     try:
         yield held
     finally:
@@ -190,15 +188,15 @@ def hold(folder: Path, *, make: bool = True) -> Iterator[Hold]:
 
 
 @contextmanager
-def look(folder: Path) -> Iterator[None]:
-    """Keep runs from changing a folder while it is read; needs no right to write there.
+def shared(folder: Path) -> Iterator[None]:
+    """Lock a folder against changes while it is read; takes no right to write there.
 
     Raises
     ------
     OutputError
         If it cannot be read.
     BusyError
-        If a run holds it.
+        If a run has locked it.
     """
     try:
         handle, locked = _open_locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
@@ -213,12 +211,12 @@ def look(folder: Path) -> Iterator[None]:
 
 
 def require_usable(folder: Path) -> None:
-    """Refuse a folder that cannot become, or is not, a run's: its summary says so, and its lines read as featx's.
+    """Refuse a folder that neither is a run, by its summary and its manifest, nor can become one.
 
     Raises
     ------
     OutputError
-        If it is a file, or holds other things.
+        If it is a file, or holds other files.
     """
     try:
         if not os.path.lexists(folder):
@@ -228,9 +226,9 @@ def require_usable(folder: Path) -> None:
             raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
         if read_summary(folder) is None:
             if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
-                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} of featx's", ELSEWHERE)
+                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} of featx", ELSEWHERE)
             if any(path.name not in EMPTY for path in folder.iterdir()):
-                raise OutputError(f"{folder} holds other things than a run of featx", ELSEWHERE)
+                raise OutputError(f"{folder} holds files that are not part of a run of featx", ELSEWHERE)
         elif not (folder / MANIFEST).exists():
             raise OutputError(f"The run {folder} has lost its {MANIFEST}", ELSEWHERE)
         elif not manifest.is_ours(folder):

@@ -1,64 +1,86 @@
-# A run's manifest.jsonl: what is written there, what is read of it, and the ledger of a run that is going on.
-"""A line an image, and how it is read again whoever wrote it."""
+# A run's manifest.jsonl: what is written there, and how it is read again whoever wrote it.
+"""A line an image."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import Any
 
-import msgspec
+from msgspec import Struct, to_builtins
+from msgspec.json import Decoder
 
 from featx.errors import OutputError
+from featx.images.frame import Frame
+from featx.paths import path_text
 from featx.runs.layout import MANIFEST, is_inside
-from featx.values import many_records
-
-if TYPE_CHECKING:
-    pass
+from featx.values import Outcome, Stat, many_records
 
 
-class Read(TypedDict):
-    """What an image file was when it was read."""
-
-    bytes: int
-    mtime_ns: int
-    sha256: NotRequired[str]
-
-
-class Line(TypedDict):
-    """A line of the manifest; of what is not required, an image that is done has one part, one that failed another."""
+class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):
+    """The line of an image that has features; see `featx.values.Outcome`."""
 
     key: str
     path: str
-    status: Literal["done", "failed"]
-    input: Read | None
-    size: NotRequired[list[int]]
-    frame: NotRequired[dict[str, Any]]
-    output: NotRequired[str]
-    bytes: NotRequired[int]
-    sha256: NotRequired[str]
-    stage: NotRequired[str]
-    error: NotRequired[str]
-    messages: NotRequired[str]
+    input: Stat | None
+    size: tuple[int, int]
+    frame: Frame
+    output: str
+    bytes: int
+    sha256: str
+    messages: str = ""
 
 
-OF_DONE, OF_FAILED = ("size", "frame", "output", "bytes", "sha256"), ("stage", "error")
+class Failed(Struct, frozen=True, gc=False, tag_field="status", tag="failed"):
+    """The line of an image that has none, and why."""
 
-_DECODE = msgspec.json.Decoder(Line).decode
+    key: str
+    path: str
+    input: Stat | None
+    stage: str
+    error: str
+    messages: str = ""
 
-# Lines that are looked at to see whose a manifest is.
-LOOKED_AT = 100
+
+Line = Done | Failed
+
+_DECODE = Decoder(Line).decode
+
+# Lines that are looked at to see whose a manifest is, and bytes that are read at a time.
+LOOKED_AT, BLOCK = 100, 1 << 18
 
 
-def lines(folder: Path) -> Iterator[tuple[int, Line]]:
-    """Read the manifest line by line, each with its position; lines that are not sound are as good as absent."""
-    position = 0
-    for text, line in texts(folder):
-        if line is not None:
-            yield position, line
-        position += len(text)
+def encoded(outcome: Outcome) -> bytes:
+    """Lay out the line of one image.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is something in it that JSON has no way to write.
+    """
+    line: dict[str, Any] = {
+        "key": outcome.item.key,
+        "path": path_text(outcome.item.path),
+        "status": "done" if outcome.done else "failed",
+        "input": outcome.stat,
+    }
+    facts = ("size", "frame", "output", "bytes", "sha256") if outcome.done else ("stage", "error")
+    line.update((fact, getattr(outcome, fact)) for fact in facts)
+    if outcome.messages:
+        line["messages"] = outcome.messages
+    return json.dumps(to_builtins(line), separators=(",", ":")).encode() + b"\n"
+
+
+def lines(folder: Path) -> Iterator[Line]:
+    """Read the manifest line by line; lines that are not sound are as good as absent."""
+    for text in _texts(folder):
+        try:
+            yield parsed(text)
+        except ValueError:
+            continue
 
 
 def texts(folder: Path) -> Iterator[tuple[bytes, Line | None]]:
@@ -96,37 +118,36 @@ def parsed(text: bytes) -> Line:
     ValueError
         If it lacks something, or names an output outside of the folder; the message says what.
     """
-    line: Line = _DECODE(text)
-    done = line["status"] == "done"
-    missing = [name for name in (OF_DONE if done else OF_FAILED) if name not in line]
-    if missing:
-        raise ValueError(f"there is no {missing[0]}")
-    names = line["key"] + line["path"] + (line["output"] if done else "")
-    if "\0" in names:
-        raise ValueError("there is a NUL in a name")
-    if done and not is_inside(line["output"]):
-        raise ValueError(f"the output is outside of the folder: {line['output']}")
+    try:
+        line: Line = _DECODE(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    output = line.output if isinstance(line, Done) else ""
+    if "\0" in line.key or "\0" in line.path or "\0" in output:
+        raise ValueError("a name contains a NUL character")
+    if not is_inside(output):
+        raise ValueError(f"the output is outside of the folder: {output}")
     return line
 
 
 def outputs(folder: Path) -> dict[str, str]:
     """Read where the features are of every key that has some."""
-    return _of_done(folder, lambda line: line["output"])
+    return _of_done(folder, lambda line: line.output)
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Read the sha256 of the features of every key that has some."""
-    return _of_done(folder, lambda line: line["sha256"])
+    return _of_done(folder, lambda line: line.sha256)
 
 
 @many_records()
-def _of_done(folder: Path, fact: Callable[[Line], str]) -> dict[str, str]:
+def _of_done(folder: Path, fact: Callable[[Done], str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for _, line in lines(folder):
-        if line["status"] == "done":
-            found[line["key"]] = sys.intern(fact(line))
+    for line in lines(folder):
+        if isinstance(line, Done):
+            found[line.key] = sys.intern(fact(line))
         else:
-            found.pop(line["key"], None)
+            found.pop(line.key, None)
     return found
 
 
@@ -134,8 +155,10 @@ def _texts(folder: Path) -> Iterator[bytes]:
     """The manifest's lines as they stand in the file, without a torn last one."""
     path = folder / MANIFEST
     try:
-        with path.open("rb") as file:
-            yield from (text for text in file if text.endswith(b"\n"))
+        with path.open("rb", BLOCK) as file:
+            for text in file:
+                if text.endswith(b"\n"):
+                    yield text
     except FileNotFoundError:
         return
     except OSError as error:

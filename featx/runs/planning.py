@@ -1,16 +1,18 @@
-# Planning: the images of a call held against the manifest, and what is left to do.
+# Planning: the images of a call compared with the manifest, and what is left to do.
 """What earlier calls left to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from featx import paths
 from featx.requests import Job
 from featx.runs import formats, layout
-from featx.runs.known import Known, count_gone, place_of, read_known, require_same_images, standing_of
+from featx.runs.known import Known, State, count_gone, place_of, read_known, require_same_images, state_of
 from featx.values import Item, Outcome, many_records
 
 # An earlier call's images are done again in larger batches where there are so many times as many new ones.
@@ -28,9 +30,9 @@ class Plan:
     failures : list of Outcome
         Images of this call that failed before and are unchanged.
     done : int
-        Images of this call whose features stand.
+        Images of this call whose features are current.
     kept_done, kept_failed : int
-        Lines of the manifest that stand, of all images in the folder.
+        Lines of the manifest that are kept, of all images in the folder.
     gone : int
         Images that are no longer there, and whose features are kept.
     again : int
@@ -55,9 +57,9 @@ class Plan:
     known_as: dict[str, str] = field(default_factory=dict)
 
     def is_worth_doing_again(self) -> bool:
-        """Whether what stands is little, and the same command makes it again, however often it is interrupted."""
-        standing = self.kept_done + self.kept_failed + self.again
-        return not self.gone and not self.others and 0 < standing * WORTH_DOING_AGAIN <= len(self.to_do)
+        """Whether little is there, and the same command makes it again, however often it is interrupted."""
+        there = self.kept_done + self.kept_failed + self.again
+        return not self.gone and not self.others and 0 < there * WORTH_DOING_AGAIN <= len(self.to_do)
 
     def renamed(self, items: Iterable[Item]) -> list[Item]:
         """Give images that the manifest has under another key that key."""
@@ -66,7 +68,7 @@ class Plan:
 
 @many_records()
 def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
-    """Hold the images against the manifest; linear, and small enough for a million of them."""
+    """Compare the images with the manifest; linear, and small enough for a million of them."""
     known = {} if job.overwrite else read_known(folder)
     planner = _Planner(folder, job)
     plan = planner.plan
@@ -113,10 +115,10 @@ class _Planner:
         self._job = job
 
     def again(self, item: Item, line: Known) -> Item | None:
-        """Return the image if it is to be done again; None if its line stands."""
+        """Return the image if it has to be done again; None if its line is current."""
         plan = self.plan
-        standing = standing_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
-        if standing == "stale" or (self._job.retry_failed and not line.done):
+        state = state_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
+        if state is State.STALE or (self._job.retry_failed and not line.done):
             plan.again += line.done
             if not line.done:
                 plan.retried.append(item)
@@ -124,7 +126,7 @@ class _Planner:
             return replace(item, alias=line.output or item.alias) if self._own_files else item
         if line.done:
             plan.done += 1
-            plan.gone += standing == "gone"
+            plan.gone += state is State.GONE
         else:
             plan.failures.append(Outcome(item, stage=line.stage, error=line.error))
         return None

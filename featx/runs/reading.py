@@ -10,11 +10,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import convert
+
 from featx.errors import FeatxError
 from featx.images.frame import Frame
 from featx.runs import formats, manifest
 from featx.runs.formats import Array
 from featx.runs.layout import MANIFEST
+from featx.runs.manifest import Done, Line
 from featx.runs.summary import require_summary
 from featx.values import EMBEDDING, Field, Level
 
@@ -51,26 +54,27 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.summary = require_summary(folder)
-        self.levels = tuple(Level.from_json(value) for value in self.summary["levels"])
-        final = self.summary.get("final")
-        self.final = Level.from_json(final) if final else None
-        self.fields = tuple(Field.from_json(value) for value in self.summary["arrays"])
+        self.levels = convert(self.summary["levels"], tuple[Level, ...])
+        self.final = convert(self.summary.get("final"), Level | None)
+        self.fields = convert(self.summary["arrays"], tuple[Field, ...])
         self.reader = self._reader()
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
         self.failed: set[str] = set()
-        for position, line in manifest.lines(folder):
-            if line["status"] == "done":
-                self._positions[line["key"]] = position
-                self._outputs[line["key"]] = sys.intern(line["output"])
-                self.failed.discard(line["key"])
-            else:
-                self.failed.add(line["key"])
-                self._positions.pop(line["key"], None)
-                self._outputs.pop(line["key"], None)
+        position = 0
+        for text, line in manifest.texts(folder):
+            if isinstance(line, Done):
+                self._positions[line.key] = position
+                self._outputs[line.key] = sys.intern(line.output)
+                self.failed.discard(line.key)
+            elif line:
+                self.failed.add(line.key)
+                self._positions.pop(line.key, None)
+                self._outputs.pop(line.key, None)
+            position += len(text)
 
     def _reader(self) -> formats.Reader:
-        return formats.reader(require_format(self.summary), self.folder, lambda key: str(self.line(key)["sha256"]))
+        return formats.reader(require_format(self.summary), self.folder, lambda key: self.line(key).sha256)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is open: a data loader's worker opens it again, and has the images that were there before."""
@@ -100,12 +104,9 @@ class Run(Mapping[str, Mapping[str, Array]]):
         Raises
         ------
         FeatxError
-            As `line` does, and if the line has no sound frame.
+            As `line` does.
         """
-        try:
-            return Frame.from_json(self.line(key)["frame"])
-        except (KeyError, TypeError, IndexError) as error:
-            raise FeatxError(f"The frame of {key} in {self.folder / MANIFEST} is damaged", REPAIR) from error
+        return self.line(key).frame
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
@@ -145,7 +146,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
         return FeatureDataset(self, levels)
 
-    def line(self, key: str) -> manifest.Line:
+    def line(self, key: str) -> Done:
         """Return the manifest's line of an image.
 
         Raises
@@ -153,17 +154,17 @@ class Run(Mapping[str, Mapping[str, Array]]):
         KeyError
             If the image has no features.
         FeatxError
-            If another process has written the manifest anew since the run was opened.
+            If another process has rewritten the manifest since the run was opened.
         """
         # Read where it stands: kept in memory, those of a million images would take gigabytes.
         position = self._positions[key]
         try:
             with (self.folder / MANIFEST).open("rb") as file:
                 file.seek(position)
-                line: manifest.Line | None = manifest.parsed(file.readline())
+                line: Line | None = manifest.parsed(file.readline())
         except (OSError, ValueError):
             line = None
-        if line is None or line["key"] != key or line["status"] != "done":
+        if not isinstance(line, Done) or line.key != key:
             raise FeatxError(f"The run {self.folder} was changed since it was opened", "Open it again")
         return line
 
@@ -177,7 +178,7 @@ def require_format(summary: dict[str, Any]) -> str:
     Raises
     ------
     FeatxError
-        If it is none that is known, or needs a library that is not installed.
+        If it is not known, or needs a library that is not installed.
     """
     name = str(summary["recipe"].get("format"))
     formats.require(name)

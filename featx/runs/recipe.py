@@ -1,21 +1,22 @@
-# The recipe of a run: everything that changes its numbers, and how two of them are held against each other.
+# The recipe of a run: everything that changes its numbers, and how two of them are compared.
 """One folder, one recipe."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from featx.errors import OutputError
 from featx.options import RECIPE
 from featx.requests import Job
-from featx.values import Field, Input, Level, Weights
+from featx.values import Field, Input, Level, Weights, plain
 from featx.version import library_versions
 
-ANEW = "Choose another folder with --output, or start anew with --overwrite"
+START_OVER = "Choose another folder with --output, or start from scratch with --overwrite"
 
 
 def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[str, Any], architecture: str) -> None:
@@ -30,7 +31,7 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
         return
     flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
     part = earlier["weights"].get("part")
-    if part and ":" not in flat_then["weights"]:  # an earlier featx told the container in the summary alone
+    if part and ":" not in flat_then["weights"]:  # an earlier featx named the container in the summary alone
         flat_then["weights"] += f":{part}"
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
     # One network has several names, and an earlier featx did not write down the versions of all libraries.
@@ -39,7 +40,7 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     fields = [name for name in fields if name not in unsaid and not (name == "model" and same_network)]
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(f"{folder} holds features of another recipe ({changes})", ANEW)
+        raise OutputError(f"{folder} holds features of another recipe ({changes})", START_OVER)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,7 +97,7 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[s
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
-        "input": {fact: value for fact, value in pyramid.input.to_json().items() if fact != "configuration"},
+        "input": {fact: value for fact, value in plain(pyramid.input).items() if fact != "configuration"},
         "rebuilt": pyramid.rebuilt,
         "batch_size": batch_size,
         "memory_format": "channels_last",
@@ -105,24 +106,22 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[s
         "versions": library_versions(pyramid.source, job.backend),
     }
     ordered = {name: recipe[name] for name in (*ORDER, *(name for name in recipe if name not in ORDER))}
-    # As it is read again: what is a tuple here is a list there.
-    return json.loads(json.dumps(ordered))  # type: ignore[no-any-return]
+    return plain(ordered)  # type: ignore[no-any-return]
 
 
 def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
-    return {
+    dtype = recipe["dtype"]
+    facts = {
         "model": pyramid.name,
         "source": pyramid.source,
         "architecture": pyramid.architecture,
-        "weights": pyramid.weights.to_json(),
-        "levels": [{**level.to_json(), "dtype": recipe["dtype"]} for level in pyramid.levels],
-        **({"final": {**pyramid.final.to_json(), "dtype": recipe["dtype"]}} if pyramid.final else {}),
-        "arrays": [
-            replace(field, dtype="float32" if field.is_vector else recipe["dtype"]).to_json()
-            for field in pyramid.fields
-        ],
-        "input": pyramid.input.to_json(),
+        "weights": pyramid.weights,
+        "levels": [{**to_builtins(level), "dtype": dtype} for level in pyramid.levels],
+        **({"final": {**to_builtins(pyramid.final), "dtype": dtype}} if pyramid.final else {}),
+        "arrays": [replace(field, dtype="float32" if field.is_vector else dtype) for field in pyramid.fields],
+        "input": pyramid.input,
         "recipe": recipe,
         "versions": recipe["versions"],
     }
+    return plain(facts)  # type: ignore[no-any-return]

@@ -1,147 +1,132 @@
-# A run's summary.json: read, checked and completed, and held against the recipe of a new call.
+# A run's summary.json: read, completed with what earlier featx did not say, and checked against its schema.
 """The file that says what a run is."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
-import numpy as np
+from msgspec import Meta, Struct, convert, defstruct
 
 from featx import options
 from featx.errors import FeatxError, OutputError
+from featx.requests import Job
 from featx.runs.layout import SUMMARY
-from featx.values import Field, Level
+from featx.values import Field, Input, Level, Weights
 
 FORMAT = 1
 
-# What every summary has.
-FACTS: dict[str, Any] = {
-    "state": str,
-    "model": str,
-    "weights": dict,
-    "levels": list,
-    "input": dict,
-    "recipe": dict,
-    "counts": dict,
-    "seconds": int | float,
-}
-
 ELSEWHERE = "Check the folder, or choose another one; featx changes nothing that may not be its own"
+
+Dtype = Literal[options.DTYPES]  # type: ignore[valid-type]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+
+
+class StoredLevel(Level, frozen=True, kw_only=True):
+    """A level, and what its maps are written as."""
+
+    dtype: Dtype
+
+
+class StoredField(Field, frozen=True):
+    """An array, and what it is written as."""
+
+    dtype: Dtype
+
+
+class Counts(Struct, frozen=True):
+    """Images of a run by what became of them; what is missing in the total was not tried yet."""
+
+    done: int
+    failed: int
+    total: int
+
+
+def _recipe_type() -> Any:
+    """Make the type of recipes: what the options came to, and every option that is said to be in it."""
+    of_options = get_type_hints(Job) | {"precision": Literal[options.PRECISIONS], "dtype": Dtype}
+    came_to = {
+        "model": str,
+        "weights": str,
+        "levels": list[int],
+        "device": str,
+        "batch_size": AtLeastOne,
+        "threads": AtLeastOne,
+        "versions": dict[str, str],
+    }
+    return defstruct("Recipe", [*came_to.items(), *((name, of_options[name]) for name in options.RECIPE)], frozen=True)
+
+
+Recipe: Any = _recipe_type()
+
+
+class Summary(Struct, frozen=True):
+    """What is read of a summary; it may say more."""
+
+    state: str
+    model: str
+    source: str
+    weights: Weights
+    levels: tuple[StoredLevel, ...]
+    arrays: tuple[StoredField, ...]
+    input: Input
+    recipe: Recipe
+    counts: Counts
+    seconds: float
+    architecture: str = ""
+    final: StoredLevel | None = None
+    unchosen: tuple[str, ...] = ()
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Read the summary; None where there is none.
 
+    Returns
+    -------
+    dict or None
+        As it is in the file, completed with what earlier featx did not say; it conforms to `Summary`.
+
     Raises
     ------
     OutputError
-        If it is there but not readable, or of a later format.
+        If it is there but damaged, which names the field, or of a later format.
     """
+    path = folder / SUMMARY
     try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
+        summary = json.loads(path.read_bytes())  # which takes names that are not UTF-8, as paths of models may be
         written_as = summary["featx_format"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{folder / SUMMARY} is no summary of featx's", ELSEWHERE) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(f"{path} was not written by featx", ELSEWHERE) from error
     if written_as != FORMAT:
         raise OutputError(
             f"{folder} was written in format {written_as}, which this featx does not know", "Update featx"
         )
-    missing = [fact for fact, kind in FACTS.items() if not isinstance(summary.get(fact), kind)]
-    if missing:
-        raise OutputError(f"{folder / SUMMARY} is damaged: it says nothing of its {missing[0]}", ELSEWHERE)
-    return _sound(folder, summary)
-
-
-def _sound(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Complete a summary, and make sure that everything is in it that is read of it later.
-
-    Raises
-    ------
-    OutputError
-        Naming what is missing, or is not what it should be.
-    """
-    part = "levels"
+    summary = _completed(summary)
     try:
-        summary = _completed(summary)
-        for part, check in PARTS.items():  # noqa: B007 - named where it fails
-            check(summary)
-    except KeyError as error:
-        raise OutputError(f"{folder / SUMMARY} is damaged: {part} lacks {error.args[0]!r}", ELSEWHERE) from error
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise OutputError(f"{folder / SUMMARY} is damaged: {part} cannot be read", ELSEWHERE) from error
+        convert(summary, Summary)
+    except ValueError as error:  # msgspec's, which names the field, or of a text that is not UTF-8
+        raise OutputError(f"{path} is damaged: {error}", ELSEWHERE) from error
     return summary
-
-
-def _check_levels(summary: dict[str, Any]) -> None:
-    for level in (*summary["levels"], *([summary["final"]] if "final" in summary else [])):
-        Level.from_json(level)
-        np.dtype(level["dtype"])
-
-
-def _check_arrays(summary: dict[str, Any]) -> None:
-    for value in summary["arrays"]:
-        field = Field.from_json(value)
-        np.dtype(field.dtype)
-        if not isinstance(field.key, str) or not all(isinstance(side, int) for side in field.shape):
-            raise TypeError
-
-
-def _check_counts(summary: dict[str, Any]) -> None:
-    if not all(isinstance(summary["counts"][name], int) for name in ("done", "failed", "total")):
-        raise TypeError
-
-
-def _check_recipe(summary: dict[str, Any]) -> None:
-    _has("recipe", RECIPE)(summary)
-    recipe = summary["recipe"]
-    numbers = (recipe["batch_size"], recipe["threads"])
-    if not isinstance(recipe["levels"], list) or not all(isinstance(number, int) for number in numbers):
-        raise TypeError
-    if recipe["precision"] not in options.PRECISIONS or recipe["dtype"] not in options.DTYPES or min(numbers) < 1:
-        raise ValueError
-
-
-def _has(part: str, names: Collection[str]) -> Callable[[dict[str, Any]], None]:
-    """Return a check that a part of a summary has all names."""
-
-    def check(summary: dict[str, Any]) -> None:
-        for name in names:
-            summary[part][name]
-
-    return check
-
-
-# What a recipe must say.
-RECIPE = ("model", "weights", "levels", "device", "batch_size", "threads", "versions", *options.RECIPE)
-
-# Of a summary, what is read later, and what makes sure of it.
-PARTS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "levels": _check_levels,
-    "arrays": _check_arrays,
-    "counts": _check_counts,
-    "weights": _has("weights", ("kind", "source", "sha256")),
-    "input": _has("input", ("height", "width", "configuration")),
-    "recipe": _check_recipe,
-}
 
 
 def _completed(summary: dict[str, Any]) -> dict[str, Any]:
     """Add what runs did not say as long as there were nothing but levels in files of their own."""
-    arrays = [
-        {
-            "key": f"level_{level['index']}",
-            "shape": [level["channels"], level["height"], level["width"]],
-            "dtype": level["dtype"],
-        }
-        for level in summary["levels"]
-    ]
-    recipe = {**options.RECIPE, **summary["recipe"]}
-    return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
+    with suppress(KeyError, TypeError):  # it is damaged, and the schema names the field
+        arrays = [
+            {
+                "key": f"level_{level['index']}",
+                "shape": [level["channels"], level["height"], level["width"]],
+                "dtype": level["dtype"],
+            }
+            for level in summary["levels"]
+        ]
+        recipe = {**options.RECIPE, **summary["recipe"]}
+        return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
+    return summary
 
 
 def require_summary(folder: Path) -> dict[str, Any]:
@@ -154,5 +139,7 @@ def require_summary(folder: Path) -> dict[str, Any]:
     """
     summary = read_summary(folder)
     if summary is None:
-        raise FeatxError(f"{folder} is no run of featx: it has no {SUMMARY}", "Give the folder that holds one")
+        raise FeatxError(
+            f"{folder} is not a run of featx: it has no {SUMMARY}", "Give a folder that featx extract has written"
+        )
     return summary

@@ -1,5 +1,8 @@
 # Suspects: what was being read when a run ended without warning, by a crash or a kill.
-"""Marks in a file that outlives the process that makes them."""
+"""Marks in a file that outlives the process that makes them.
+
+An image that a run was reading when it ended is a suspect: the next run reads it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ MARKS, SLOTS, SLOT = "reading", 128, 4096
 
 
 class Marks:
-    """What is being read, in a file: what the kernel has taken stays there even if this process is killed.
+    """What is being read, in a file: what was written stays there even if this process is killed.
 
     Parameters
     ----------
@@ -42,7 +45,7 @@ class Marks:
         self._free = deque(range(SLOTS))
 
     def enter(self, item: Item) -> int | None:
-        """Mark an image; returns what `leave` wants to know."""
+        """Mark an image; returns the slot for `leave`."""
         try:
             slot = self._free.popleft()
         except IndexError:  # as many images hang
@@ -62,25 +65,13 @@ class Marks:
             os.pwrite(self._handle, data, slot * SLOT)
 
 
-def remember_suspects(folder: Path) -> None:
-    """Write down what runs that ended without warning were reading, before the marks are cleared away.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be written.
-    """
-    if found := suspects(folder):
-        keep_in_mind(folder, found)
-
-
-def suspects(folder: Path) -> dict[bytes, bytes]:
-    """Read what was being read when a run ended, and what was suspected then and not dealt with.
+def read_suspects(folder: Path) -> dict[bytes, bytes]:
+    """Read which images were being read when a run ended without warning, and which were suspects before.
 
     Returns
     -------
     dict of bytes to bytes
-        The images' marks, and their paths; a path that found no room is empty.
+        The images' marks, and their paths; a path that was too long to be kept is empty.
     """
     data, kept = _read(folder / MARKS), _read(folder / KEPT)
     slots = (data[start : start + SLOT] for start in range(0, len(data) - 1, SLOT))
@@ -91,12 +82,12 @@ def suspects(folder: Path) -> dict[bytes, bytes]:
 
 
 def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
-    """Return what stands for images among the suspects."""
+    """Return the marks of images."""
     return frozenset(map(mark_of, items))
 
 
-def keep_in_mind(folder: Path, found: Mapping[bytes, bytes]) -> None:
-    """Write down who is suspected, for whatever run comes next.
+def save_suspects(folder: Path, found: Mapping[bytes, bytes]) -> None:
+    """Save the suspects for the next run; those of `read_suspects` before their marks are removed.
 
     Raises
     ------
@@ -114,7 +105,7 @@ def keep_in_mind(folder: Path, found: Mapping[bytes, bytes]) -> None:
 
 
 def _content(mark: bytes, path: bytes) -> bytes:
-    """Put an image's mark and path together, without the path where there is no room for all of it."""
+    """Put an image's mark and path together; a path that does not fit is left out."""
     whole = mark + b"\0" + path
     return whole if len(whole) <= SLOT - 2 else mark
 
@@ -127,26 +118,26 @@ def _read(path: Path) -> bytes:
 
 
 def mark_of(item: Item) -> bytes:
-    """Return what stands for an image in the marks."""
+    """Return the mark of an image."""
     return mark_of_key(item.key)
 
 
 def mark_of_key(key: str) -> bytes:
-    """Return what stands for the image of a key."""
+    """Return the mark of the image with a key: as much of the key as fits."""
     return key.encode()[: SLOT - 2]
 
 
-def still_suspected(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
-    """Return the images that runs ended with, but for those that have got their line since, or are gone."""
-    remembered = suspects(unfinished)
-    if not remembered:
-        return remembered
+def pending_suspects(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
+    """Return the suspects, and save them, without those that have a line by now or are gone."""
+    found = read_suspects(unfinished)
+    if not found:
+        return found
     to_do = marks_of(plan.to_do)
-    lined = {mark_of_key(line["key"]) for _, line in manifest.lines(output)}
+    recorded = {mark_of_key(line.key) for line in manifest.lines(output)}
     pending = {
         mark: path
-        for mark, path in remembered.items()
-        if mark in to_do or (mark not in lined and (not path or os.path.lexists(path)))
+        for mark, path in found.items()
+        if mark in to_do or (mark not in recorded and (not path or os.path.lexists(path)))
     }
-    keep_in_mind(unfinished, pending)
+    save_suspects(unfinished, pending)
     return pending

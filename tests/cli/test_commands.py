@@ -130,7 +130,7 @@ AT_ONCE = {
     "bad strides": (["photos", "--strides", "8;16"], 2, "such as 8,16,32, not '8;16'"),
     "no such list": (["--from-file", "none.txt"], 2, "list none.txt cannot be read"),
     "an output that is a file": (["photos", "-o", "photos/0.jpg"], 1, "photos/0.jpg is a file"),
-    "an output with other things": (["photos", "-o", "photos"], 1, "other things than a run"),
+    "an output with other things": (["photos", "-o", "photos"], 1, "not part of a run"),
     "two of a name": (["photos/0.jpg", "more/0.jpg"], 2, "both be stored as 0.jpg"),
 }
 

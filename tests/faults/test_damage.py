@@ -151,7 +151,7 @@ def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
     verified = verify(run)
     assert verified.unreadable == [
         "line 2: Object missing required field `key`",
-        "line 3: Invalid enum value 'dome' - at `$.status`",
+        "line 3: Invalid value 'dome' - at `$.status`",
         "line 4: JSON is malformed: invalid character (byte 0)",
     ]
     assert (verified.checked, verified.sound) == (2, False)
@@ -236,7 +236,7 @@ def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_
 def test_verify_needs_a_run(forge, tmp_path):
     failed = forge(tmp_path, "verify", ".")
     assert failed["status"] == 1
-    assert failed["stderr"].startswith("featx: . is no run of featx")
+    assert failed["stderr"].startswith("featx: . is not a run of featx")
 
 
 def test_verify_changes_nothing(forge, run, tmp_path):
@@ -289,7 +289,7 @@ def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_
 
 def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
     from featx.runs.layout import UNFINISHED
-    from featx.runs.suspects import Marks, suspects
+    from featx.runs.suspects import Marks, read_suspects
     from featx.values import Item
 
     (tmp_path / "gone.jpg").write_bytes(b"")
@@ -302,7 +302,7 @@ def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
         marks.enter(Item(name, str(tmp_path / name)))
     (tmp_path / "gone.jpg").unlink()
     assert forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)["status"] == 0
-    assert suspects(unfinished) == {b"there.jpg": str(tmp_path / "there.jpg").encode()}
+    assert read_suspects(unfinished) == {b"there.jpg": str(tmp_path / "there.jpg").encode()}
     (tmp_path / "there.jpg").unlink()
     assert forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)["status"] == 0
     assert not unfinished.exists()

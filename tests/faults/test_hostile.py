@@ -19,7 +19,7 @@ from featx.errors import UnreadableError
 from featx.images import decoding
 from featx.options import Limits
 from featx.runs.layout import UNFINISHED
-from featx.runs.suspects import Marks, mark_of, marks_of, suspects
+from featx.runs.suspects import Marks, mark_of, marks_of, read_suspects
 from featx.values import Item
 from tests.faults.conftest import make_photos
 from tests.helpers import HANGS, MODEL, lines, natural_image, outputs, wait_until
@@ -268,14 +268,14 @@ def test_names_are_marked_while_they_are_read(tmp_path):
     marks = Marks(tmp_path)
     items = [Item("a" * 5000, "a"), Item("grüß\\x20.jpg", "/photos/b"), Item("c", "c")]
     slots = [marks.enter(item) for item in items]
-    assert suspects(tmp_path).keys() == marks_of(items)
-    assert suspects(tmp_path)[mark_of(items[1])] == b"/photos/b"
+    assert read_suspects(tmp_path).keys() == marks_of(items)
+    assert read_suspects(tmp_path)[mark_of(items[1])] == b"/photos/b"
     marks.leave(slots[1])
-    assert suspects(tmp_path).keys() == marks_of([items[0], items[2]])
+    assert read_suspects(tmp_path).keys() == marks_of([items[0], items[2]])
     for slot in (slots[0], slots[2]):
         marks.leave(slot)
-    assert suspects(tmp_path) == {}
-    assert suspects(tmp_path / UNFINISHED) == {}
+    assert read_suspects(tmp_path) == {}
+    assert read_suspects(tmp_path / UNFINISHED) == {}
 
 
 def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
@@ -286,7 +286,7 @@ def test_suspects_are_kept_in_mind_until_they_are_read(forge, tmp_path):
     unfinished.mkdir()
     Marks(unfinished).enter(Item("0003.jpg", str(photos / "0003.jpg")))
     assert forge(tmp_path, "verify", "out", "--repair")["status"] == 0
-    assert suspects(unfinished) == {b"0003.jpg": str(photos / "0003.jpg").encode()}
+    assert read_suspects(unfinished) == {b"0003.jpg": str(photos / "0003.jpg").encode()}
     done = forge.extract(tmp_path, photos / "0001.jpg", "out", isolation=True)
     assert (done["status"], "An earlier call" in done["stderr"]) == (0, False)
     assert [path.name for path in unfinished.iterdir()] == ["suspects"]

@@ -22,6 +22,7 @@ from featx.images.fitting import make
 from featx.images.frame import Frame
 from featx.images.placing import place, reason_of
 from featx.options import Limits
+from featx.values import plain
 from tests.helpers import natural_image
 
 SMALL = {"fit": "letterbox", "input_size": (3, 72, 96)}
@@ -80,7 +81,7 @@ def test_an_orientation_of_any_type_comes_out_as_a_plain_number(tmp_path, kind, 
     assert placed.frame.orientation == (6 if (type_, data) in SIX else 1)
     assert type(placed.frame.orientation) is int
     assert placed.frame.original == ((72, 96) if (type_, data) in SIX else (96, 72))
-    json.dumps([placed.frame.to_json(), placed.messages])
+    json.dumps([plain(placed.frame), placed.messages])
 
 
 BROKEN = [

@@ -118,7 +118,7 @@ def test_the_error_that_ended_a_run_is_the_one_that_is_said(photos, run, monkeyp
         monkeypatch.setattr(os, "rmdir", refuse)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), lock.hold(run) as held:
+    with pytest.raises(ZeroDivisionError), lock.exclusive(run) as held:
         fail_on_a_disk_that_is_gone(held)
 
 
@@ -215,7 +215,7 @@ def test_looking_for_a_lease_writes_nothing(tmp_path, monkeypatch):
 
 def test_who_has_lost_the_lease_changes_nothing_more(photos, run, monkeypatch, lockless):
     monkeypatch.setattr(leases, "RENEW_EVERY", 1e9)
-    with lock.hold(run) as held:
+    with lock.exclusive(run) as held:
         held.begin()
         held._lease.lost = True
         (run / LEASE).write_text('{"host": "another-machine", "pid": 1, "token": "x"}')
@@ -255,11 +255,11 @@ def test_what_a_manifest_says_outside_of_the_folder_is_not_removed(photos, run, 
     precious.write_bytes(b"precious")
     shutil.rmtree(run / "photos")
     (run / "photos").symlink_to(tmp_path / "elsewhere")
-    with lock.hold(run) as held:
+    with lock.exclusive(run) as held:
         for name in ("../elsewhere/0.jpg.npz", "photos/0.jpg.npz", str(precious)):
             with pytest.raises(OutputError, match="leads out of"):
                 held.remove(name)
-        held.begin(anew=True)
+        held.begin(from_scratch=True)
     assert precious.read_bytes() == b"precious"
     assert lines(run) == []
 
@@ -269,8 +269,8 @@ def test_starting_anew_leaves_no_empty_folders(photos, run, tmp_path):
     (run / "linked").symlink_to(tmp_path / "elsewhere")
     write_lines(run, [*lines(run), {**lines(run)[0], "key": "x", "output": "linked/photos/x.npz"}])
     assert (run / "photos").is_dir()
-    with lock.hold(run) as held:
-        held.begin(anew=True)
+    with lock.exclusive(run) as held:
+        held.begin(from_scratch=True)
     assert not (run / "photos").exists()
     assert (tmp_path / "elsewhere" / "photos").is_dir()
 

@@ -23,12 +23,12 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def ledger(run):
-    """The books of a run that goes on, and outcomes of new images whose outputs are in place."""
+def recording(run):
+    """A run that is being recorded, and outcomes of new images whose outputs are in place."""
     summary = json.loads((run / "summary.json").read_text())
-    with lock.hold(run) as held:
+    with lock.exclusive(run) as held:
         held.begin()
-        yield recorder.Ledger(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
+        yield recorder.Recorder(run, held, {"recipe": summary["recipe"]}, 4, 0, 3, summary)
 
 
 def outcomes(run, *numbers, frame=None):
@@ -42,9 +42,9 @@ def outcomes(run, *numbers, frame=None):
     return made
 
 
-def test_an_outcome_that_makes_no_line_is_a_failure_of_its_image(run, ledger):
+def test_an_outcome_that_makes_no_line_is_a_failure_of_its_image(run, recording):
     good, bad = outcomes(run, 10), outcomes(run, 11, frame={"orientation": object()})
-    entered = ledger.enter([*good, *bad])
+    entered = recording.enter([*good, *bad])
     assert [outcome.done for outcome in entered] == [True, False]
     assert [(line["key"], line["status"]) for line in lines(run)[4:]] == [("10.jpg", "done"), ("11.jpg", "failed")]
     assert "no line can be made" in lines(run)[5]["error"]
@@ -52,7 +52,7 @@ def test_an_outcome_that_makes_no_line_is_a_failure_of_its_image(run, ledger):
     assert not (run / "11.jpg.npz").exists()
 
 
-def test_lines_that_find_no_room_take_that_of_the_last_outputs(run, ledger, monkeypatch):
+def test_lines_that_find_no_room_take_that_of_the_last_outputs(run, recording, monkeypatch):
     """Of three images the third output is removed, and then there is room for two lines."""
     honest = files.write_all
 
@@ -64,31 +64,31 @@ def test_lines_that_find_no_room_take_that_of_the_last_outputs(run, ledger, monk
 
     monkeypatch.setattr(files, "write_all", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        ledger.enter(outcomes(run, 10, 11, 12))
+        recording.enter(outcomes(run, 10, 11, 12))
     assert [line["key"] for line in lines(run)[4:]] == ["10.jpg", "11.jpg"]
     assert [(run / f"{number}.jpg.npz").exists() for number in (10, 11, 12)] == [True, True, False]
-    assert ledger.progress == "6 of 7 done"
+    assert recording.progress == "6 of 7 done"
 
 
-def test_outputs_whose_lines_cannot_be_written_are_removed(run, ledger, monkeypatch):
+def test_outputs_whose_lines_cannot_be_written_are_removed(run, recording, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(files, "write_all", broken)
     before = (run / "manifest.jsonl").read_bytes()
     with pytest.raises(OutputError, match="Input/output error"):
-        ledger.enter(outcomes(run, 10, 11))
+        recording.enter(outcomes(run, 10, 11))
     assert (run / "manifest.jsonl").read_bytes() == before
     assert not list(run.glob("1?.jpg.npz"))
 
 
-def test_a_failure_does_not_remove_what_a_link_leads_to(run, ledger, tmp_path):
+def test_a_failure_does_not_remove_what_a_link_leads_to(run, recording, tmp_path):
     """The output that an image had is named by the manifest, which anybody could have written."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.npz").write_bytes(b"precious")
     (run / "linked").symlink_to(tmp_path / "elsewhere")
     for alias in ("linked/a.npz", "../elsewhere/a.npz"):
-        ledger.enter([Outcome(Item("a", "/a", alias), stage="decode", error="broken")])
+        recording.enter([Outcome(Item("a", "/a", alias), stage="decode", error="broken")])
     assert (tmp_path / "elsewhere" / "a.npz").read_bytes() == b"precious"
 
 

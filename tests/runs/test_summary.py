@@ -41,7 +41,7 @@ def changed(document, place, value):
 
 
 def use(folder):
-    """Do with a run whatever reads its books."""
+    """Do with a run whatever reads its summary and its manifest."""
     run = featx.open_run(folder)
     for key in run:
         run.frame(key)
@@ -81,13 +81,13 @@ def test_any_damage_of_a_line_is_one_error(run):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        (("levels", 0, "dtype"), "levels lacks 'dtype'"),
-        (("levels", 0, "stride"), "levels lacks 'stride'"),
-        (("arrays", 0, "shape"), "arrays lacks 'shape'"),
-        (("weights", "sha256"), "weights lacks 'sha256'"),
-        (("recipe", "versions"), "recipe lacks 'versions'"),
-        (("counts", "total"), "counts lacks 'total'"),
-        (("input", "height"), "input lacks 'height'"),
+        (("levels", 0, "dtype"), r"summary.json is damaged: .* `dtype` - at `\$.levels\[0\]`"),
+        (("levels", 0, "stride"), r"summary.json is damaged: .* `stride` - at `\$.levels\[0\]`"),
+        (("arrays", 0, "shape"), r"summary.json is damaged: .* `shape` - at `\$.arrays\[0\]`"),
+        (("weights", "sha256"), r"summary.json is damaged: .* `sha256` - at `\$.weights`"),
+        (("recipe", "versions"), r"summary.json is damaged: .* `versions` - at `\$.recipe`"),
+        (("counts", "total"), r"summary.json is damaged: .* `total` - at `\$.counts`"),
+        (("input", "height"), r"summary.json is damaged: .* `height` - at `\$.input`"),
     ],
     ids=str,
 )

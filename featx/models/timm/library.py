@@ -14,7 +14,7 @@ from featx.models.catalogue import Catalogue, Entry
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
 from featx.requests import ModelRequest
-from featx.values import Description, Level, Weights
+from featx.values import Description, Weights, plain
 
 
 class Timm:
@@ -67,7 +67,7 @@ def _require_as_catalogued(description: Description, request: ModelRequest) -> N
     same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
     facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")
     by_index = {stated["index"]: stated for stated in known["levels"]}
-    for level in map(Level.to_json, description.levels):
+    for level in plain(description.levels):
         stated = by_index.get(level["index"], {})
         for fact in facts:
             if level[fact] != stated.get(fact):

@@ -23,7 +23,7 @@ from featx.models.timm.taps import Tapped
 from featx.models.weights import Found, folder_file, hashed, is_finite, require_complete, tensors_sha256
 from featx.process import quiet, random_state, replaced
 from featx.requests import ModelRequest
-from featx.values import Description, Weights
+from featx.values import RANDOM_WEIGHTS, Description, Weights
 
 
 def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
@@ -87,7 +87,7 @@ def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weigh
     with random_state(seed):
         module = _create(description.plan)
     sha256 = tensors_sha256(dict(module.state_dict()))
-    return module, Weights("random", f"seed {seed}", sha256, seed=seed)
+    return module, Weights("random", f"seed {seed}", sha256, seed=seed, note=RANDOM_WEIGHTS)
 
 
 def _create(plan: Plan, *, pretrained: bool = False) -> nn.Module:

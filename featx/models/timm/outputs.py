@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from msgspec import structs
 from timm.models._features import FeatureGetterNet
 from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from featx.models.timm.description import Plan, describe
 from featx.models.timm.taps import Tapped, Taps
 from featx.models.tracing import Tracer
 from featx.requests import ModelRequest
-from featx.values import FINAL, Description, Field, Level
+from featx.values import FINAL, Description, Field, Level, plain
 
 # Names of the arguments that a pyramid is built with and a whole network is not.
 OF_PYRAMIDS = ("features_only", "out_indices")
@@ -57,7 +58,7 @@ def extend(description: Description, request: ModelRequest) -> Description:
         ) from error
     found = dict(zip(tapped.keys, arrays, strict=True))
     maps = [found[level.key] for level in levels]
-    declared = [replace(level, channels=values.shape[1]) for level, values in zip(levels, maps, strict=True)]
+    declared = [structs.replace(level, channels=values.shape[1]) for level, values in zip(levels, maps, strict=True)]
     return replace(
         description,
         levels=measure(description.name, declared, maps, tracer, size),
@@ -94,7 +95,7 @@ def facts(description: Description) -> dict[str, Any]:
     tokens = _tried(description, ModelRequest(description.name, prefix_tokens=True)) if has_getter else None
     return {
         "embedding": vectors[0] if vectors else None,
-        "final": whole.final.to_json() if whole and whole.final else None,
+        "final": plain(whole.final) if whole and whole.final else None,
         "prefix_tokens": tokens.fields[-1].shape[0] if tokens else 0,
         "norm": has_getter and has_norm(description),
     }
@@ -131,7 +132,7 @@ def _final_level(name: str, values: Tensor, tracer: Tracer, size: Sequence[int])
     """Measure the final map; how input and map compare matters only where its stride is unknown."""
     last = Level(-1, "forward_features", values.shape[1], None, None, None, None, part=FINAL)
     final = measure(name, [last], [values], tracer, size)[0]
-    return replace(final, ratio=None) if final.stride is not None else final
+    return structs.replace(final, ratio=None) if final.stride is not None else final
 
 
 def _refusal(description: Description, option: str) -> ModelError:

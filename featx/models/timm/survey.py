@@ -17,6 +17,7 @@ from featx.models.timm.description import output_strides
 from featx.models.timm.input import own_input, tested_input
 from featx.models.timm.reference import Reference, resolve
 from featx.requests import ModelRequest
+from featx.values import plain
 
 
 def empty_catalogue() -> Catalogue:
@@ -74,7 +75,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
     """
     described = description.describe(request)
     reference = described.plan.reference
-    levels = [level.to_json() for level in described.levels]
+    levels = plain(described.levels)
     return {
         "model": reference.name,
         "source": "timm",
@@ -84,7 +85,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "parameters": described.parameters,
         "levels": levels,
         "available_levels": described.depth,
-        "input": described.input.to_json(),
+        "input": plain(described.input),
         "test_input": tested_input(reference.config),
         "pretrained": pretrained_tags(reference.architecture),
         "output_strides": known["output_strides"] if known else list(output_strides(reference)),
@@ -115,7 +116,7 @@ def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
 def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measure what a tag can change. Where its input is that of `like`, so are its levels."""
     reference = resolve(name)
-    feed = own_input(reference).to_json()
+    feed = plain(own_input(reference))
     facts = {"input": feed, "test_input": tested_input(reference.config)}
     if like and all(like["input"][side] == feed[side] for side in ("height", "width")):
         return {**like, **facts}
@@ -127,6 +128,6 @@ def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
         "layout": default.layout,
         "parameters": default.parameters,
         "default_levels": [level.index for level in default.levels],
-        "levels": [level.to_json() for level in every.levels],
+        "levels": plain(every.levels),
         **outputs.facts(every),
     }

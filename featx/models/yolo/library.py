@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from featx.errors import ModelError, UsageError, WeightsError
@@ -26,7 +26,7 @@ from featx.models.yolo.loading import read
 from featx.models.yolo.names import LEFT_OUT, classifies, configurations, family, own_size
 from featx.process import ALONE, random_state, replaced
 from featx.requests import ModelRequest
-from featx.values import Description, Input, Level, Weights
+from featx.values import RANDOM_WEIGHTS, Description, Input, Level, Weights, plain
 
 LICENSE = "AGPL-3.0 (ultralytics), or a licence bought from its makers"
 
@@ -75,7 +75,7 @@ class Ultralytics:
         if request.weights == "random":
             walk = self._build(request.model, places, request.seed)
             sha256 = tensors_sha256(dict(walk.state_dict()))
-            return walk, Weights("random", f"seed {request.seed}", sha256, seed=request.seed)
+            return walk, Weights("random", f"seed {request.seed}", sha256, seed=request.seed, note=RANDOM_WEIGHTS)
         walk = self._build(request.model, places, 0)
         path, part = split_part(request.weights)
         configuration = self._configuration(request.model)
@@ -107,7 +107,7 @@ class Ultralytics:
         """Describe one model."""
         del known
         description = self.describe(request)
-        levels = [level.to_json() for level in description.levels]
+        levels = plain(description.levels)
         graph = self._graph(request.model, self._size(ModelRequest(request.model)))
         return {
             "model": request.model,
@@ -118,7 +118,7 @@ class Ultralytics:
             "parameters": description.parameters,
             "levels": levels,
             "available_levels": description.depth,
-            "input": description.input.to_json(),
+            "input": plain(description.input),
             "test_input": None,
             "pretrained": [],
             "output_strides": [],
@@ -217,7 +217,7 @@ def _chosen(request: ModelRequest, offered: dict[str, list[Level]]) -> list[Leve
         strides = _strides(request, offered, part)
         chosen = choose(request.model, offered[part], request.out_indices, strides, every)
         label = part if request.part == "all" else ""
-        levels += [replace(level, part=label) for level in offered[part] if level.index in chosen]
+        levels += [structs.replace(level, part=label) for level in offered[part] if level.index in chosen]
     return levels
 
 

@@ -1,9 +1,9 @@
 # The table of formats, and what one has to do: how a run's arrays lie on the disk.
 """Formats of outputs.
 
-Whatever a format does on the disk, it keeps three promises. What it has said to be settled survives a power cut. What
-it has not, leaves nothing that could be taken for an output, or something that `Writer.tidy` clears away. And the same
-arrays give the same numbers, to the bit.
+Whatever a format does on the disk, it keeps three promises. What it has committed survives a power cut. What it
+has not leaves nothing that could be taken for an output, or something that `Writer.collect_garbage` removes. And the
+same arrays give the same numbers, to the bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from featx.errors import UsageError
+from featx.runs.manifest import Done
 from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,7 +66,7 @@ class Stored:
     bytes, sha256 : int, str
         Of what the manifest vouches for.
     content : object
-        What the format needs to settle it.
+        What the format needs to commit it.
     """
 
     bytes: int
@@ -81,9 +82,9 @@ class Writer(Protocol):
     largest : int
         Bytes that the arrays of one image may have.
     group : int
-        Outputs that are settled together, at least.
+        Outputs that are committed together, at least.
     seconds : float
-        After so long they are settled, however few they are.
+        After so long they are committed, however few they are.
     """
 
     largest: int
@@ -94,16 +95,16 @@ class Writer(Protocol):
         """Begin with an image; called from several threads. Nothing appears under its own name yet."""
         ...
 
-    def settle(self, group: Sequence[Stored]) -> list[str]:
+    def commit(self, group: Sequence[Stored]) -> list[str]:
         """Put outputs in their place, safe on the disk, and return the file of each, relative to the folder."""
         ...
 
     def abandon(self, kept: Sequence[Stored]) -> None:
-        """Remove what was begun and neither settled nor is among these; what is begun later may be left behind."""
+        """Remove what was begun and neither committed nor is among these; what is begun later may be left behind."""
         ...
 
-    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Clear away what the manifest does not vouch for; called before the first `write`, and after the last.
+    def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Remove what the manifest does not vouch for; called before the first `write`, and after the last.
 
         Parameters
         ----------
@@ -132,7 +133,7 @@ class Reader(Protocol):
         """
         ...
 
-    def fault(self, line: Mapping[str, Any]) -> str:
+    def fault(self, line: Done) -> str:
         """Say what is wrong with the output of a manifest's line; empty if nothing is."""
         ...
 

@@ -2,7 +2,7 @@
 """Vectors as one array.
 
 ``embeddings.npy`` is what `numpy.load` maps, and ``keys.txt`` names its rows. Both only grow, and a row counts when the
-array's header counts it, which is written last: in any moment the file is an array of whole, settled rows.
+array's header counts it, which is written last: in any moment the file is an array of whole, committed rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from featx import files
 from featx.errors import OutputError
 from featx.runs.formats import Array, Record, Stored, read_header
 from featx.runs.layout import KEYS, VECTORS
+from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
 
 FLOAT32 = np.dtype("<f4")
@@ -53,7 +53,7 @@ class Writer:
         row = np.ascontiguousarray(record.arrays[EMBEDDING], FLOAT32)
         return Stored(row.nbytes, hashlib.sha256(row.data).hexdigest(), (record.item.key, row))
 
-    def settle(self, group: Sequence[Stored]) -> list[str]:
+    def commit(self, group: Sequence[Stored]) -> list[str]:
         """Append rows and keys, and count them when they are safe on the disk."""
         with self._alone:
             if group:
@@ -67,10 +67,10 @@ class Writer:
             return [VECTORS] * len(group)
 
     def abandon(self, kept: Sequence[Stored]) -> None:
-        """Nothing is on the disk before it is settled."""
+        """Nothing is on the disk before it is committed."""
 
-    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Drop rows that were settled and not entered, and those of images that were done again since."""
+    def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Drop rows that were committed but not recorded, and those of images that were done again since."""
         with self._alone:
             if not done:
                 files.remove(self._array)
@@ -81,7 +81,7 @@ class Writer:
             keys, rows = read_keys(self._keys), _sound_rows(self._array, self._length)
             owners = [key if done.get(key) == VECTORS else "" for key in keys[: len(rows)]]
             if len(keys) < len(rows) or len(set(owners) - {""}) < len(owners) - owners.count(""):
-                # A tidying was interrupted between its two files, or an image has several rows: what is in a row tells.
+                # Interrupted between the two files, or an image has several rows: what is in a row tells.
                 owners = _owners(rows, digests())
             live = [place for place, owner in enumerate(owners) if owner]
             owners = [owners[place] for place in live]
@@ -143,13 +143,13 @@ class Reader:
         rows = self._open()
         return {EMBEDDING: rows[self._place(key)]}
 
-    def fault(self, line: Mapping[str, Any]) -> str:
+    def fault(self, line: Done) -> str:
         """Compare a row's sha256."""
         rows = self._open()
-        if line["key"] not in self._places:
+        if line.key not in self._places:
             return "missing"
-        row = rows[self._place(line["key"])]
-        return "" if hashlib.sha256(row.data).hexdigest() == line["sha256"] else "sha256 differs"
+        row = rows[self._place(line.key)]
+        return "" if hashlib.sha256(row.data).hexdigest() == line.sha256 else "sha256 differs"
 
     def files(self, outputs: Iterable[str]) -> set[str]:
         """Both files."""

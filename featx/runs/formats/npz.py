@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featx import files
 from featx.runs.formats import Array, Record, Stored, read_header
 from featx.runs.layout import output_of
+from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
 
 # Vectors that are read together.
@@ -83,12 +83,12 @@ class Writer:
             raise
         return Stored(sum(map(len, pieces)), digest.hexdigest(), (temporary, path))
 
-    def settle(self, group: Sequence[Stored]) -> list[str]:
+    def commit(self, group: Sequence[Stored]) -> list[str]:
         """Rename the files; those that have been already are left alone."""
         places = [stored.content for stored in group]
         waiting = {temporary: path for temporary, path in places if temporary in self._begun}
         try:
-            files.settle(waiting)
+            files.commit(waiting)
         finally:
             self._begun -= {temporary for temporary, _ in places} - waiting.keys()
         return [path.relative_to(self._folder).as_posix() for _, path in places]
@@ -99,12 +99,12 @@ class Writer:
             self._remove(temporary)
 
     def _remove(self, temporary: Path) -> None:
-        with suppress(OSError):  # what failed before is what is said; it is swept with all that is unfinished
+        with suppress(OSError):  # what failed before is what is said; the file is removed with everything unfinished
             temporary.unlink()
         self._begun.discard(temporary)
 
-    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Nothing is there to be cleared away: temporary files are swept with all that is unfinished."""
+    def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Nothing to do: temporary files are removed with everything unfinished."""
 
 
 class Reader:
@@ -124,14 +124,14 @@ class Reader:
         """Map the arrays of a file."""
         return read_npz(files.inside(self._root, output))
 
-    def fault(self, line: Mapping[str, Any]) -> str:
+    def fault(self, line: Done) -> str:
         """Compare size and sha256."""
-        path = files.inside(self._root, line["output"])
+        path = files.inside(self._root, line.output)
         if not path.is_file():
             return "missing"
-        if path.stat().st_size != line["bytes"]:
-            return f"has {path.stat().st_size} bytes, not {line['bytes']}"
-        return "" if files.sha256_of(path) == line["sha256"] else "sha256 differs"
+        if path.stat().st_size != line.bytes:
+            return f"has {path.stat().st_size} bytes, not {line.bytes}"
+        return "" if files.sha256_of(path) == line.sha256 else "sha256 differs"
 
     def files(self, outputs: Iterable[str]) -> set[str]:
         """The outputs themselves."""

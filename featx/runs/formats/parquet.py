@@ -22,6 +22,7 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
+from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
 
 try:
@@ -71,7 +72,7 @@ class Writer:
         row = Row(record.item.key, record.path, *record.size, vector)
         return Stored(vector.nbytes, hashlib.sha256(vector.data).hexdigest(), row)
 
-    def settle(self, group: Sequence[Stored]) -> list[str]:
+    def commit(self, group: Sequence[Stored]) -> list[str]:
         """Write a shard."""
         if not group:
             return []
@@ -86,10 +87,10 @@ class Writer:
         return [name] * len(group)
 
     def abandon(self, kept: Sequence[Stored]) -> None:
-        """Nothing is on the disk before it is settled."""
+        """Nothing is on the disk before it is committed."""
 
-    def tidy(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Remove shards that were settled and not entered, and rows of images that were done again since."""
+    def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
+        """Remove shards that were committed but not recorded, and rows of images that were done again since."""
         needed = set(done.values())
         for name in needed:
             match = SHARD.fullmatch(name)
@@ -149,17 +150,17 @@ class Reader:
         """Read a row."""
         return {EMBEDDING: self._shard(output)[1][self._index(output)[key]]}
 
-    def fault(self, line: Mapping[str, Any]) -> str:
+    def fault(self, line: Done) -> str:
         """Compare a row with the manifest's line."""
-        key, output = line["key"], line["output"]
+        key, output = line.key, line.output
         if key not in self._index(output):
             return "missing"
         place = self._index(output)[key]
         table, vectors = self._shard(output)
-        if hashlib.sha256(vectors[place].data).hexdigest() != line["sha256"]:
+        if hashlib.sha256(vectors[place].data).hexdigest() != line.sha256:
             return "sha256 differs"
         facts = {fact: table[fact][place].as_py() for fact in FACTS[1:]}
-        said = {"path": line["path"], "width": line["size"][0], "height": line["size"][1]}
+        said = {"path": line.path, "width": line.size[0], "height": line.size[1]}
         return "" if facts == said else f"says {facts}, not {said}"
 
     def files(self, outputs: Iterable[str]) -> set[str]:

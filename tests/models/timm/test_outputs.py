@@ -12,7 +12,7 @@ import featx
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.models.timm import outputs
 from featx.models.timm.library import Timm
-from featx.options import ModelRequest
+from featx.requests import ModelRequest
 from tests.models.families import EVERY_KIND, FAMILIES, SMALLER
 
 LIBRARY = Timm()
@@ -59,7 +59,7 @@ def test_embedding_final_map_and_levels_equal_timms_bit_for_bit(name, tmp_path, 
     assert arrays["embedding"].shape == (1, facts["embedding"])
     for level, expected in zip(both.levels, plain(batch), strict=True):
         assert torch.equal(arrays[level.key], expected)
-    assert [level.to_json() for level in both.levels] == [level.to_json() for level in plain.levels]
+    assert both.levels == plain.levels
     if both.final:
         assert torch.equal(arrays["final"], as_map(final, both.final.shape))
 

@@ -10,11 +10,14 @@ import numpy as np
 import polars
 import pyarrow.parquet
 import pytest
+from msgspec.structs import replace
 
 from featx import files
 from featx.errors import OutputError, UsageError
+from featx.images.frame import Frame
 from featx.runs import formats
 from featx.runs.formats import Record, npy
+from featx.runs.manifest import Done
 from featx.values import Field, Item
 
 FIELDS = (Field("embedding", (6,), "float32"),)
@@ -26,7 +29,7 @@ def vector(number):
 
 
 class Shelf:
-    """A run's folder, and what its manifest would say: outputs and digests of what was settled and entered."""
+    """A run's folder, and what its manifest would say: outputs and digests of what was committed and entered."""
 
     def __init__(self, name, folder):
         self.name, self.folder = name, folder
@@ -37,9 +40,9 @@ class Shelf:
     def open(self):
         """Begin as every run does."""
         self.writer = formats.writer(self.name, self.folder, self.folder / "unfinished", FIELDS)
-        self.writer.tidy(self.done, lambda: self.digests)
+        self.writer.collect_garbage(self.done, lambda: self.digests)
 
-    def settle(self, *numbers, version=0):
+    def commit(self, *numbers, version=0):
         keys = [f"{number}.jpg" for number in numbers]
         stored = [
             self.writer.write(
@@ -47,17 +50,15 @@ class Shelf:
             )
             for key, number in zip(keys, numbers, strict=True)
         ]
-        return zip(keys, self.writer.settle(stored), stored, strict=True)
+        return zip(keys, self.writer.commit(stored), stored, strict=True)
 
     def enter(self, *numbers, version=0):
-        for key, output, stored in self.settle(*numbers, version=version):
+        for key, output, stored in self.commit(*numbers, version=version):
             self.done[key], self.digests[key], self.bytes[key] = output, stored.sha256, stored.bytes
 
     def line(self, key):
-        return {"key": key, "path": f"/in/{key}", "size": [7, 5], "output": self.done[key], **self.facts(key)}
-
-    def facts(self, key):
-        return {"sha256": self.digests[key], "bytes": self.bytes[key]}
+        facts = {"output": self.done[key], "sha256": self.digests[key], "bytes": self.bytes[key]}
+        return Done(key, f"/in/{key}", None, (7, 5), Frame.of((7, 5)), **facts)
 
     def require(self, versions):
         """Everything that is entered is there, once, and as it was written; and nothing else."""
@@ -91,7 +92,7 @@ def rows(request, tmp_path):
     return Shelf(request.param, tmp_path / "run")
 
 
-def test_what_was_settled_is_read(shelf):
+def test_what_was_committed_is_read(shelf):
     shelf.enter(3, 1, 2)
     shelf.enter(9)
     shelf.require({3: 0, 1: 0, 2: 0, 9: 0})
@@ -132,10 +133,10 @@ def test_images_that_were_done_again_are_there_once(shelf):
     shelf.require({1: 2, 2: 1, 3: 0, 4: 0})
 
 
-def test_what_is_settled_and_not_entered_is_cleared_away(rows):
+def test_what_is_committed_and_not_entered_is_cleared_away(rows):
     """A kill between the two."""
     rows.enter(1, 2)
-    list(rows.settle(3, 4))
+    list(rows.commit(3, 4))
     rows.open()
     rows.require({1: 0, 2: 0})
     rows.enter(3, 4)
@@ -209,7 +210,7 @@ def test_a_header_is_as_long_for_any_number_of_rows():
     np.testing.assert_array_equal(np.load(io.BytesIO(header)), np.zeros((3, 2)))
 
 
-def test_a_tidying_that_was_interrupted_between_its_files_is_made_good(tmp_path):
+def test_a_collection_that_was_interrupted_between_its_files_is_made_good(tmp_path):
     shelf = Shelf("npy", tmp_path / "run")
     shelf.enter(1, 2, 3, 4)
     shelf.enter(2, version=1)
@@ -232,10 +233,10 @@ def test_keys_that_are_gone_are_told_by_their_rows(tmp_path):
 
 
 def test_two_kills_in_a_row(tmp_path):
-    """An image done again and not entered; then the tidying cut off between its files."""
+    """An image done again and not entered; then the collection cut off between its files."""
     shelf = Shelf("npy", tmp_path / "run")
     shelf.enter(1, 2, 3)
-    list(shelf.settle(1, version=1))
+    list(shelf.commit(1, version=1))
     (shelf.folder / "keys.txt").write_text("2.jpg\n3.jpg\n1.jpg\n")
     shelf.open()
     shelf.require({1: 0, 2: 0, 3: 0})
@@ -244,7 +245,7 @@ def test_two_kills_in_a_row(tmp_path):
 def test_of_two_rows_the_one_that_was_entered_counts(tmp_path):
     shelf = Shelf("npy", tmp_path / "run")
     shelf.enter(1, 2)
-    list(shelf.settle(1, version=1))
+    list(shelf.commit(1, version=1))
     reader = formats.reader("npy", shelf.folder, shelf.digests.get)
     np.testing.assert_array_equal(reader.read("1.jpg", "embeddings.npy")["embedding"], vector(1))
     assert reader.fault(shelf.line("1.jpg")) == ""
@@ -276,8 +277,8 @@ def test_links_are_not_followed(tmp_path):
     assert elsewhere.read_bytes() == before
 
 
-def test_settlements_do_not_run_into_each_other(tmp_path, monkeypatch):
-    """After an image that hangs, a run goes on beside a settlement that is not finished; here there is room for it."""
+def test_commits_do_not_run_into_each_other(tmp_path, monkeypatch):
+    """After an image that hangs, a run goes on beside a commit that is not finished; here there is room for it."""
     honest, nothing = files.synchronise, threading.Event()
     monkeypatch.setattr(files, "synchronise", lambda path: (nothing.wait(0.01), honest(path)))
     for name in VECTORS_ONLY:
@@ -356,4 +357,4 @@ def test_a_row_that_says_another_thing_than_the_manifest_is_found(tmp_path):
     shelf = Shelf("parquet", tmp_path / "run")
     shelf.enter(1)
     reader = formats.reader("parquet", shelf.folder)
-    assert "not {'path': '/elsewhere.jpg'" in reader.fault({**shelf.line("1.jpg"), "path": "/elsewhere.jpg"})
+    assert "not {'path': '/elsewhere.jpg'" in reader.fault(replace(shelf.line("1.jpg"), path="/elsewhere.jpg"))

@@ -1,4 +1,4 @@
-# Clearing up: rows that the manifest does not vouch for.
+# Garbage: rows that the manifest does not vouch for.
 """What interrupted calls left in files that images share."""
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from featx.runs import formats, manifest, recorder
 from featx.runs.layout import MANIFEST
 from featx.values import EMBEDDING, Field
 
-# What a format for vectors is told where it only has to clear up.
+# Fields for a writer that only has to collect garbage.
 ANY_VECTOR = (Field(EMBEDDING, (1,)),)
 
 
-def clear_up(writer: formats.Writer, output: Path, name: str) -> None:
-    """Have what the manifest does not vouch for cleared away."""
+def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
+    """Have a writer of the named format remove what the manifest does not vouch for."""
     if not formats.vectors_only(name):  # files of their own are replaced one by one
         return
     try:
-        files.synchronise(output / MANIFEST)  # what it says is not to be lost after what it no longer vouches for
-        writer.tidy(manifest.outputs(output), lambda: manifest.digests(output))
+        # The lines have to be safe on the disk before rows go that they no longer vouch for.
+        files.synchronise(output / MANIFEST)
+        writer.collect_garbage(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}", recorder.ROOM) from error
