@@ -11,14 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import HANGS, MODEL, PHOTO, ROOT, make_photos
+from tests.helpers import HANGS, MODEL, PHOTO, ROOT, TESTS, make_photos
 
 # What is started in the background may have been told to ignore it, and hands that on to every command here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest: begun first, so that several workers come to an end together.
+LONGEST = (
+    *("models/timm/test_description.py", "models/timm/test_outputs.py", "faults/test_disk.py", "test_readme.py"),
+    *("models/test_catalogue.py", "models/test_yolo.py", "models/test_weights.py", "models/test_runtimes.py"),
+    *("faults/test_kills.py", "faults/test_vectors.py", "faults/test_hostile.py", "faults/test_signals.py"),
+    *("faults/test_temporaries.py", "test_scripts.py", "cli/test_commands.py", "images/test_containers.py"),
+)
+
+
 def pytest_addoption(parser):
     parser.addoption("--large", action="store_true", help="also run the long versions")
+
+
+def pytest_collection_modifyitems(items):
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from PIL import Image
 
 import featx
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 # NASA's portrait of Eileen Collins, 512 x 512, public domain.
-PHOTO = Path(__file__).parent / "photos" / "astronaut.jpg"
+PHOTO = TESTS / "photos" / "astronaut.jpg"
 
 # A small model on the processor, for commands.
 MODEL = ("--model", "test_resnet", "--weights", "random", "--image-size", "64", "--device", "cpu")

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+from tests.conftest import LONGEST
+from tests.helpers import TESTS
 
 # What waits on behalf of the tests, and an image that hangs.
 ALLOWED = {"helpers.py": {"monotonic", "sleep"}, "forge.py": {"sleep"}, "faults/hostile/sitecustomize.py": {"sleep"}}
@@ -38,3 +38,7 @@ def test_no_test_looks_at_a_clock(name):
 def test_no_test_waits_in_a_busy_loop(name):
     loops = [node for node in ast.walk(FILES[name]) if isinstance(node, ast.While)]
     assert [node.lineno for node in loops if all(isinstance(line, ast.Pass | ast.Assert) for line in node.body)] == []
+
+
+def test_the_longest_files_exist():
+    assert set(LONGEST) <= FILES.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "saf
 PLUGINS = {"runs.formats.npz", "runs.formats.npy", "runs.formats.parquet", "models.yolo.library", "models.timm.library"}
 
 
+@cache
 def modules():
     """Return the syntax trees of all modules by their names: ``files``, ``runs.formats.npz``, ``runs.formats``."""
     return {_name(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
@@ -72,6 +74,7 @@ def imports(tree):
     return found
 
 
+@cache
 def own_imports():
     """Return, of every module, which modules of featx it imports."""
     return {

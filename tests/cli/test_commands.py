@@ -1,4 +1,4 @@
-# The real command in a process of its own: what it prints where, and what it exits with.
+# The real command, in a process of its own: what it prints where, and what it exits with.
 from __future__ import annotations
 
 import json
@@ -49,8 +49,8 @@ def test_a_hundred_mixed_images_five_of_them_broken(featx_command, tmp_path):
     assert "95 of 100 done, 5 failed (nothing to compute)" in again.stdout
 
 
-def test_the_table_and_the_files_of_one_photo(featx_command, photo, tmp_path):
-    done = featx_command("extract", photo, "--model", MODEL, "--weights", "random")
+def test_the_table_and_the_files_of_one_photo(fresh_command, photo, tmp_path):
+    done = fresh_command("extract", photo, "--model", MODEL, "--weights", "random")
     assert done.returncode == 0, done.stderr
     output = tmp_path / "features" / MODEL
     assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
@@ -256,8 +256,8 @@ def test_every_command_s_help_has_an_example(featx_command, command):
     assert f"Example: featx {' '.join(command)}" in " ".join(done.stdout.split())
 
 
-def test_version(featx_command):
-    assert featx_command("--version").stdout == f"featx {featx.__version__}\n"
+def test_version(fresh_command):
+    assert fresh_command("--version").stdout == f"featx {featx.__version__}\n"
 
 
 def test_wrong_usage_is_status_two(featx_command):
@@ -266,8 +266,8 @@ def test_wrong_usage_is_status_two(featx_command):
     assert featx_command("nonsense").returncode == 2
 
 
-def test_a_terminal_without_utf_8_and_without_colour_is_respected(featx_command, photos):
-    done = featx_command(
+def test_a_terminal_without_utf_8_and_without_colour_is_respected(fresh_command, photos):
+    done = fresh_command(
         "extract", photos, "-m", MODEL, "--weights", "random", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C"
     )
     assert done.returncode == 0, done.stderr

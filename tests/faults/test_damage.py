@@ -11,13 +11,6 @@ import featx
 from tests.faults.conftest import make_photos
 from tests.helpers import lines, outputs, tree
 
-FLIPS, CUTS, DELETIONS, UNTOUCHED = 2000, 200, 50, 150
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("many") / "photos", FLIPS + CUTS + DELETIONS + UNTOUCHED)
-
 
 def flip(path, generator):
     data = bytearray(path.read_bytes())
@@ -26,7 +19,9 @@ def flip(path, generator):
     path.write_bytes(data)
 
 
-def test_all_damage_is_found_and_just_that_is_made_again(forge, many, tmp_path):
+def test_all_damage_is_found_and_just_that_is_made_again(forge, tmp_path, request):
+    flips, cuts, deletions, untouched = (2000, 200, 50, 150) if request.config.getoption("large") else (500, 50, 20, 50)
+    many = make_photos(tmp_path / "many", flips + cuts + deletions + untouched)
     arguments = (many, "out", "--out-indices", 4)
     assert forge.extract(tmp_path, *arguments)["status"] == 0
     out = tmp_path / "out"
@@ -34,7 +29,7 @@ def test_all_damage_is_found_and_just_that_is_made_again(forge, many, tmp_path):
     generator = random.Random(8)
     names = list(before)
     generator.shuffle(names)
-    flipped, cut, deleted = names[:FLIPS], names[FLIPS : FLIPS + CUTS], names[FLIPS + CUTS :][:DELETIONS]
+    flipped, cut, deleted = names[:flips], names[flips : flips + cuts], names[flips + cuts :][:deletions]
     for name in flipped:
         flip(out / name, generator)
     for name in cut:
@@ -51,12 +46,12 @@ def test_all_damage_is_found_and_just_that_is_made_again(forge, many, tmp_path):
     assert (verified["checked"], verified["unexpected"], verified["sound"]) == (len(names), [], False)
 
     assert forge(tmp_path, "verify", "out", "--repair")["status"] == 1
-    assert len(lines(out)) == UNTOUCHED
+    assert len(lines(out)) == untouched
     resumed = forge.extract(tmp_path, *arguments, "--json")
     assert resumed["status"] == 0
-    assert f"{UNTOUCHED} done before" not in resumed["stderr"]  # --json is quiet
+    assert f"{untouched} done before" not in resumed["stderr"]  # --json is quiet
     assert outputs(out) == before
-    kept = {line["key"] for line in lines(out)[:UNTOUCHED]}
+    kept = {line["key"] for line in lines(out)[:untouched]}
     assert {f"{key}.npz" for key in kept} == set(names) - {*flipped, *cut, *deleted}
     sound = forge(tmp_path, "verify", "out")
     assert (sound["status"], sound["stdout"]) == (0, f"{len(names)} of {len(names)} outputs intact\n")

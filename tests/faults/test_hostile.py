@@ -188,7 +188,7 @@ def test_a_crash_without_isolation_is_not_met_twice(fresh_command, among_good_on
 
 def test_a_hang_without_isolation_costs_its_time_limit(fresh_command, among_good_ones, tmp_path):
     folder = among_good_ones("hang")
-    done = extract(fresh_command, folder, "--time-limit", 2, **HOSTILE)
+    done = extract(fresh_command, folder, "--time-limit", 5, **HOSTILE)
     assert done.returncode == 3, done.stderr
     assert "An image hung" in done.stderr
     assert failures(tmp_path / "out") == {"photos/hang.png": "took longer than it may (--time-limit)"}

@@ -203,7 +203,7 @@ def test_misspelt_names_get_the_nearest():
         featx.list_models("resnett50")
     with pytest.raises(ModelError, match=r"no model 'resnest26'. Nearest: .*resnest26d"):
         search.describe_model(ModelRequest("resnest26"))
-    with pytest.raises(ModelError, match=r"old name.*convnext_tiny\.fb_in22k_ft_in1k"):
+    with pytest.raises(ModelError, match=r"timm has renamed convnext_tiny_in22ft1k.*convnext_tiny\.fb_in22k_ft_in1k"):
         search.describe_model(ModelRequest("convnext_tiny_in22ft1k"))
     with pytest.raises(ModelError, match="no weights tagged ''"):
         search.describe_model(ModelRequest("resnet18."))
@@ -319,7 +319,7 @@ def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):
     heard = []
     found = featx.list_models("test_resnet", listener=heard.append)
     known = f"timm 9.9.9 is installed, but the catalogue is of {BOOK.version}"
-    said = f"{known}: models are measured when asked for ({another_timm})"
+    said = f"{known}: models are measured when they are asked for ({another_timm})"
     assert heard == [Note(said), Surveyed(1, 1)]
     assert found[0]["levels"] == BOOK.entries["test_resnet"]["levels"]
     monkeypatch.setattr(survey, "entry", lambda _: pytest.fail("measured twice"))
@@ -407,7 +407,7 @@ def test_test_sizes_that_there_are_not():
 
 
 SIZES = {
-    "no other": ("efficientformer_l1", (256, 320), "It takes 224x224 alone"),
+    "no other": ("efficientformer_l1", (256, 320), "Its only size is 224x224"),
     "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest that it takes is 252x322; its own is 546x546"),
     "square": ("nest_tiny", (250, 320), "The nearest that it takes is 320x320"),
     "halos": ("halonet26t", (257, 400), "The nearest that it takes is 256x512"),

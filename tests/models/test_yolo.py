@@ -339,7 +339,7 @@ def test_weights_that_are_not_there(weights):
 # The command
 
 
-def test_a_run_leaves_nothing_at_home_and_says_nothing_of_itself(featx_command, photo, tmp_path):
+def test_a_run_leaves_nothing_at_home_and_says_nothing_of_itself(fresh_command, featx_command, photo, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     command = (
@@ -354,7 +354,7 @@ def test_a_run_leaves_nothing_at_home_and_says_nothing_of_itself(featx_command, 
         "--image-size",
         "320x256",
     )
-    done = featx_command(*command, "--output", "out", "--json", HOME=str(home), XDG_CONFIG_HOME="")
+    done = fresh_command(*command, "--output", "out", "--json", HOME=str(home), XDG_CONFIG_HOME="")
     assert done.returncode == 0, done.stderr
     assert not list(home.rglob("*"))
     assert "ltralytics" not in done.stderr
