@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from featx.declaring import declared, group
 from featx.errors import UsageError
 from featx.options import (
@@ -63,40 +60,32 @@ class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, 
         return Limits(**{each.name: getattr(self, each.name) for each in declared(Limits)})
 
 
-_WITHOUT_MAPS = "maps were switched off (--no-maps)"
+ONE = "Use one of them"
 
 
-def _contradictions(asked: Any) -> Iterable[tuple[bool, str, str]]:
-    """Yield what cannot go together: whether it was asked for, what is wrong, and the way out."""
-    levels = asked.out_indices is not None or asked.strides is not None
+def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], ...]:
+    """Return what cannot go together: whether it was asked for, what is wrong, and the way out."""
+    by_index, by_stride = asked.out_indices is not None, asked.strides is not None
     no_maps = asked.maps is False
-    yield (
-        asked.out_indices is not None and asked.strides is not None,
-        ("--out-indices and --strides both choose the levels"),
-        "Use one of them",
-    )
-    yield (
-        asked.test_size and asked.image_size is not None,
-        ("--image-size and --test-size both choose the input size"),
-        "Use one of them",
-    )
-    yield asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"
-    yield asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"
-    yield (
-        no_maps and not asked.final and not asked.embedding,
-        (f"Nothing is left to keep: {_WITHOUT_MAPS}"),
-        "Add --embedding or --final",
-    )
-    yield no_maps and levels, f"Levels were chosen, but {_WITHOUT_MAPS}", "Leave out one of the two"
-    yield (
-        no_maps and (asked.norm or asked.prefix_tokens),
-        (f"--norm and --prefix-tokens need levels, but {_WITHOUT_MAPS}"),
-        "Leave out one of the two",
-    )
-    yield (
-        getattr(asked, "dtype", "float32") != "float32" and no_maps and not asked.final,
-        (f"--dtype is about maps, but {_WITHOUT_MAPS}"),
-        "Leave out --dtype; embeddings are always float32",
+    other_dtype = isinstance(asked, Job) and asked.dtype != "float32"
+    return (
+        (by_index and by_stride, "--out-indices and --strides both choose the levels", ONE),
+        (asked.test_size and asked.image_size is not None, "--image-size and --test-size both choose the size", ONE),
+        (asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"),
+        (asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"),
+        (
+            no_maps and not (asked.final or asked.embedding),
+            "--no-maps leaves nothing to keep",
+            "Add --embedding or --final",
+        ),
+        (no_maps and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
+        (no_maps and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),
+        (no_maps and asked.prefix_tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE),
+        (
+            other_dtype and no_maps and not asked.final,
+            "--dtype is about maps, and none are kept",
+            "Leave out --dtype; embeddings are always float32",
+        ),
     )
 
 

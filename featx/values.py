@@ -271,7 +271,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a person should hear about, that is no failure."""
+    """Something to tell the user that is not a failure."""
 
     text: str
 

@@ -3,7 +3,7 @@
 """Time two versions of featx, each a folder or a git commit, in interleaved rounds.
 
 Every command runs in a process of its own, with random weights. The table shows medians and their ratio; nothing is
-judged, since other work on the machine can double any of them.
+judged, since other work on the machine can double any of them; CPU seconds suffer least.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="featx-speed-")))
         make_photos(root / "photos", MANY)
         for version in trees:
-            run(version, root, sys.executable, "-m", "compileall", "-q", version / "featx")
+            run("compile", version, root, sys.executable, "-m", "compileall", "-q", version / "featx")
         for number in range(options.rounds):
             for name in chosen:
                 print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
@@ -84,35 +84,37 @@ def make_photos(place: Path, count: int) -> None:
 def time_start(version: Path, root: Path) -> Figures:
     """Time the commands that have to answer at once."""
     commands = {"--help": ("--help",), "list-models": ("list-models",), "info": ("info", "--model", "resnet50")}
-    return {f"featx {name}, s": run(version, root, *FEATX, *words)[0] for name, words in commands.items()}
+    figures = {}
+    for name, words in commands.items():
+        figures |= run(f"featx {name}", version, root, *FEATX, *words)[0]
+    return figures
 
 
 def time_one(version: Path, root: Path) -> Figures:
     """Time one photo, with all that is loaded for it."""
-    return {"one photo, s": run(version, root, *FEATX, "extract", "photos/0.jpg", *RESNET, "--output", "one")[0]}
+    return run("one photo", version, root, *FEATX, "extract", "photos/0.jpg", *RESNET, "--output", "one")[0]
 
 
 def time_many(version: Path, root: Path) -> Figures:
-    """Time a folder, from the model being ready on, and take the memory of the whole process."""
-    _, memory, printed = run(version, root, *FEATX, "extract", "photos", *RESNET, "--output", "many", "--json")
+    """Time a folder: the whole command, and images a second from the model being ready on."""
+    name = f"{MANY} photos"
+    figures, printed = run(name, version, root, *FEATX, "extract", "photos", *RESNET, "--output", "many", "--json")
     summary = json.loads(printed)
-    name = f"{summary['counts']['done']} photos"
-    return {f"{name}, images/s": summary["counts"]["done"] / summary["seconds"], f"{name}, GB": memory}
+    return {f"{name}, images/s": summary["counts"]["done"] / summary["seconds"], **figures}
 
 
 def time_planning(version: Path, root: Path, planned: int) -> Figures:
     """Time each step of a run in which nothing is left to do, by the version's own script."""
     script = version / "scripts/plan_a_million.py"
-    _, _, printed = run(version, root, sys.executable, script, "--count", planned)
-    steps = re.findall(r"^(.+): ([0-9.]+) s, ([0-9.]+) GB", printed, re.MULTILINE)
+    _, printed = run("planning", version, root, sys.executable, script, "--count", planned)
     figures = {}
-    for step, seconds, memory in steps:
+    for step, seconds, memory in re.findall(r"^(.+): ([0-9.]+) s, ([0-9.]+) GB", printed, re.MULTILINE):
         figures |= {f"{step} {planned}, s": float(seconds), f"{step} {planned}, GB": float(memory)}
     return figures
 
 
-def run(version: Path, root: Path, *command: object) -> tuple[float, float, str]:
-    """Run a command; return its seconds, the most gigabytes that it held, and what it printed."""
+def run(name: str, version: Path, root: Path, *command: object) -> tuple[Figures, str]:
+    """Run a command; return its seconds by the clock and of all cores, its largest memory, and what it printed."""
     environment = {**os.environ, "HF_HOME": str(root / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(version)}
     began = time.perf_counter()
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
@@ -124,7 +126,12 @@ def run(version: Path, root: Path, *command: object) -> tuple[float, float, str]
             stream.seek(0)
         if process.returncode:
             sys.exit(f"{version}: {' '.join(map(str, command))} failed: {errors.read().decode()}")
-        return seconds, usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6), printed.read().decode()
+        figures = {
+            f"{name}, s": seconds,
+            f"{name}, CPU s": usage.ru_utime + usage.ru_stime,
+            f"{name}, GB": usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
+        }
+        return figures, printed.read().decode()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 A version is a folder or a git commit. Both extract the same photos with every combination of model and options in
 combinations.py, with random weights. Then both go on with the runs of the first one: they resume them with one more
-photo, verify them, read them and search them. Only durations and featx's version may differ. Manifest lines are
-compared in any order. Exit status: 0 all the same, 1 something differs.
+photo, verify them, read them and search them. Only durations and featx's version may differ. Exit status: 0 all the
+same, 1 something differs.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _run(words: list[str], listed: Path, answer: Path) -> None:
     for number, part in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{answer}.{part}", os.O_WRONLY | os.O_CREAT), number)
     if words[0] == "read":
-        print(json.dumps(read(words[1])))
+        print(json.dumps(read(words[1]), sort_keys=True))  # mappings are equal in any order
         sys.exit()
     sys.argv = ["featx", *words]
     runpy.run_module("featx", run_name="__main__", alter_sys=True)
@@ -237,7 +237,7 @@ def read(place: str) -> dict[str, Any]:
         "summary": run.summary,
         "levels": [{name: getattr(level, name) for name in names} for level in levels],
         "fields": fields,
-        "arrays": {key: {name: _digest(array) for name, array in run[key].items()} for key in run},
+        "arrays": {key: [[name, _digest(array)] for name, array in run[key].items()] for key in run},
         "frames": {
             key: [frame.original, frame.input, frame.scale, frame.offset, frame.orientation, frame.to_original(3, 5)]
             for key, frame in frames.items()
@@ -267,7 +267,7 @@ def _note(rows: dict[str, list[str]], stage: str, answers: list[dict[str, Answer
 
 
 def differing_files(one: Path, two: Path) -> list[str]:
-    """Compare all files of two folders byte for byte, but a manifest's lines in any order."""
+    """Compare all files of two folders byte for byte."""
     before, now = _files(one), _files(two)
     found = [f"{name} is missing" for name in sorted({*before} - {*now})]
     found += [f"{name} is new" for name in sorted({*now} - {*before})]
@@ -281,8 +281,6 @@ def _files(place: Path) -> dict[str, Path]:
 
 def _contents(path: Path) -> bytes:
     data = path.read_bytes()
-    if path.name == "manifest.jsonl":
-        return b"".join(sorted(data.splitlines(keepends=True)))
     return steady(data) if path.name == "summary.json" else data
 
 

@@ -123,8 +123,8 @@ CONTRADICTIONS = [
     ({"pool": "avg"}, "Add --embedding"),
     ({"maps": False}, "Add --embedding or --final"),
     ({"maps": False, "embedding": True, "strides": [8]}, "Levels were chosen"),
-    ({"maps": False, "embedding": True, "norm": True}, "need levels"),
-    ({"maps": False, "embedding": True, "prefix_tokens": True}, "need levels"),
+    ({"maps": False, "embedding": True, "norm": True}, "needs levels"),
+    ({"maps": False, "embedding": True, "prefix_tokens": True}, "needs levels"),
 ]
 
 

@@ -120,7 +120,7 @@ class _Lines:
             self._begin(event)
         elif not self._quiet:
             self._print(printable(event.text))
-        if not self._quiet and time.monotonic() - self._last >= LINE_EVERY:
+        if not self._quiet and self._tally.finished and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             self._print(self._tally.line())
 

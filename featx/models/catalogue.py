@@ -1,4 +1,4 @@
-# What there is to know of models without loading timm: the catalogue's files, searched. Standard library only.
+# What there is to know of models without loading timm: the catalogue's files, searched.
 """The catalogue: an entry for every architecture of one version of a library of models.
 
 An entry is what `featx.models.libraries.Library.entry` measured: family, parameters, layout, input, sizes,
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from featx.errors import ModelError, UsageError
 from featx.files import cache_folder, write_atomically
+from featx.models import schema
 
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
@@ -69,9 +70,11 @@ class Filter:
 def read(path: Path = PACKAGED) -> Catalogue | None:
     """Read a catalogue file; None where there is none, or it is damaged."""
     try:
-        return Catalogue(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        stored = schema.decode(path.read_bytes())
+    except (OSError, ValueError):
         return None
+    entries: dict[str, Any] = {**stored.entries}
+    return Catalogue(stored.source, stored.version, stored.names, stored.renamed, entries)
 
 
 def write(models: Catalogue, path: Path) -> None:
@@ -146,7 +149,7 @@ def filters(
         words = f"have at least {min_levels} levels"
         found.append(Filter(words, lambda _, entry: len(entry["levels"]) >= min_levels))
     if max_parameters is not None:
-        words = f"have at most {max_parameters / 1e6:g} M parameters"
+        words = f"have at most {max_parameters:,} parameters"
         found.append(Filter(words, lambda _, entry: entry["parameters"] <= max_parameters))
     return found
 

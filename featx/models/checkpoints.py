@@ -167,7 +167,8 @@ def require_checkpoint(path: Path) -> None:
         If it is missing, or something else.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
-        raise WeightsError(f"There is no checkpoint {path}", "Check the path given to --weights")
+        what = f"{path} is a folder" if os.path.isdir(path) else f"There is no checkpoint {path}"  # noqa: PTH112
+        raise WeightsError(what, "Check the path given to --weights")
     try:
         found = filetypes.mistaken(path)
     except OSError as error:

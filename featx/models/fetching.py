@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from msgspec import Struct
+from msgspec.json import Decoder
 
 from featx.errors import ModelError, OutputError
 from featx.files import write_atomically
@@ -23,6 +25,19 @@ CONFIGURATION = "config.json"
 
 # What a fetched folder is allowed to hold.
 OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")
+
+
+class _Fetched(Struct):
+    """What featx writes into the configuration of a model that it fetches, as far as it is read again."""
+
+    source: str
+
+
+class _Configuration(Struct):
+    featx: _Fetched
+
+
+_DECODE = Decoder(_Configuration).decode
 
 
 def fetch(name: str, folder: Path) -> dict[str, Any]:
@@ -84,12 +99,12 @@ def _require_free(folder: Path) -> None:
 def _require_same(folder: Path, source: str) -> None:
     """Refuse a folder that holds a model from elsewhere."""
     try:
-        earlier = json.loads((folder / CONFIGURATION).read_bytes())["featx"]["source"]
+        earlier = _DECODE((folder / CONFIGURATION).read_bytes()).featx.source
     except FileNotFoundError:
         if not any((folder / name).exists() for name in OURS):
             return
         earlier = f"a model without {CONFIGURATION}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         earlier = "a model that featx did not fetch"
     if earlier != source:
         raise OutputError(f"{folder} holds {earlier}, not {source}", "Choose another folder with -o")

@@ -164,6 +164,8 @@ class Pyramid:
         ModelError
             As calling it does.
         """
+        if batch.ndim != 4 or batch.shape[1] != 3:
+            raise UsageError(f"Expected a batch of shape (B, 3, H, W), not {tuple(batch.shape)}")
         refusal = f"{self.device} ran out of memory on a batch of {len(batch)}"
         with enough_memory(refusal), torch.no_grad(), full_precision(self.device):
             values = self.run(batch.to(self.device))

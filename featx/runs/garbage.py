@@ -1,4 +1,4 @@
-# Garbage: rows that the manifest does not vouch for.
+# Garbage: rows that are not in the manifest.
 """What interrupted calls left in files that images share."""
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ ANY_VECTOR = (Field(EMBEDDING, (1,)),)
 
 
 def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
-    """Have a writer of the named format remove what the manifest does not vouch for."""
+    """Have a writer of the named format remove what is not in the manifest."""
     if not formats.vectors_only(name):  # files of their own are replaced one by one
         return
     try:
-        # The lines have to be safe on the disk before rows go that they no longer vouch for.
+        # The manifest has to be safe on the disk before rows go that are no longer in it.
         files.synchronise(output / MANIFEST)
         writer.collect_garbage(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:

@@ -41,7 +41,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
     key : str
         A relative path with forward slashes, without empty pieces and ``..``.
     apart : bool
-        Whether another key's output would be taken for the same; a part of the key's sha256 then tells them apart.
+        Whether another key's output could be taken for the same; a part of the key's sha256 then makes the difference.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
 
 
 def tell_apart(items: list[Item], places: Iterable[int]) -> None:
-    """Give items, in place, outputs that every file system tells apart, though it may take their keys for the same."""
+    """Give items, in place, outputs that differ on every file system, even where it takes their keys for the same."""
     for place in places:
         item = items[place]
         if item.key != fold(item.key):  # whichever of them comes first

@@ -2,7 +2,7 @@
 """Holding a folder without the kernel's help.
 
 Some network file systems have no `flock`. There, a file that only one process can create takes its place. Whoever holds
-it touches it again and again, so that one that was left by a machine that died can be told from one that is held.
+it touches it again and again, so that a lease that a dead machine left behind does not look like one in use.
 """
 
 from __future__ import annotations

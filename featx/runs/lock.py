@@ -258,7 +258,7 @@ def _open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:
         except BlockingIOError as error:
             os.close(handle)
             raise BusyError(
-                f"Another run is working in {path.parent}", "Wait for it, or choose another --output"
+                f"Another run is working in {path.parent}", "Wait for it, or choose another folder"
             ) from error
         except OSError as error:
             if error.errno in LOCKLESS:

@@ -84,7 +84,7 @@ def lines(folder: Path) -> Iterator[Line]:
 
 
 def texts(folder: Path) -> Iterator[tuple[bytes, Line | None]]:
-    """Read the manifest's lines as they stand in the file, each with what it says; None where it is not sound."""
+    """Read the manifest's lines, each as it is in the file and as a value; None where it is not sound."""
     for text in _texts(folder):
         try:
             line = parsed(text)
@@ -152,7 +152,7 @@ def _of_done(folder: Path, fact: Callable[[Done], str]) -> dict[str, str]:
 
 
 def _texts(folder: Path) -> Iterator[bytes]:
-    """The manifest's lines as they stand in the file, without a torn last one."""
+    """Read the manifest's lines as they are in the file, without a torn last one."""
     path = folder / MANIFEST
     try:
         with path.open("rb", BLOCK) as file:

@@ -15,7 +15,7 @@ from featx.runs import formats, layout
 from featx.runs.known import Known, State, count_gone, place_of, read_known, require_same_images, state_of
 from featx.values import Item, Outcome, many_records
 
-# An earlier call's images are done again in larger batches where there are so many times as many new ones.
+# An earlier call's images are done again in larger batches where there are this many times as many new ones.
 WORTH_DOING_AGAIN = 16
 
 

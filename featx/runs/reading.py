@@ -156,7 +156,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatxError
             If another process has rewritten the manifest since the run was opened.
         """
-        # Read where it stands: kept in memory, those of a million images would take gigabytes.
+        # Read from the file: the lines of a million images would take gigabytes of memory.
         position = self._positions[key]
         try:
             with (self.folder / MANIFEST).open("rb") as file:
@@ -191,6 +191,6 @@ def open_run(folder: str | PathLike[str]) -> Run:
     Raises
     ------
     FeatxError
-        If it is none.
+        If it is not a run.
     """
     return Run(Path(folder))

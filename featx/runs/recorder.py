@@ -18,7 +18,7 @@ from featx.values import Outcome
 if TYPE_CHECKING:
     from featx.runs.lock import LockedFolder
 
-ROOM = "Make room or mend the disk, and run the same command to resume"
+ROOM = "Make room or repair the disk, and run the same command to resume"
 
 
 class Recorder:

@@ -560,7 +560,7 @@ def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, form
         ({"format": "parquet", "embedding": True, "norm": True}, "holds only embeddings. Leave out --norm"),
         ({"format": "hdf5"}, "no format 'hdf5'"),
         ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
-        ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but maps were switched off"),
+        ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but --no-maps keeps none"),
     ],
 )
 def test_what_cannot_go_together_is_refused_and_nothing_written(photos, tmp_path, options, message):

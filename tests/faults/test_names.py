@@ -254,7 +254,7 @@ def shell(script, folder):
         (("--weights", "x" * 300), "There is no checkpoint x"),
         (("--weights", "~nobody/x.pt"), "There is no checkpoint "),
         (("--weights", "loop"), "There is no checkpoint loop"),
-        (("--model", "local-dir:~nobody/x"), "holds no timm configuration"),
+        (("--model", "local-dir:~nobody/x"), "There is no folder"),
         (("--model", "yolov8n", "--weights", "x" * 300), "There is no checkpoint x"),
         (("--model", "yolov8n", "--weights", "~nobody/x.pt"), "There is no checkpoint "),
     ],

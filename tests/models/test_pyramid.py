@@ -130,3 +130,10 @@ def test_a_gpu_agrees_with_the_processor(name, photo):
     for ours, theirs in zip(here(pixels[None]), there(pixels[None]), strict=True):
         difference = (ours - theirs.cpu()).norm() / ours.norm()
         assert difference < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (2, 64, 64, 3)])
+def test_a_batch_of_another_shape_is_refused(shape):
+    pyramid = featx.load_pyramid("test_resnet", weights="random", device="cpu")
+    with pytest.raises(UsageError, match=r"Expected a batch of shape \(B, 3, H, W\), not "):
+        pyramid(torch.zeros(shape))

@@ -155,3 +155,23 @@ def test_another_process_s_lines_do_not_change(run):
     before = tree(run)
     featx.open_run(run).line("photos/1.jpg")
     assert tree(run) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ((b'"status":"done"', b'"status":"gone"'), "Invalid value 'gone' - at `$.status`"),
+        ((b'"orientation":1', b'"orientation":"1"'), "Expected `int`, got `str` - at `$.frame.orientation`"),
+        ((b'"sha256"', b'"sha265"'), "Object missing required field `sha256`"),
+        ((b'"size":', b'"extra":' + b"[" * 5000 + b"]" * 5000 + b',"size":'), "it is nested too deeply"),
+        ((b'"key":"', b'"key":"\\u0000'), "a name contains a NUL character"),
+    ],
+    ids=["status", "frame", "missing", "nested", "NUL"],
+)
+def test_a_damaged_line_is_named_and_its_image_done_again(run, tmp_path, damage, fault):
+    first, *rest = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    assert damage[0] in first
+    (run / "manifest.jsonl").write_bytes(b"".join([first.replace(*damage, 1), *rest]))
+    assert verify(run).unreadable == [f"line 1: {fault}"]
+    assert len(featx.open_run(run)) == 3
+    assert extract(tmp_path / "photos", run, out_indices=(4,)).tried == 1

@@ -96,3 +96,21 @@ def test_what_is_missing_is_named(run, place, words):
     (run / "summary.json").write_text(json.dumps(changed(summary, place, ...)))
     with pytest.raises(FeatxError, match=words):
         featx.open_run(run)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fault"),
+    [
+        (("levels", 1, "stride"), "16", r"Expected .*, got `str` - at `\$.levels\[1\].stride`"),
+        (("arrays", 0, "shape", 1), None, r"Expected `int`, got `null` - at `\$.arrays\[0\].shape\[1\]`"),
+        (("recipe", "dtype"), "int8", r"Invalid enum value 'int8' - at `\$.recipe.dtype`"),
+        (("recipe", "batch_size"), 0, r"Expected `int` >= 1 - at `\$.recipe.batch_size`"),
+        (("recipe", "norm"), "x", r"Expected `bool`, got `str` - at `\$.recipe.norm`"),
+    ],
+    ids=str,
+)
+def test_what_is_not_what_it_should_be_is_named(run, place, value, fault):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(changed(summary, place, value)))
+    with pytest.raises(FeatxError, match=f"summary.json is damaged: {fault}"):
+        featx.open_run(run)

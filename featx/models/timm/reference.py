@@ -74,9 +74,8 @@ def resolve(name: str) -> Reference:
         architecture = config["architecture"]
         config = {**config, **config.get("pretrained_cfg", {})}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder} holds no timm configuration", "It needs a config.json that names its architecture"
-        ) from error
+        what = f"{folder} holds no timm configuration" if folder.is_dir() else f"There is no folder {folder}"
+        raise ModelError(what, "The folder needs a config.json that names its architecture") from error
     _require_architecture(architecture)
     return Reference(name, f"local-dir:{folder}", architecture, config)
 

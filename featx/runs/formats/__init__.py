@@ -64,7 +64,7 @@ class Stored:
     Attributes
     ----------
     bytes, sha256 : int, str
-        Of what the manifest vouches for.
+        Of what the manifest records.
     content : object
         What the format needs to commit it.
     """
@@ -104,7 +104,7 @@ class Writer(Protocol):
         ...
 
     def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Remove what the manifest does not vouch for; called before the first `write`, and after the last.
+        """Remove what is not in the manifest; called before the first `write`, and after the last.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class Reader(Protocol):
     """Reads outputs out of a run's folder."""
 
     def holds(self, key: str, output: str, size: int) -> bool:
-        """Whether an image's output of so many bytes is there."""
+        """Whether an image's output is there and has this many bytes."""
         ...
 
     def read(self, key: str, output: str) -> Mapping[str, Array]:
@@ -142,7 +142,7 @@ class Reader(Protocol):
         ...
 
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
-        """Find rows that a manifest does not vouch for: the keys of each file that has some.
+        """Find rows that are not in a manifest: the keys of each file that has some.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     Raises
     ------
     ValueError
-        If it is none.
+        If it is not the head of a ``.npy``.
     """
     with _PARSING:
         np.lib.format.read_magic(file)
@@ -172,12 +172,12 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "float32") -> None:
-    """Refuse a format that there is not, or one that cannot hold what a pyramid gives, maps being written as `dtype`.
+    """Refuse an unknown format, or one that cannot hold what a pyramid gives, maps being written as `dtype`.
 
     Raises
     ------
     UsageError
-        If it is so.
+        If so.
     FeatxError
         If a library that it needs is not installed.
     """
@@ -210,6 +210,6 @@ def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -
 
 
 def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "") -> Reader:
-    """Make what reads a run's outputs; `digest` tells the sha256 of a key's, where several rows could be meant."""
+    """Make what reads a run's outputs; `digest` gives the sha256 of a key's output, in case several rows have it."""
     made: Reader = import_module(FORMATS[name][0]).Reader(folder, digest)
     return made

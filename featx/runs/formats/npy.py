@@ -111,7 +111,7 @@ class Writer:
             files.write_atomically(self._keys, [], self._unfinished / KEYS)
 
     def _count(self, rows: int) -> None:
-        """Have the header count so many rows, which are safe on the disk before it is written."""
+        """Write the number of rows into the header; the rows are safe on the disk before it is written."""
         files.synchronise(self._array)
         files.synchronise(self._keys)
         files.write_at(self._array, 0, [_header(rows, self._length)])
@@ -159,7 +159,7 @@ class Reader:
         """Look through the keys."""
         try:
             self._open()
-        except (OSError, ValueError, OutputError):  # every one of its rows is damaged, which is said of each
+        except (OSError, ValueError, OutputError):  # every one of its rows is damaged, which is reported for each
             return {}
         keys = [key for key in self._places if key not in done] + list(self._earlier)
         return {VECTORS: keys} if keys else {}
@@ -193,7 +193,7 @@ class Reader:
         return self._rows
 
     def _place(self, key: str) -> int:
-        """Return the row of a key; of several, which a killed run leaves, the one that the manifest vouches for."""
+        """Return the row of a key; of several, which a killed run leaves, the one that is in the manifest."""
         last = self._places[key]
         for place in self._earlier.get(key, ()):
             if hashlib.sha256(self._open()[place].data).hexdigest() == self._digest(key):
@@ -202,7 +202,7 @@ class Reader:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read the names of the rows; a torn last line is none."""
+    """Read the names of the rows; a torn last line is left out."""
     try:
         text = path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
@@ -229,7 +229,7 @@ def _rows(path: Path) -> Array:
         start = file.tell()
         there = (os.fstat(file.fileno()).st_size - start) // max(1, FLOAT32.itemsize * shape[-1])
     if dtype != FLOAT32 or len(shape) != 2:
-        raise ValueError(f"{path} holds {dtype} {shape}, no vectors")
+        raise ValueError(f"{path} holds {dtype} {shape}, not float32 vectors")
     shape = (min(shape[0], there), shape[1])  # a file that was cut off has lost its last ones
     return np.memmap(path, FLOAT32, "r", start, shape) if shape[0] else np.empty(shape, FLOAT32)
 

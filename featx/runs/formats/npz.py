@@ -99,7 +99,7 @@ class Writer:
             self._remove(temporary)
 
     def _remove(self, temporary: Path) -> None:
-        with suppress(OSError):  # what failed before is what is said; the file is removed with everything unfinished
+        with suppress(OSError):  # the earlier failure is reported; the file goes with everything unfinished
             temporary.unlink()
         self._begun.discard(temporary)
 
@@ -201,7 +201,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Arra
     Raises
     ------
     OSError, zipfile.BadZipFile, ValueError
-        If it is no such file.
+        If it is not such a file.
     """
     with zipfile.ZipFile(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
@@ -228,7 +228,7 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         shape, fortran, dtype = read_header(data)  # type: ignore[arg-type]  # it reads and tells, which is all
         header = data.tell()
     if dtype.kind not in NUMBERS:  # an array of objects would be memory addresses out of the file
-        raise ValueError(f"{path} holds an array of {dtype}, no numbers")
+        raise ValueError(f"{path} holds an array of {dtype}, which are not numbers")
     with path.open("rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])

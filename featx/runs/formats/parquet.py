@@ -38,7 +38,7 @@ SHARD = re.compile(r"embeddings-(\d{5,})\.parquet")
 # Shards that a reader keeps in memory.
 OPEN = 3
 
-# Columns besides the vector, and where its numbers are.
+# Columns beside the vector, and where its numbers are.
 FACTS, NUMBERS = ("key", "path", "width", "height"), f"{EMBEDDING}.list.element"
 
 
@@ -160,8 +160,8 @@ class Reader:
         if hashlib.sha256(vectors[place].data).hexdigest() != line.sha256:
             return "sha256 differs"
         facts = {fact: table[fact][place].as_py() for fact in FACTS[1:]}
-        said = {"path": line.path, "width": line.size[0], "height": line.size[1]}
-        return "" if facts == said else f"says {facts}, not {said}"
+        recorded = {"path": line.path, "width": line.size[0], "height": line.size[1]}
+        return "" if facts == recorded else f"says {facts}, not {recorded}"
 
     def files(self, outputs: Iterable[str]) -> set[str]:
         """The shards themselves."""
