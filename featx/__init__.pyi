@@ -136,6 +136,7 @@ def extract(
 def load_pyramid(
     name: str,
     *,
+    device: str = "auto",
     weights: str | PathLike[str] = "pretrained",
     seed: int = 0,
     out_indices: Sequence[int] | int | Literal["all"] | None = None,
@@ -151,7 +152,6 @@ def load_pyramid(
     prefix_tokens: bool = False,
     norm: bool = False,
     precision: str = "fp32",
-    device: str = "auto",
 ) -> Pyramid:
     """Load a model as a feature pyramid.
 
@@ -159,6 +159,8 @@ def load_pyramid(
     ----------
     name : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    device : str
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     weights : str | PathLike[str]
         Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by anything else.
     seed : int
@@ -189,8 +191,6 @@ def load_pyramid(
         Apply a transformer's final norm to its levels; featx info says whether it has one.
     precision : str
         Number type that the network computes in; fp32 is exact.
-    device : str
-        Where to compute.
 
     Returns
     -------

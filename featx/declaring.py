@@ -127,13 +127,16 @@ def one_of(*choices: str) -> Convert:
 
 def whole(least: int, most: int, *, auto: bool = False) -> Convert:
     """Expect a whole number from `least` to `most`; or, if `auto`, the word for None."""
+    limits = f"from {least} to {most}" if most < 1 << 62 else f"of at least {least}"
+    expected = ("a whole number that fits into 64 bits" if least < -(1 << 62) else f"a whole number {limits}") + (
+        " or auto" if auto else ""
+    )
 
     def convert(name: str, value: Any) -> int | None:
         if auto and value == "auto":
             return None
         if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,30}", str(value)) or not least <= int(value) <= most:
-            limits = "that fits into 64 bits" if most >= 1 << 62 else f"from {least} to {most}"
-            raise UsageError(f"{name}: expected a whole number {limits}{' or auto' if auto else ''}, not {value!r}")
+            raise UsageError(f"{name}: expected {expected}, not {value!r}")
         return int(value)
 
     return convert

@@ -132,7 +132,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(f"damaged: {MANIFEST} {printable(fault)}")
     for name in value.uncommitted:
         say(f"not in the manifest: {printable(name)}; the next extract makes it again")
-    for name in value.unexpected:
+    for name in value.foreign:
         say(f"unexpected file: {printable(name)}")
     if value.unfinished:
         say(f"{count_of(value.unfinished, 'temporary file')}, removed by the next extract")

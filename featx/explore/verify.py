@@ -104,7 +104,7 @@ class Verified:
     uncommitted : list of str
         Outputs, and rows of tables, that a run made and was killed before it could enter them into the manifest; the
         next one makes them again.
-    unexpected : list of str
+    foreign : list of str
         Files that are none of the run's.
     unreadable : list of str
         Lines of the manifest that are damaged, and what is wrong with them.
@@ -123,7 +123,7 @@ class Verified:
     to_do: int = 0
     failed: int = 0
     uncommitted: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     unfinished: int = 0
     repaired: bool = False
@@ -236,7 +236,7 @@ def _look_around(run: Run, verified: Verified) -> None:
             verified.unfinished += len(names) - (KEPT in names)
         else:
             for path in sorted(path for name in names if (path := (where / name).as_posix()) not in ours):
-                (verified.uncommitted if _is_output(run, path) else verified.unexpected).append(path)
+                (verified.uncommitted if _is_output(run, path) else verified.foreign).append(path)
 
 
 def _is_output(run: Run, path: str) -> bool:

@@ -20,14 +20,11 @@ from featx.images.containers import orientation_of
 from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions
+from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.values import Description, Field, Input, Level, Weights, plain
 from featx.version import library_versions
-
-# What load_pyramid does not take: the name comes first, and how it is run is up to the caller.
-NOT_OF_A_PYRAMID = ("model", "backend", "batch_size", "workers", "isolate")
 
 
 class Pyramid:
@@ -210,14 +207,16 @@ class Pyramid:
             self._network = runtimes.make(self.backend, self.module, plan, on_note)
 
 
-@keywords(ModelOptions, ImageOptions, KeepOptions, NetworkOptions, RunOptions, without=NOT_OF_A_PYRAMID)
-def load_pyramid(name: str, **options: Any) -> Pyramid:
+@keywords(ModelOptions, ImageOptions, KeepOptions, NetworkOptions, without=("model", "backend"))
+def load_pyramid(name: str, *, device: str = "auto", **options: Any) -> Pyramid:
     """Load a model as a feature pyramid.
 
     Parameters
     ----------
     name : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    device : str
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     **options
         Options of ``featx extract``, by the same name.
 
@@ -231,8 +230,7 @@ def load_pyramid(name: str, **options: Any) -> Pyramid:
     ModelError, WeightsError, UsageError
         If the model, its levels, its weights or the device cannot be found; each error says what there is instead.
     """
-    device = choose_devices(options.pop("device", "auto"))[0]
-    return load(ModelRequest(name, **options), device)
+    return load(ModelRequest(name, **options), choose_devices(device)[0])
 
 
 def load(request: ModelRequest, device: torch.device) -> Pyramid:

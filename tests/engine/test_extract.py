@@ -496,7 +496,7 @@ def test_features_without_their_summary_are_not_gone_on_with(photos, tmp_path):
     with pytest.raises(OutputError, match="no summary"):
         extract(photos, tmp_path / "out")
     (tmp_path / "out" / "summary.json").write_text('{"featx_format": 1}')
-    with pytest.raises(OutputError, match="damaged: it says nothing of its state"):
+    with pytest.raises(OutputError, match="damaged: Object missing required field `state`"):
         extract(photos, tmp_path / "out")
 
 

@@ -43,7 +43,7 @@ def test_all_damage_is_found_and_just_that_is_made_again(forge, tmp_path, reques
     verified = json.loads(found["stdout"])
     assert set(verified["missing"]) == {name.removesuffix(".npz") for name in deleted}
     assert set(verified["damaged"]) == {name.removesuffix(".npz") for name in (*flipped, *cut)}
-    assert (verified["checked"], verified["unexpected"], verified["sound"]) == (len(names), [], False)
+    assert (verified["checked"], verified["foreign"], verified["sound"]) == (len(names), [], False)
 
     assert forge(tmp_path, "verify", "out", "--repair")["status"] == 1
     assert len(lines(out)) == untouched
@@ -96,7 +96,7 @@ def test_unexpected_files_are_named_and_left_alone(run):
     (run / ".unfinished").mkdir()
     (run / ".unfinished" / "3").write_bytes(b"")
     verified = verify(run, repair=True)
-    assert (verified.unexpected, verified.unfinished, verified.sound) == (["notes.txt", "other.jpg.npz"], 1, True)
+    assert (verified.foreign, verified.unfinished, verified.sound) == (["notes.txt", "other.jpg.npz"], 1, True)
     assert verified.uncommitted == []
     assert (run / "notes.txt").exists()
 
@@ -254,7 +254,7 @@ def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
     (run / "summary.json").write_text(json.dumps(summary))
     verified = verify(run)
     assert (verified.checked, verified.to_do, verified.failed) == (2, 2, 1)
-    assert (verified.uncommitted, verified.unexpected) == (["0004.jpg.npz"], [])
+    assert (verified.uncommitted, verified.foreign) == (["0004.jpg.npz"], [])
     assert (verified.sound, verified.complete) == (True, False)
     said = forge(tmp_path, "verify", "out")
     assert said["status"] == 1
@@ -275,7 +275,7 @@ def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_
     (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries[:2]))
     name = {"npy": "embeddings.npy", "parquet": "embeddings-00000.parquet"}[format_]
     verified = verify(out)
-    assert (verified.uncommitted, verified.unexpected, verified.to_do) == ([f"0002.jpg in {name}"], [], 1)
+    assert (verified.uncommitted, verified.foreign, verified.to_do) == ([f"0002.jpg in {name}"], [], 1)
     (out / "manifest.jsonl").write_text("")
     assert verify(out).uncommitted == [f"000{number}.jpg in {name}" for number in range(3)]
     assert forge.extract(tmp_path, few[0], "out", *few[1:], "--embedding", "--format", format_)["status"] == 0

@@ -53,7 +53,7 @@ def require_complete(folder, expected):
     last = {line["key"]: line["status"] for line in lines(folder)}
     assert sorted(key for key, status in last.items() if status == "done") == sorted(expected)
     verified = verify(folder)
-    assert (verified.sound, verified.unexpected, verified.unfinished) == (True, [], 0)
+    assert (verified.sound, verified.foreign, verified.unfinished) == (True, [], 0)
     assert not (folder / ".unfinished").exists()
 
 
