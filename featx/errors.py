@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from featx.values import Item
 
 
-# The way out where there is not enough memory.
+# The ways out where there is not enough room on the disk, or memory.
+ROOM = "Make room or repair the disk, and run the same command to resume"
 LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
 
 

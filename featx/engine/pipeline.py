@@ -29,12 +29,11 @@ from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import Reader, ReadingThreads
 from featx.engine.resources import Workers
 from featx.engine.stages import Stage
-from featx.errors import OutputError, StuckError, UnreadableError
+from featx.errors import ROOM, OutputError, StuckError, UnreadableError
 from featx.images.frame import Frame
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
-from featx.runs.recorder import ROOM
 from featx.values import Item, Outcome, Stat
 
 # Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.

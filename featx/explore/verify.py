@@ -21,11 +21,11 @@ from msgspec import structs
 from featx import files
 from featx.engine import resources
 from featx.engine.events import Checked
-from featx.errors import FeatxError, OutputError, StuckError
+from featx.errors import ROOM, FeatxError, OutputError, StuckError
 from featx.images.locators import stat_of
 from featx.options import Limits
 from featx.paths import to_path
-from featx.runs import formats, lock, manifest, recorder
+from featx.runs import formats, lock, manifest
 from featx.runs.formats import Array
 from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
@@ -260,7 +260,7 @@ def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
             held.save({**run.summary, "state": "stopped", "counts": counts})
             held.drop(forgotten)
         except OSError as error:
-            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", recorder.ROOM) from error
+            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", ROOM) from error
     verified.repaired = True
 
 

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from featx.errors import UsageError
-
-if TYPE_CHECKING:
-    from featx.runs.reading import Run
+from featx.runs.formats import Array
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
     """The images of a run, by number: dicts of ``key`` and one tensor for each array.
+
+    Parameters
+    ----------
+    run : mapping
+        Image key to arrays; see `featx.runs.reading.Run`.
+    available : sequence of str
+        Names of the arrays that every image has.
+    levels : sequence of int or str, or None
+        Those to read: levels by their indices, or arrays by their names; None reads all.
 
     Raises
     ------
@@ -25,10 +32,14 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         If the run lacks one of those asked for.
     """
 
-    def __init__(self, run: Run, levels: Sequence[int | str] | None = None) -> None:
+    def __init__(
+        self,
+        run: Mapping[str, Mapping[str, Array]],
+        available: Sequence[str],
+        levels: Sequence[int | str] | None = None,
+    ) -> None:
         self._run = run
         self._keys = list(run)
-        available = [field.key for field in run.fields]
         chosen = available if levels is None else levels
         self._names = [f"level_{name}" if isinstance(name, int) else name for name in chosen]
         absent = [name for name in self._names if name not in available]

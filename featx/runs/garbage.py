@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx import files
-from featx.errors import OutputError
-from featx.runs import formats, manifest, recorder
+from featx.errors import ROOM, OutputError
+from featx.runs import formats, manifest
 from featx.runs.layout import MANIFEST
 from featx.values import EMBEDDING, Field
 
@@ -24,4 +24,4 @@ def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
         files.synchronise(output / MANIFEST)
         writer.collect_garbage(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}", recorder.ROOM) from error
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}", ROOM) from error

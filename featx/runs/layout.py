@@ -14,9 +14,7 @@ from featx.values import Item
 
 SUFFIX = ".npz"
 
-# Of all that outputs are kept in, and what formats for vectors call their files.
-SUFFIXES = (SUFFIX, ".npy", ".parquet")
-
+# What formats for vectors call their files.
 VECTORS, KEYS = "embeddings.npy", "keys.txt"
 
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.

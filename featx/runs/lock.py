@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from featx import files
-from featx.errors import BusyError, OutputError
-from featx.runs import manifest, recorder
-from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, SUFFIXES, SUMMARY, UNFINISHED, VECTORS
+from featx.errors import ROOM, BusyError, OutputError
+from featx.runs import formats, manifest
+from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary
 
@@ -67,7 +67,7 @@ class LockedFolder:
                     "after a power cut, the last images may have to be computed again"
                 )
         except OSError as error:
-            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", recorder.ROOM) from error
+            raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
         self._begun = True
 
     def append(self, lines: bytes) -> None:
@@ -110,7 +110,7 @@ class LockedFolder:
         """Remove an output of one image; nothing else, and nothing outside of the folder, whoever named it."""
         self._require_lease()
         with suppress(FileNotFoundError, NotADirectoryError):
-            if Path(output).suffix in SUFFIXES:
+            if Path(output).suffix in formats.SUFFIXES:
                 folder, name = os.path.split(output)
                 parent = files.inside(self._root, folder) if folder else self._root
                 os.unlink(os.path.join(parent, name))  # noqa: PTH108, PTH118

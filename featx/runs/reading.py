@@ -144,7 +144,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         """
         from featx.runs.dataset import FeatureDataset
 
-        return FeatureDataset(self, levels)
+        return FeatureDataset(self, [field.key for field in self.fields], levels)
 
     def line(self, key: str) -> Done:
         """Return the manifest's line of an image.

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.errors import OutputError
+from featx.errors import ROOM, OutputError
 from featx.runs import manifest
 from featx.runs.layout import SUFFIX
 from featx.runs.summary import FORMAT
@@ -17,8 +17,6 @@ from featx.values import Outcome
 
 if TYPE_CHECKING:
     from featx.runs.lock import LockedFolder
-
-ROOM = "Make room or repair the disk, and run the same command to resume"
 
 
 class Recorder:

@@ -508,6 +508,26 @@ def test_what_arrives_damaged_never_gets_its_name(hub, addressed, monkeypatch, w
     assert url_file(url).path.read_bytes() == data
 
 
+def test_what_arrives_incomplete_never_gets_a_name_without_a_hash(hub, tmp_path, monkeypatch):
+    """Torch checks what has a hash in its name by itself; of other files only their size is known."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    hub.files["files/net/net.pth"] = b"parameters" * 100
+    hub.truncated.add("files/net/net.pth")
+    kept, honest, seen = tmp_path / "cache/hub/checkpoints/net.pth", torch.hub.download_url_to_file, []
+
+    def download(*arguments, **options):
+        honest(*arguments, **options)
+        seen.append(kept.exists())  # where a kill would leave it
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    url = f"{hub.endpoint}/files/net/resolve/main/net.pth"
+    with pytest.raises(WeightsError, match="incomplete"):
+        url_file(url)
+    assert (seen, list(kept.parent.iterdir())) == ([False], [])
+    hub.truncated.clear()
+    assert url_file(url).path.read_bytes() == b"parameters" * 100
+
+
 def test_the_end_of_a_name_that_is_no_hash_is_not_taken_for_one(hub, tmp_path, monkeypatch):
     """As of I-JEPA's, which counts epochs: timm's vit_huge_patch14_gap_224.in1k_ijepa."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))

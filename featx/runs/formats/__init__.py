@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,13 +24,22 @@ from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Format -> the module with its Reader and Writer, and whether it keeps nothing but one vector an image.
+
+class Row(NamedTuple):
+    """A format: the module with its Reader and Writer, its files' suffix, and whether it holds only one vector each."""
+
+    module: str
+    suffix: str
+    vectors_only: bool = False
+
+
 FORMATS = {
-    "npz": ("featx.runs.formats.npz", False),
-    "npy": ("featx.runs.formats.npy", True),
-    "parquet": ("featx.runs.formats.parquet", True),
+    "npz": Row("featx.runs.formats.npz", ".npz"),
+    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True),
+    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True),
 }
 
+SUFFIXES = {row.suffix for row in FORMATS.values()}
 
 _PARSING = threading.Lock()
 
@@ -188,7 +197,7 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
         raise UsageError(
             f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
-    largest = import_module(FORMATS[name][0]).Writer.largest
+    largest = import_module(FORMATS[name].module).Writer.largest
     types = [np.dtype("float32" if field.is_vector else dtype) for field in fields or ()]
     size = sum(math.prod(field.shape) * kind.itemsize for field, kind in zip(fields or (), types, strict=True))
     if size > largest:
@@ -200,16 +209,16 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
 
 def vectors_only(name: str) -> bool:
     """Whether a format keeps nothing but one vector an image."""
-    return name in FORMATS and FORMATS[name][1]
+    return name in FORMATS and FORMATS[name].vectors_only
 
 
 def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -> Writer:
     """Make what writes a run's outputs; `unfinished` is where it may put what is not complete."""
-    made: Writer = import_module(FORMATS[name][0]).Writer(folder, unfinished, fields)
+    made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields)
     return made
 
 
 def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "") -> Reader:
     """Make what reads a run's outputs; `digest` gives the sha256 of a key's output, in case several rows have it."""
-    made: Reader = import_module(FORMATS[name][0]).Reader(folder, digest)
+    made: Reader = import_module(FORMATS[name].module).Reader(folder, digest)
     return made
