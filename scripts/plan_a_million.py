@@ -25,7 +25,7 @@ from featx.requests import Job
 from featx.runs import layout, reading
 from featx.runs.planning import plan_work
 from featx.runs.summary import FORMAT, Counts, Summary
-from featx.values import Input, Weights, plain
+from featx.values import Input, Item, Weights, plain
 
 # Links that a file may have on common file systems, with room to spare.
 LINKS = 30_000
@@ -117,18 +117,24 @@ def measure(step: str, folder: Path) -> None:
     print(f"{step}: {seconds:.1f} s, {peak:.2f} GB; {result}")
 
 
+def plan(folder: Path, items: list[Item]) -> str:
+    """Skip the images that are done; standard error gets the time of this alone."""
+    began = time.perf_counter()
+    found = plan_work(folder / "run", items, JOB)
+    print(f"planning alone: {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    return f"{found.done} done, {len(found.to_do)} to do"
+
+
 def walk_and_plan(folder: Path) -> str:
     """Find the images in their folders, and skip those that are done."""
-    plan = plan_work(folder / "run", sources.find([str(folder / "photos")]).items, JOB)
-    return f"{plan.done} done, {len(plan.to_do)} to do"
+    return plan(folder, sources.find([str(folder / "photos")]).items)
 
 
 def list_and_plan(folder: Path) -> str:
     """Find the images of a list, and skip those that are done."""
     os.chdir(folder)
     listed = lists.read_file(folder / "list.txt")
-    plan = plan_work(folder / "run", sources.find((), listed).items, JOB)
-    return f"{plan.done} done, {len(plan.to_do)} to do"
+    return plan(folder, sources.find((), listed).items)
 
 
 def open_run(folder: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 import featx
 from featx.declaring import declaration, declared
 from featx.errors import UsageError
+from featx.models.libraries import LIBRARIES
 from featx.options import GROUPS, RECIPE
 from featx.requests import Job, ModelRequest
 from featx.runs.formats import FORMATS
@@ -49,6 +50,11 @@ def test_options_have_one_name_each():
 def test_formats_are_those_of_the_table():
     metavar = next(declaration(each).metavar for each in options() if each.name == "format")
     assert metavar.split("|") == list(FORMATS)
+
+
+def test_libraries_are_those_of_the_table():
+    words = r"\|".join(sorted(LIBRARIES))
+    assert f"`--source {words}`" in write_reference.reference()
 
 
 def test_the_recipe_is_plain_json():

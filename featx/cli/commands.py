@@ -12,7 +12,6 @@ from featx.cli import progress, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
 from featx.declaring import amount, numbers
 from featx.engine.stopping import Stop
-from featx.models.libraries import LIBRARIES
 from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
 from featx.requests import Job, ModelRequest
 from featx.version import __version__
@@ -71,7 +70,7 @@ def list_models(
     source: Annotated[
         str,
         typer.Option(
-            metavar="|".join(LIBRARIES), help="Library that the models come from; ultralytics needs featx\\[yolo]."
+            metavar="timm|ultralytics", help="Library that the models come from; ultralytics needs featx\\[yolo]."
         ),
     ] = "timm",
     sort: Annotated[str, typer.Option(metavar="name|params", help="Order of the list.")] = "name",

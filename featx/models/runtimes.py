@@ -29,6 +29,9 @@ OnNote = Callable[[str], None]
 # The two files of a converted network.
 SUFFIXES = (".xml", ".bin")
 
+# By how much of their norm features may differ where OpenVINO computes in full precision; 1e-6 is usual.
+LARGEST_DIFFERENCE = 1e-3
+
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -129,6 +132,7 @@ class _OpenVino:
             self._model = compiled(str(cached.found()))
         except (FileNotFoundError, FeatxError):  # none is cached, or another process has just replaced it
             converted = _converted(module, plan)
+            _require_same(converted, module, plan)
             try:
                 network: Any = str(cached.keep(converted))
             except (OSError, RuntimeError) as error:  # OpenVINO's own writing raises the latter
@@ -255,6 +259,34 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
         model = converter.convert(converter.load(traced))
         model.reshape(list(plan.shape))
         return model
+
+
+@torch.no_grad()
+def _require_same(converted: Any, module: nn.Module, plan: Plan) -> None:
+    """Refuse a converted network that computes other numbers than torch does, for a blank image or for noise.
+
+    OpenVINO 2026.4 resamples position embeddings in another way, so that a ViT's features at another size than its own
+    would be wrong by a percent, which nobody would notice.
+
+    Raises
+    ------
+    FeatxError
+        If an array differs by more than `LARGEST_DIFFERENCE` of its norm.
+    """
+    with _refusing("OpenVINO cannot run the network"):
+        exact = _openvino().Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    largest = 0.0
+    # Of a blank image nothing outshines what the network adds by itself, such as position embeddings.
+    for batch in (torch.zeros(plan.shape), torch.randn(plan.shape, generator=torch.Generator().manual_seed(0))):
+        found = exact([batch.numpy()])
+        for expected, output in zip(_Tuple(module.float())(batch), exact.outputs, strict=True):
+            difference = (torch.from_numpy(found[output]) - expected).norm() / expected.norm().clamp(min=1e-30)
+            largest = max(largest, float(difference))
+    if largest > LARGEST_DIFFERENCE:
+        raise FeatxError(
+            f"OpenVINO converts this network at this size wrongly: its features differ by {largest:.1%}",
+            "Use --backend torch, or the model's own size",
+        )
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def largest_error(run, reference):
 @needs_openvino
 @pytest.mark.parametrize("model", [MODEL, "test_vit", "test_mambaout"])
 def test_openvino_gives_the_same_maps(photos, model):
-    reference = extract(photos, "torch", model=model)
-    run = extract(photos, "openvino", model=model, backend="openvino")
+    reference = extract(photos, "torch", model=model, image_size=160)
+    run = extract(photos, "openvino", model=model, image_size=160, backend="openvino")
     assert run.summary["recipe"]["backend"] == "openvino"
     assert run.levels == reference.levels
     assert largest_error(run, reference) < 1e-5
@@ -206,3 +206,12 @@ def test_without_a_compiler_it_is_said(photos, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda _: broken)
     with pytest.raises(FeatxError, match=r"cannot compile the network: no C\+\+ compiler\. Install"):
         extract(photos, "out", backend="compile")
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_openvino_computes_otherwise_is_refused(photos, tmp_path, precision):
+    """It resamples a ViT's position embeddings in another way than torch: its features were wrong by a percent."""
+    with pytest.raises(FeatxError, match=r"features differ by \d\.\d%.*--backend torch"):
+        extract(photos, "openvino", model="test_vit", backend="openvino", image_size=64, precision=precision)
+    assert not any(tmp_path.rglob("*.npz"))

@@ -627,7 +627,7 @@ def test_a_hub_that_never_answers_is_asked_once_and_given_up(tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: asked.append(1) or released.wait())
-    monkeypatch.setattr(weights, "ANSWER_TIMEOUT", 0.01)
+    monkeypatch.setattr("featx.models.hub.ANSWER_TIMEOUT", 0.01)
     with pytest.raises(WeightsError, match="--weights random"):
         featx.load_pyramid(MODEL, device="cpu")
     released.set()

@@ -135,10 +135,10 @@ REFUSED = {
     "odd output stride": (("resnet50",), {"output_stride": 7}, "It takes 8, 16, 32"),
     "misspelt": (("resnest26",), {}, r"no model 'resnest26'.*resnest26d"),
     "no tag": (("resnet18.nonsense",), {}, r"no weights tagged 'nonsense'.*a1_in1k"),
-    "old name": (("convnext_tiny_in22ft1k",), {}, r"old name.*convnext_tiny\.fb_in22k_ft_in1k"),
+    "old name": (("convnext_tiny_in22ft1k",), {}, r"renamed.*convnext_tiny\.fb_in22k_ft_in1k"),
     "a path": (("someone/net",), {}, "hf-hub:someone/net"),
     "unknown prefix": (("ftp:net",), {}, "unknown prefix"),
-    "no folder": (("local-dir:/nowhere",), {}, "no timm configuration"),
+    "no folder": (("local-dir:/nowhere",), {}, "There is no folder /nowhere"),
     "a size that it cannot take": (("swin_tiny_patch4_window7_224",), {"image_size": (3, 3)}, "3x3 pixels"),
 }
 

@@ -151,8 +151,8 @@ def test_what_a_network_has_not_is_refused(name, asked, message):
     [
         ({"pool": "avg"}, "--pool needs --embedding"),
         ({"embedding": True, "pool": "median"}, "expected avg, max, gem or cls, not 'median'"),
-        ({"maps": False}, "Nothing is left to keep"),
-        ({"maps": False, "embedding": True, "norm": True}, "--norm and --prefix-tokens need levels"),
+        ({"maps": False}, "--no-maps leaves nothing to keep"),
+        ({"maps": False, "embedding": True, "norm": True}, "--norm needs levels"),
         ({"part": "neck"}, "has no neck"),
     ],
 )
