@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featx.engine.reducing import Reduction
 from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
 from featx.models.pyramid import Pyramid
+from featx.values import Field
 
 # Batch sizes to try on a graphics card; a larger one is taken while it is so much faster.
 BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
@@ -27,7 +29,7 @@ class Arrays:
     Attributes
     ----------
     values : list of Tensor
-        (B, ...) for each of the pyramid's fields, contiguous, on the host, in the type that is written.
+        (B, ...) for each of the computer's fields, contiguous, on the host, in the type that is written.
     finite : list of Tensor
         For each, (B,) bool: whether all its numbers are.
     """
@@ -43,22 +45,33 @@ class Computer:
     ----------
     pyramid : Pyramid
         Its module is laid out channels-last, which its device works with best.
-    dtype : torch.dtype
-        What maps are written as; vectors stay as they are, in full precision.
+    reductions : sequence of Reduction
+        What becomes of its arrays, step by step.
     largest : int
         The most images in one pass; halved when the device runs out of memory.
     on_note : callable
-        Told, from any thread, when that happens.
+        Called, from any thread, when that happens.
+
+    Attributes
+    ----------
+    fields : list of Field
+        The arrays that come out, with the types in which they are stored.
     """
 
     def __init__(
-        self, pyramid: Pyramid, dtype: torch.dtype, largest: int, on_note: Callable[[str], None] = lambda _: None
+        self,
+        pyramid: Pyramid,
+        reductions: Sequence[Reduction],
+        largest: int,
+        on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.pyramid = pyramid
         self.largest = largest
         self.on_note = on_note
-        self.dtype = dtype
-        self._dtypes = [torch.float32 if field.is_vector else dtype for field in pyramid.fields]
+        self.fields: list[Field] = list(pyramid.fields)
+        for reduction in reductions:
+            self.fields = reduction.fields(self.fields)
+        self._reductions = reductions
         self._on_gpu = pyramid.device.type == "cuda"
         self._own = threading.local()
         pyramid.module.to(memory_format=torch.channels_last)
@@ -117,10 +130,11 @@ class Computer:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
             values = self.pyramid.run(batch)
-            if self._on_gpu:
-                values = [value.to(dtype) for value, dtype in zip(values, self._dtypes, strict=True)]
+            for reduction in self._reductions:
+                values = reduction(values)
             finite = [_finite(value) for value in values] if self._on_gpu else []
-            host = [self._to_host(value, dtype) for value, dtype in zip(values, self._dtypes, strict=True)]
+            types = [getattr(torch, field.dtype) for field in self.fields]
+            host = [self._to_host(value, dtype) for value, dtype in zip(values, types, strict=True)]
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
         return Arrays(host, [flags.cpu() for flags in finite] or [_finite(value) for value in host])

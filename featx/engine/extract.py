@@ -172,7 +172,7 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
     if earlier:  # whose outputs may have to be cleared away
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
-    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].pyramid.fields)
+    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields)
     if earlier:
         name = earlier["recipe"]["format"]
         same = name == setting.job.format
@@ -183,7 +183,7 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Begin to record the run, and tell the listener what is planned."""
     plan = setting.plan
-    facts = facts_of(setting.computers[0].pyramid, setting.recipe)
+    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier)

@@ -248,7 +248,7 @@ class Work:
         computer = self._computers[0]
         if computer.pyramid.precision != "fp32":
             return "; --precision fp32 may help"
-        return "; --dtype float32 may help" if computer.dtype == torch.float16 else ""
+        return "; --dtype float32 may help" if any(field.dtype == "float16" for field in computer.fields) else ""
 
     def commit(self, group: Sequence[Written | Outcome]) -> Iterator[list[Outcome]]:
         """Have outputs put in their place, safe on the disk; where one fails, those before it are kept."""

@@ -146,13 +146,12 @@ def spread(
     On a processor every core has a forward pass to itself: passes of one thread do not wait for each other, and
     reading and writing fill what they leave. Only where there are fewer batches than cores do passes get more threads.
     """
-    import torch
-
     from featx.engine.computing import Computer
+    from featx.engine.reducing import reductions_of
 
     available = cores()
     batch_size = job.batch_size or earlier.get("batch_size")
-    computers = [Computer(pyramid, getattr(torch, job.dtype), batch_size or images, on_note) for pyramid in pyramids]
+    computers = [Computer(pyramid, reductions_of(job), batch_size or images, on_note) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
         batch_size = batch_size or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
         batches = -(-images // batch_size)

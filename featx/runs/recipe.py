@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import to_builtins
-from msgspec.structs import replace
 
 from featx.errors import OutputError
 from featx.options import RECIPE
@@ -72,8 +71,6 @@ class Model(Protocol):
     @property
     def final(self) -> Level | None: ...  # noqa: D102
     @property
-    def fields(self) -> Sequence[Field]: ...  # noqa: D102
-    @property
     def input(self) -> Input: ...  # noqa: D102
     @property
     def rebuilt(self) -> bool: ...  # noqa: D102
@@ -109,7 +106,7 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[s
     return plain(ordered)  # type: ignore[no-any-return]
 
 
-def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:
+def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any]) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
     dtype = recipe["dtype"]
     facts = {
@@ -119,7 +116,7 @@ def facts_of(pyramid: Model, recipe: dict[str, Any]) -> dict[str, Any]:
         "weights": pyramid.weights,
         "levels": [{**to_builtins(level), "dtype": dtype} for level in pyramid.levels],
         **({"final": {**to_builtins(pyramid.final), "dtype": dtype}} if pyramid.final else {}),
-        "arrays": [replace(field, dtype="float32" if field.is_vector else dtype) for field in pyramid.fields],
+        "arrays": fields,
         "input": pyramid.input,
         "recipe": recipe,
         "versions": recipe["versions"],

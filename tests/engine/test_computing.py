@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx.engine import computing, resources
 from featx.engine.computing import Computer, largest_worthwhile
+from featx.engine.reducing import StoredType
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
 from featx.requests import Job
@@ -48,7 +49,7 @@ def test_a_batch_is_normalised_to_the_bit_as_timm_does_each_image(model):
 
 
 def test_maps_are_those_of_the_network(pyramid, batch):
-    maps = Computer(pyramid, torch.float32, 8)(batch)
+    maps = Computer(pyramid, [StoredType("float32")], 8)(batch)
     pixels = pyramid.normalise(batch)
     reference = timm.create_model(MODEL, features_only=True).eval().to(memory_format=torch.channels_last)
     reference.load_state_dict(pyramid.module.state_dict())
@@ -60,7 +61,7 @@ def test_maps_are_those_of_the_network(pyramid, batch):
 
 
 def test_a_batch_is_filled_up_with_blanks(pyramid, batch):
-    stacked = Computer(pyramid, torch.float32, 8).stack(list(batch[:2]), 4)
+    stacked = Computer(pyramid, [StoredType("float32")], 8).stack(list(batch[:2]), 4)
     assert torch.equal(stacked[:2], batch[:2])
     assert stacked.shape == (4, 160, 160, 3)
     assert not stacked[2:].any()
@@ -76,7 +77,7 @@ def test_numbers_that_are_none_are_found_in_their_image(pyramid, batch, monkeypa
         return maps
 
     monkeypatch.setattr(Pyramid, "run", poisoned)
-    finite = Computer(pyramid, torch.float32, 8)(batch).finite
+    finite = Computer(pyramid, [StoredType("float32")], 8)(batch).finite
     wrong = {(level, int(image)) for level, flags in enumerate(finite) for image in (~flags).nonzero()}
     assert wrong == {(1, 3), (4, 0)}
 
@@ -99,7 +100,7 @@ def short_of_memory(monkeypatch):
 
 def test_what_does_not_fit_is_done_in_parts(pyramid, batch, short_of_memory):
     told = []
-    computer = Computer(pyramid, torch.float32, 8, told.append)
+    computer = Computer(pyramid, [StoredType("float32")], 8, told.append)
     maps = computer(batch)
     assert short_of_memory == [5, 4, 2, 2, 1]
     assert computer.largest == 2
@@ -121,7 +122,7 @@ def test_one_image_that_does_not_fit_ends_it(pyramid, batch, monkeypatch):
 
     monkeypatch.setattr(Pyramid, "run", exhausted)
     with pytest.raises(ModelError, match=r"not enough memory for one image.*--image-size"):
-        Computer(pyramid, torch.float32, 4)(batch)
+        Computer(pyramid, [StoredType("float32")], 4)(batch)
 
 
 OF_PROCESSORS = {
@@ -141,7 +142,7 @@ def test_a_processor_that_is_short_of_memory_is_no_riddle_and_halves_nothing(pyr
 
     monkeypatch.setattr(Pyramid, "run", exhausted)
     with pytest.raises(ModelError, match=r"cpu has not enough memory for a batch of 8 images.*--image-size.*--workers"):
-        Computer(pyramid, torch.float32, 8)(batch)
+        Computer(pyramid, [StoredType("float32")], 8)(batch)
     assert sizes == [5]
     with pytest.raises(ModelError, match=r"cpu ran out of memory on a batch of 5.*--batch-size"):
         pyramid(pyramid.normalise(batch))
@@ -164,7 +165,7 @@ def test_other_errors_are_not_taken_for_too_little_memory(pyramid, batch, monkey
 
     monkeypatch.setattr(Pyramid, "run", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
-        Computer(pyramid, torch.float32, 8)(batch)
+        Computer(pyramid, [StoredType("float32")], 8)(batch)
 
 
 def test_a_network_that_memory_is_too_short_for(monkeypatch):
@@ -190,7 +191,7 @@ def test_a_run_that_is_short_of_memory_says_so_and_goes_on(tmp_path, short_of_me
 
 def test_several_threads_may_compute_at_once(pyramid, batch, threads):
     threads(1)
-    computer = Computer(pyramid, torch.float32, 8)
+    computer = Computer(pyramid, [StoredType("float32")], 8)
     expected = computer(batch)
     with ThreadPoolExecutor(4) as pool:
         for maps in pool.map(computer, [batch] * 8):
@@ -214,7 +215,7 @@ def test_batches_grow_while_that_pays_and_fits():
 
 def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
     monkeypatch.setattr(computing, "BATCHES", (1, 2))
-    assert Computer(pyramid, torch.float32, 8).best_batch_size() in (1, 2)
+    assert Computer(pyramid, [StoredType("float32")], 8).best_batch_size() in (1, 2)
 
 
 def test_several_devices_take_turns(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import featx
 from featx.engine import pipeline
 from featx.engine.computing import Computer
 from featx.engine.isolation import Reader
+from featx.engine.reducing import StoredType
 from featx.engine.resources import Workers
 from featx.errors import ModelError, OutputError
 from featx.options import Limits
@@ -28,7 +29,8 @@ WORKERS = Workers(batch_size=4, forwards=2, threads=1, readers=2, writers=2)
 
 @pytest.fixture(scope="module")
 def computer():
-    return Computer(featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu"), torch.float32, 4)
+    pyramid = featx.load_pyramid("test_resnet", weights="random", image_size=64, device="cpu")
+    return Computer(pyramid, [StoredType("float32")], 4)
 
 
 @pytest.fixture
