@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import timm
 import timm.models
+from msgspec import Struct
 
 from featx.errors import ModelError
 from featx.models import catalogue
@@ -69,15 +70,35 @@ def resolve(name: str) -> Reference:
         folder = Path(expanded(rest))
     else:
         raise ModelError(f"{name!r} has an unknown prefix", "Use hf-hub:owner/name, local-dir:path, or a timm name")
+    config, stated = _configuration(folder)
+    _require_architecture(stated.architecture)
+    return Reference(name, f"local-dir:{folder}", stated.architecture, {**config, **stated.pretrained_cfg})
+
+
+class _Configuration(Struct):
+    """What is needed of a model's ``config.json``; timm writes more."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any] = {}
+
+
+def _configuration(folder: Path) -> tuple[dict[str, Any], _Configuration]:
+    """Read a model's configuration.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it is damaged, which names the field.
+    """
+    file, hint = folder / "config.json", "The folder needs a config.json that names its architecture"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture = config["architecture"]
-        config = {**config, **config.get("pretrained_cfg", {})}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        return config, msgspec.convert(config, _Configuration)
+    except OSError as error:
         what = f"{folder} holds no timm configuration" if folder.is_dir() else f"There is no folder {folder}"
-        raise ModelError(what, "The folder needs a config.json that names its architecture") from error
-    _require_architecture(architecture)
-    return Reference(name, f"local-dir:{folder}", architecture, config)
+        raise ModelError(what, hint) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is not a timm configuration: {error}", hint) from error
 
 
 def _resolve_registered(name: str) -> Reference:

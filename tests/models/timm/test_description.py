@@ -204,3 +204,19 @@ def test_maps_equal_timms_bit_for_bit(name):
         assert ours.shape == (count, *level.shape)
         assert torch.equal(ours, theirs)
         assert torch.isfinite(ours).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not a timm configuration: Input data was truncated"),
+        ("[]", r"Expected `object`, got `array`"),
+        ("{}", "missing required field `architecture`"),
+        ('{"architecture": 1}', r"Expected `str`, got `int` - at `\$\.architecture`"),
+        ('{"architecture": "test_vit", "pretrained_cfg": 1}', r"at `\$\.pretrained_cfg`"),
+    ],
+)
+def test_a_damaged_configuration_names_its_field(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=words):
+        describe(f"local-dir:{tmp_path}")
