@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 from featx.errors import UsageError
 from featx.text import listed
 
-# Turns what was given, text or a value, into the option's value; it is told the option's name for its errors.
+# Turns what was given, text or a value, into the option's value; it gets the option's name for its error messages.
 Convert = Callable[[str, Any], Any]
 
 Group = TypeVar("Group")

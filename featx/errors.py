@@ -95,7 +95,7 @@ class StuckError(Exception):
     """
 
     def __init__(self, item: Item) -> None:
-        super().__init__("took longer than it may (--time-limit)")
+        super().__init__("took longer than allowed (--time-limit)")
         self.item = item
 
 
@@ -116,7 +116,7 @@ def first_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was too short: a graphics card's, torch's on processors, OpenVINO's, Python's.
 
-    On processors torch raises a plain RuntimeError, told by its text alone.
+    On processors torch raises a plain RuntimeError, recognisable only by its text.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

@@ -265,7 +265,7 @@ class RunOptions(Options):
 
 @group
 class Limits(Options):
-    """What one image may take; one that takes more is a failure.
+    """Limits for one image; an image that exceeds one fails.
 
     The default of the pixels is where Pillow itself would stop (twice its `MAX_IMAGE_PIXELS` as shipped).
     """

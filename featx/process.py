@@ -64,7 +64,7 @@ def safe_globals(known: Iterable[tuple[Any, str]]) -> Iterator[None]:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Hold fp32 to fp32, whatever the caller, torch or an environment variable has set.
 
-    Unless told not to, torch lets convolutions on NVIDIA GPUs round to TF32 (10 bits); matrix products there, and on
+    By default torch lets convolutions on NVIDIA GPUs round to TF32 (10 bits); matrix products there, and on
     processors with units for bf16 (7 bits), round where `torch.set_float32_matmul_precision`,
     ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``, `torch.backends` or `torch.autocast` has it. The settings belong to the whole
     process: the first that holds them remembers the caller's, and the last puts them back.
@@ -89,7 +89,7 @@ class _Holders:
         with self._lock:
             if not self._count:
                 self._restore = _remembered()
-            _set_strict()  # each anew: others may have changed them since
+            _set_strict()  # every time: others may have changed them since
             self._count += 1
 
     def leave(self) -> None:

@@ -56,7 +56,7 @@ class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, 
 
     @property
     def limits(self) -> Limits:
-        """What one image may take."""
+        """Limits for one image."""
         return Limits(**{each.name: getattr(self, each.name) for each in declared(Limits)})
 
 

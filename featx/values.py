@@ -15,7 +15,7 @@ from msgspec import Struct, to_builtins
 # A number, or (y, x) where the two differ.
 Spacing = int | float | tuple[int | float, int | float]
 
-# Names of the arrays that are no levels.
+# Names of the arrays that are not levels.
 FINAL, EMBEDDING = "final", "embedding"
 
 

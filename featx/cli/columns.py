@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from featx.cli.streams import stdout
 
-# What the levels of a model in a list may take of a terminal's width.
+# Width that the levels of a model may take in a list on a terminal.
 LEVELS_WIDTH = 44
 
 

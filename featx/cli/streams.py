@@ -43,7 +43,7 @@ class _Steadfast:
 
 
 def protect() -> None:
-    """Make sure that a run outlasts whoever reads its streams, and that no file is taken for one of them."""
+    """Let a run outlive the readers of its streams, and make sure that no file is mistaken for a stream."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed descriptor would go to the next file opened
         pass
     os.close(spare)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
 
 
-# Where an input size comes from, in words.
+# How the tables say where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
 
 
@@ -214,7 +214,7 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
 
 
 def _other_outputs(value: dict[str, Any]) -> str:
-    """What a model gives besides levels."""
+    """List what a model gives in addition to its levels."""
     final, tokens = value["final"], value["prefix_tokens"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",

@@ -167,7 +167,7 @@ def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:
-    """The same maps for every item, each to go into a file of its own."""
+    """Return the same maps for every item, each for its own file."""
     maps = _repeated(computed, len(items))
     return [replace(value, image=replace(value.image, item=item)) for value, item in zip(maps, items, strict=True)]
 

@@ -50,7 +50,7 @@ class Child:
     config : dict
         Of the preprocessor.
     limits : Limits
-        What an image may take.
+        Limits for one image.
     hashed : bool
         Whether the files' sha256 is wanted.
     """

@@ -155,7 +155,7 @@ class Computer:
 
 
 def largest_worthwhile(seconds: Callable[[int], float]) -> int:
-    """Find the batch size from which on a device is no longer faster.
+    """Find the batch size beyond which a device gets no faster.
 
     Parameters
     ----------

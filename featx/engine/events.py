@@ -1,4 +1,4 @@
-# What an engine tells whoever listens, as it happens.
+# Events: what an engine reports to its listener.
 """Events of a run."""
 
 from __future__ import annotations

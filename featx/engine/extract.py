@@ -159,7 +159,7 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
 
 
 def _load(job: Job) -> list[Pyramid]:
-    """Load the model once for every device, which are looked for first: a wrong one should not cost a download."""
+    """Load the model once per device; devices are checked first, since a wrong one should not cost a download."""
     from featx.models.pyramid import choose_devices, load  # torch takes seconds; a wrong path should not cost them
 
     pyramids = [load(job.request, device) for device in choose_devices(job.device)]

@@ -33,7 +33,7 @@ class Reader:
     preprocessor : Preprocessor
         What places the pixels.
     limits : Limits
-        What an image may take.
+        Limits for one image.
     folder : Path
         Where the marks are kept; the run's unfinished folder.
     suspects : collection of bytes
@@ -178,5 +178,5 @@ class ReadingThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function(*arguments, **options))
-                except BaseException as error:  # noqa: BLE001 - for whoever waits for it
+                except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
                     future.set_exception(error)

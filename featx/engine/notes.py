@@ -1,4 +1,4 @@
-# Notes: what a person may not expect of a call, in words.
+# Notes: what a person may not expect of a call.
 """Notes for people, before the work begins."""
 
 from __future__ import annotations

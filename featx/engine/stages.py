@@ -32,7 +32,7 @@ class Stage(Iterator[Result], Generic[Result]):
     interval : float
         Seconds between two calls of `check`.
     check : callable or None
-        Called again and again by whoever waits for a result; what it raises ends the waiting.
+        Called repeatedly while someone waits for a result; an exception from it ends the wait.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Stage(Iterator[Result], Generic[Result]):
         return True
 
     def close(self) -> None:
-        """Take no more values, and have whoever waits for a result end."""
+        """Take no more values, and end every wait for a result."""
         self._closed = True
         self._free.release()
         self._begun.put(CancelledError())
@@ -93,6 +93,6 @@ class Stage(Iterator[Result], Generic[Result]):
                 if self._closed:
                     return
                 self._begun.put(self._pool.submit(self._function, value))
-        except BaseException as error:  # noqa: BLE001 - for whoever takes the results
+        except BaseException as error:  # noqa: BLE001 - raised where the results are taken
             end = error
         self._begun.put(end)

@@ -1,4 +1,4 @@
-# Stopping: what a signal asks for, and how long whoever is at work may take to obey.
+# Stopping: what a signal asks for, and how long running work has to obey.
 """SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations

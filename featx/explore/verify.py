@@ -40,7 +40,7 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16"
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
 
-# What reading a file raises that is no output, whatever it is.
+# What reading a file that is not an output can raise.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
 
 # Outputs that are handed to the threads at once.
@@ -164,7 +164,7 @@ def verify(
     Raises
     ------
     FeatxError
-        If the folder is no run, a run is working there, or the recipe cannot be followed any more.
+        If the folder is not a run, a run is working there, or the recipe cannot be followed any more.
     """
     folder = Path(folder)
     require_summary(folder)  # before its lock is looked for
@@ -208,7 +208,7 @@ def _fault(run: Run, key: str) -> str:
     except FeatxError as error:  # a link leads out of the folder
         return error.message
     except UNSOUND as error:
-        return f"is no output or has no sound line: {type(error).__name__} {error}"
+        return f"is not an output, or its line is damaged: {type(error).__name__} {error}"
 
 
 def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str:

@@ -104,7 +104,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def select(entries: dict[str, Entry], filters: Iterable[Filter], start: str) -> dict[str, Entry]:
-    """Return the entries that pass every filter; `start` says in words which entries were given.
+    """Return the entries that pass every filter; `start` describes the entries that were given.
 
     Raises
     ------

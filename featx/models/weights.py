@@ -78,7 +78,7 @@ def require_complete(
     Parameters
     ----------
     what : str
-        The network, in words.
+        What the network is called in errors.
     expected, loaded : dict of str to Tensor
         What it needs, and what the checkpoint has.
     source : str

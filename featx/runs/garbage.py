@@ -20,7 +20,7 @@ def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
     if not formats.vectors_only(name):  # files of their own are replaced one by one
         return
     try:
-        # The manifest has to be safe on the disk before rows go that are no longer in it.
+        # The manifest must be safe on the disk before rows that it no longer names are removed.
         files.synchronise(output / MANIFEST)
         writer.collect_garbage(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:

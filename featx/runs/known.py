@@ -114,6 +114,6 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
 
 
 def count_gone(folder: Path, keys: Collection[str]) -> int:
-    """Count those of the keys whose images are no longer there."""
+    """Count the keys whose images no longer exist."""
     paths = {line.key: line.path for line in lines(folder) if line.key in keys}
     return sum(not exists(to_path(path)) for path in paths.values())

@@ -107,7 +107,7 @@ class LockedFolder:
         self._handle = handle
 
     def remove(self, output: str) -> None:
-        """Remove an output of one image; nothing else, and nothing outside of the folder, whoever named it."""
+        """Remove an output of one image; nothing else, and nothing outside the folder, whatever a manifest says."""
         self._require_lease()
         with suppress(FileNotFoundError, NotADirectoryError):
             if Path(output).suffix in formats.SUFFIXES:

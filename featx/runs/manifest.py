@@ -1,4 +1,4 @@
-# A run's manifest.jsonl: what is written there, and how it is read again whoever wrote it.
+# A run's manifest.jsonl: how its lines are written, and read with suspicion.
 """A line an image."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def encoded(outcome: Outcome) -> bytes:
 
 
 def lines(folder: Path) -> Iterator[Line]:
-    """Read the manifest line by line; lines that are not sound are as good as absent."""
+    """Read the manifest line by line, skipping damaged lines."""
     for text in _texts(folder):
         try:
             yield parsed(text)

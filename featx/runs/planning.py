@@ -34,7 +34,7 @@ class Plan:
     kept_done, kept_failed : int
         Lines of the manifest that are kept, of all images in the folder.
     gone : int
-        Images that are no longer there, and whose features are kept.
+        Images that no longer exist, whose features are kept.
     again : int
         Images to do that have features already.
     retried : list of Item

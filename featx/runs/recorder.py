@@ -1,4 +1,4 @@
-# The recorder of a run that is going on: a line an image, and the summary that counts them.
+# The recorder of a running extraction: one line per image, and the summary that counts them.
 """What is written while a run goes on."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Writes the manifest and the summary of a run that is going on: a line an image, and what counts them.
+    """Writes the manifest and the summary of a running extraction: one line per image, and the counts.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Recorder:
 
     @property
     def progress(self) -> str:
-        """How far the run has got, in words."""
+        """Progress of the run, such as ``3 of 5 done``."""
         return f"{self._done} of {self._total} done"
 
     def enter(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -94,7 +94,7 @@ class Recorder:
         return [outcome for outcome, _ in entries]
 
     def _remove(self, output: str) -> None:
-        if output.endswith(SUFFIX):  # rows in a file that others share are cleared away by whoever writes there next
+        if output.endswith(SUFFIX):  # rows of shared files are removed by the next writer
             with suppress(OSError, OutputError):  # what leads elsewhere is not ours
                 self._locked.remove(output)
 

@@ -191,7 +191,7 @@ def test_a_hang_without_isolation_costs_its_time_limit(fresh_command, among_good
     done = extract(fresh_command, folder, "--time-limit", 5, **HOSTILE)
     assert done.returncode == 3, done.stderr
     assert "An image hung" in done.stderr
-    assert failures(tmp_path / "out") == {"photos/hang.png": "took longer than it may (--time-limit)"}
+    assert failures(tmp_path / "out") == {"photos/hang.png": "took longer than allowed (--time-limit)"}
     assert len(outputs(tmp_path / "out")) == 50
 
 
