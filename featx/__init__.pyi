@@ -49,7 +49,7 @@ def extract(
     time_limit: float = 120.0,
     memory_limit: int | str = 4000000000,
 ) -> Report:
-    """Write the features of every image to a folder; calling it again goes on where it stopped.
+    """Write the features of every image to a folder; calling it again resumes where it stopped.
 
     Parameters
     ----------
@@ -60,29 +60,29 @@ def extract(
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
-        A list of images, one path a line.
+        A list of images, one path per line.
     listener : callable or None
         Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
     weights : str | PathLike[str]
-        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by anything else.
+        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by others.
     seed : int
         Random seed, used with --weights random.
     out_indices : Sequence[int] | int | Literal["all"] | None
         Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
     strides : Sequence[float] | float | None
-        Levels by stride: the deepest of each.
+        Levels by stride; for each stride, the deepest level.
     output_stride : int | None
-        Dilate the network so that no level is coarser. About a third of the networks can.
+        Dilate the network so that no level is coarser; about a third of the networks support it.
     part : str
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
     image_size : int | tuple[int, int] | None
         Size of the model's input: one side, or height x width. Default: the model's own.
     test_size : bool
-        Use the size and crop that the weights were tested with, where they differ from the model's own.
+        Use the size and crop that the weights were tested with, if they differ from the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
-        Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class token.
+        Make the embedding by pooling the final map, instead of with the network's own head; cls uses the class token.
     final : bool
         Keep the map that the embedding is made from, as final.
     maps : bool | None
@@ -90,19 +90,19 @@ def extract(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     norm : bool
-        Apply a transformer's final norm to its levels; featx info says whether it has one.
+        Apply a transformer's final norm to its levels; featx info shows whether it has one.
     format : str
-        One .npz file an image, or all embeddings in one array (npy) or table (parquet).
+        One .npz file per image, or all embeddings in one array (npy) or table (parquet).
     dtype : str
-        Type in which maps are stored; embeddings are always float32.
+        Data type of the stored maps; embeddings are always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
-        Try unchanged images again that failed before.
+        Retry images that failed before, even if unchanged.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
     precision : str
-        Number type that the network computes in; fp32 is exact.
+        Precision that the network computes in; fp32 is exact.
     backend : str
         What runs the network.
     device : str
@@ -110,11 +110,11 @@ def extract(
     batch_size : int | Literal["auto"] | None
         Images in one forward pass. Default: auto.
     workers : int | None
-        Forward passes at the same time. Default: one per core.
+        Number of concurrent forward passes. Default: one per core.
     isolate : bool
         Decode in separate processes from the start; otherwise only after a crash or a hang.
     max_pixels : int | str
-        Width times height, as stored and as resized; an image with more fails. Default: 179M.
+        Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
     max_bytes : int | str
         Size of the file; a larger one fails. Default: 1G.
     time_limit : float
@@ -162,25 +162,25 @@ def load_pyramid(
     device : str
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     weights : str | PathLike[str]
-        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by anything else.
+        Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by others.
     seed : int
         Random seed, used with --weights random.
     out_indices : Sequence[int] | int | Literal["all"] | None
         Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
     strides : Sequence[float] | float | None
-        Levels by stride: the deepest of each.
+        Levels by stride; for each stride, the deepest level.
     output_stride : int | None
-        Dilate the network so that no level is coarser. About a third of the networks can.
+        Dilate the network so that no level is coarser; about a third of the networks support it.
     part : str
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
     image_size : int | tuple[int, int] | None
         Size of the model's input: one side, or height x width. Default: the model's own.
     test_size : bool
-        Use the size and crop that the weights were tested with, where they differ from the model's own.
+        Use the size and crop that the weights were tested with, if they differ from the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
-        Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class token.
+        Make the embedding by pooling the final map, instead of with the network's own head; cls uses the class token.
     final : bool
         Keep the map that the embedding is made from, as final.
     maps : bool | None
@@ -188,9 +188,9 @@ def load_pyramid(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     norm : bool
-        Apply a transformer's final norm to its levels; featx info says whether it has one.
+        Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str
-        Number type that the network computes in; fp32 is exact.
+        Precision that the network computes in; fp32 is exact.
 
     Returns
     -------

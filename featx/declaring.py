@@ -1,5 +1,5 @@
-# Declaring an option: all there is to know of it stands in one place, where every border reads it.
-"""How `featx.options` says what an option is; what a person writes, as text or as a Python value, becomes one value."""
+# Declaring an option: everything about it is in one place, where the command line, Python and the docs read it.
+"""How `featx.options` declares options, and how text or Python values given for one are converted to its type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 from featx.errors import UsageError
 from featx.text import listed
 
-# Turns what was given, text or a value, into the option's value; it gets the option's name for its error messages.
+# Converts what was given, text or a value, to the option's value; it gets the option's name for its error messages.
 Convert = Callable[[str, Any], Any]
 
 Group = TypeVar("Group")
@@ -25,7 +25,7 @@ _SCALES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What is to be known of an option.
+    """Everything there is to know about an option.
 
     Attributes
     ----------
@@ -34,13 +34,13 @@ class Declaration:
     convert : callable or None
         Checks and converts what was given; None takes a flag as it is.
     metavar : str
-        What stands for the value in the help.
+        Placeholder for the value in the help.
     flags : tuple of str
         Other spellings on the command line (``-o``), or all of them for a flag with two sides.
     shown : str
-        The default as the help shows it; empty where the value itself says it.
+        The default as the help shows it; empty to show the value itself.
     accepts : str
-        The types that Python's callers may give; empty takes those of the field.
+        The types that Python callers may pass; empty means those of the field.
     in_recipe : bool
         Whether the option changes the numbers, so that features made with another value never mix.
     """
@@ -62,7 +62,7 @@ def option(
     convert: Convert | None = None,
     **more: Any,
 ) -> Any:
-    """Declare an option as a field of a group; one without a default has to be given. See `Declaration`."""
+    """Declare an option as a field of a group; one without a default is required. See `Declaration`."""
     return field(default=default, kw_only=kw_only, metadata={"declaration": Declaration(help, convert, **more)})
 
 
@@ -99,18 +99,18 @@ class Options:
 
 
 def declared(of: type[Options], *, without: Sequence[str] = ()) -> list[Field[Any]]:
-    """Return the options of a group, as they are declared."""
+    """Return the options of a group, in order of declaration."""
     return [each for each in fields(of) if "declaration" in each.metadata and each.name not in without]
 
 
 def declaration(each: Field[Any]) -> Declaration:
-    """Return what is declared of an option."""
+    """Return the declaration of an option."""
     found: Declaration = each.metadata["declaration"]
     return found
 
 
 def flag(name: str) -> str:
-    """Write an option's name as the command line has it: ``--image-size``."""
+    """Write an option's name as on the command line: ``--image-size``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -158,7 +158,7 @@ def seconds(least: float) -> Convert:
 
 
 def amount(example: str) -> Convert:
-    """Expect a whole number that may be written short: 30M, 1.5G, 250k."""
+    """Expect a whole number, which may be abbreviated: 30M, 1.5G, 250k."""
 
     def convert(name: str, value: Any) -> int:
         number = re.fullmatch(r"([0-9]*\.?[0-9]+)([kmgb]?)", str(value).lower())
@@ -173,7 +173,7 @@ def amount(example: str) -> Convert:
 
 
 def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert:
-    """Expect numbers: with commas between them, as a sequence, or one alone; or one of `words` instead."""
+    """Expect numbers: comma-separated, as a sequence, or a single one; or one of `words` instead."""
 
     def convert(name: str, value: Any) -> Any:
         if value in words:
@@ -226,7 +226,7 @@ def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[F
 
 
 def accepted(each: Field[Any]) -> str:
-    """Return the types that Python's callers may give an option, as they are written in code."""
+    """Return the types that Python callers may pass for an option, as written in code."""
     return declaration(each).accepts or str(each.type)
 
 
@@ -235,7 +235,7 @@ def _keyword(each: Field[Any]) -> inspect.Parameter:
 
 
 def _documented(text: str, options: Iterable[Field[Any]]) -> str:
-    """Put what is declared of each option in the place of ``**options``."""
+    """Replace ``**options`` in a docstring with the declaration of each option."""
     entries = []
     for each in options:
         shown = f" Default: {declaration(each).shown}." if declaration(each).shown else ""

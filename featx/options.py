@@ -1,5 +1,5 @@
 # Every option a person can set, declared once: name, type, default, check, help, and whether it is in the recipe.
-"""What is asked for: frozen values in groups, read by the command line, the Python functions and the recipe."""
+"""Options as frozen values in groups, read by the command line, the Python functions and the recipe."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, ClassVar, Literal
 
 from featx.declaring import Options, amount, declaration, declared, group, numbers, one_of, option, seconds, size, whole
 
-# What a model in a folder is called by.
+# Prefix of the name of a model in a folder.
 LOCAL = "local-dir:"
 
-# A model of timm's as its page on the hub has it, and any repository by its page's address.
+# A timm model as named on its hub page, and any repository by the URL of its page.
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 _OF_TIMM = re.compile(r"timm/([\w.-]+)")
 
 PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
-# More images in one forward pass are a slip of the hand.
+# A larger batch size is a typing error.
 MOST_IMAGES = 65_536
 
 
 def model_name(text: str) -> str:
-    """Return the name of a model that may be written as on its page on the hub.
+    """Return the name of a model, which may be given as on its hub page.
 
-    ``timm/resnet50.a1_in1k``, and the page's address, are ``resnet50.a1_in1k``; the address of another's repository is
-    ``hf-hub:owner/name``. A folder is named in whole, so that its runs can be read from anywhere.
+    ``timm/resnet50.a1_in1k``, and the page's URL, become ``resnet50.a1_in1k``; the URL of any other repository becomes
+    ``hf-hub:owner/name``. A folder's path is made absolute, so that its runs can be read from anywhere.
     """
     if text.startswith(LOCAL) and text != LOCAL:
         return LOCAL + os.path.abspath(os.path.expanduser(text.removeprefix(LOCAL)))  # noqa: PTH100, PTH111
@@ -39,7 +39,7 @@ def model_name(text: str) -> str:
 
 
 def folder_name(model: str) -> str:
-    """Name the folder of a model's features: its own name, without prefix and without slashes."""
+    """Name the folder of a model's features: the model's name, without prefix or slashes."""
     prefix, _, rest = model.rpartition(":")
     return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
 
@@ -72,7 +72,7 @@ class ModelOptions(Options):
     weights: str = option(
         default="pretrained",
         help="Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. "
-        "Pretrained weights are never replaced by anything else.",
+        "Pretrained weights are never replaced by others.",
         convert=_text,
         metavar="pretrained|random|FILE",
         accepts="str | PathLike[str]",
@@ -93,7 +93,7 @@ class ModelOptions(Options):
     )
     strides: tuple[float, ...] | None = option(
         default=None,
-        help="Levels by stride: the deepest of each.",
+        help="Levels by stride; for each stride, the deepest level.",
         convert=numbers(float, "8,16,32"),
         metavar="8,16,32",
         accepts="Sequence[float] | float | None",
@@ -101,7 +101,7 @@ class ModelOptions(Options):
     )
     output_stride: int | None = option(
         default=None,
-        help="Dilate the network so that no level is coarser. About a third of the networks can.",
+        help="Dilate the network so that no level is coarser; about a third of the networks support it.",
         convert=whole(1, 1 << 20),
         metavar="8",
         in_recipe=True,
@@ -117,7 +117,7 @@ class ModelOptions(Options):
 
 @group
 class ImageOptions(Options):
-    """How a photo is brought to the model's input."""
+    """How a photo is fitted to the model's input."""
 
     panel: ClassVar[str] = "Images"
 
@@ -131,7 +131,7 @@ class ImageOptions(Options):
     )
     test_size: bool = option(
         default=False,
-        help="Use the size and crop that the weights were tested with, where they differ from the model's own.",
+        help="Use the size and crop that the weights were tested with, if they differ from the model's own.",
     )
 
 
@@ -144,7 +144,7 @@ class KeepOptions(Options):
     embedding: bool = option(default=False, help="Keep the vector before the classifier, as embedding.", in_recipe=True)
     pool: str | None = option(
         default=None,
-        help="Make the embedding by pooling the final map, instead of with the network's own head; cls takes its class "
+        help="Make the embedding by pooling the final map, instead of with the network's own head; cls uses the class "
         "token.",
         convert=one_of(*POOLS),
         metavar="|".join(POOLS),
@@ -163,7 +163,7 @@ class KeepOptions(Options):
     )
     norm: bool = option(
         default=False,
-        help="Apply a transformer's final norm to its levels; featx info says whether it has one.",
+        help="Apply a transformer's final norm to its levels; featx info shows whether it has one.",
         in_recipe=True,
     )
 
@@ -176,14 +176,14 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file an image, or all embeddings in one array (npy) or table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy) or table (parquet).",
         convert=_text,
         metavar="npz|npy|parquet",
         in_recipe=True,
     )
     dtype: str = option(
         default="float32",
-        help="Type in which maps are stored; embeddings are always float32.",
+        help="Data type of the stored maps; embeddings are always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,
@@ -192,7 +192,7 @@ class StoreOptions(Options):
 
 @group
 class OutputOptions(Options):
-    """Where a run is written, and what becomes of what is there."""
+    """Where a run is written, and what happens to existing output."""
 
     panel: ClassVar[str] = "Output"
 
@@ -206,7 +206,7 @@ class OutputOptions(Options):
         accepts="str | PathLike[str] | None",
     )
     overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
-    retry_failed: bool = option(default=False, help="Try unchanged images again that failed before.")
+    retry_failed: bool = option(default=False, help="Retry images that failed before, even if unchanged.")
     hash_inputs: bool = option(
         default=False, help="Recognise changed images by their sha256 instead of by size and modification time."
     )
@@ -214,13 +214,13 @@ class OutputOptions(Options):
 
 @group
 class NetworkOptions(Options):
-    """What the network computes in, and what runs it."""
+    """The network's precision, and the backend that runs it."""
 
     panel: ClassVar[str] = "Run"
 
     precision: str = option(
         default="fp32",
-        help="Number type that the network computes in; fp32 is exact.",
+        help="Precision that the network computes in; fp32 is exact.",
         convert=one_of(*PRECISIONS),
         metavar="|".join(PRECISIONS),
         in_recipe=True,
@@ -253,7 +253,7 @@ class RunOptions(Options):
     )
     workers: int | None = option(
         default=None,
-        help="Forward passes at the same time.",
+        help="Number of concurrent forward passes.",
         convert=whole(1, 1 << 16),
         metavar="N",
         shown="one per core",
@@ -267,14 +267,14 @@ class RunOptions(Options):
 class Limits(Options):
     """Limits for one image; an image that exceeds one fails.
 
-    The default of the pixels is where Pillow itself would stop (twice its `MAX_IMAGE_PIXELS` as shipped).
+    The default pixel limit is where Pillow itself would stop (twice its default `MAX_IMAGE_PIXELS`).
     """
 
     panel: ClassVar[str] = "Limits for one image"
 
     max_pixels: int = option(
         default=179_000_000,
-        help="Width times height, as stored and as resized; an image with more fails.",
+        help="Width times height, as stored and as resized; an image that exceeds it fails.",
         convert=amount("179M"),
         metavar="179M",
         shown="179M",
@@ -313,7 +313,7 @@ GROUPS: tuple[type[Options], ...] = (
     Limits,
 )
 
-# Options that change the numbers, with the values of runs that were made before there was the option.
+# Options that change the numbers, with the values that apply to runs made before the option existed.
 RECIPE: dict[str, Any] = {
     **{each.name: each.default for of in GROUPS for each in declared(of) if declaration(each).in_recipe},
     "maps": True,

@@ -1,5 +1,5 @@
 # Requests: all options of a call together, and which of them contradict each other.
-"""What a pyramid, or a run, is asked for."""
+"""Requests for a pyramid or a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from featx.options import (
 
 @group
 class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
-    """Which pyramid somebody wants: all that its network, its weights and its arrays follow from."""
+    """A request for a pyramid: everything that determines its network, weights and arrays."""
 
     def __post_init__(self) -> None:
-        """Check and convert; maps are wanted unless they are said not to be."""
+        """Check and convert; maps are included unless switched off."""
         super().__post_init__()
         if self.maps is None:
             object.__setattr__(self, "maps", True)
@@ -38,7 +38,7 @@ class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, 
     inputs : tuple of str
         Files, folders and glob patterns.
     listed : tuple of str
-        Paths out of lists (``--from-file``, standard input).
+        Paths from lists (``--from-file``, standard input).
     """
 
     inputs: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, 
 
     @property
     def request(self) -> ModelRequest:
-        """The pyramid that is wanted."""
+        """The requested pyramid."""
         return ModelRequest(**{each.name: getattr(self, each.name) for each in declared(ModelRequest)})
 
     @property
@@ -64,7 +64,7 @@ ONE = "Use one of them"
 
 
 def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], ...]:
-    """Return what cannot go together: whether it was asked for, what is wrong, and the way out."""
+    """Return the contradictions to check: whether each was requested, what is wrong, and how to fix it."""
     by_index, by_stride = asked.out_indices is not None, asked.strides is not None
     no_maps = asked.maps is False
     other_dtype = isinstance(asked, Job) and asked.dtype != "float32"
@@ -90,12 +90,12 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
 
 
 def require_consistent(asked: ModelRequest | Job) -> None:
-    """Refuse options that contradict each other, for every command and function at this one place.
+    """Refuse options that contradict each other; every command and function calls this.
 
     Raises
     ------
     UsageError
-        Naming the options, and the way out.
+        Naming the options, and how to fix it.
     """
     for wrong, what, hint in _contradictions(asked):
         if wrong:

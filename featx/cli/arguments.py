@@ -1,5 +1,5 @@
 # Arguments: the parameters of commands, made from the declared options.
-"""From `featx.options` to the command line, and from what was typed to options."""
+"""From `featx.options` to the command line, and from typed arguments to options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Quiet = Annotated[bool, switch("--quiet", "-q", help="Print nothing but failures
 def takes(
     *groups: type[Options], only: Sequence[str] = (), without: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some groups; it gets those that were typed as its argument ``options``.
+    """Give a command the options of some groups; those that were typed are passed as its argument ``options``.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def takes(
 
 
 def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspect.Parameter:
-    """Make the parameter of an option; what was not typed, and has no default to show, is None."""
+    """Make the parameter of an option; it is None if it was not typed and has no default to show."""
     about = declaration(each)
     spellings = about.flags if any("/" in text for text in about.flags) else (flag(each.name), *about.flags)
     is_flag = about.convert is None
@@ -89,7 +89,7 @@ def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspe
 
 
 def one_model(name: str | None, options: dict[str, Any]) -> str:
-    """Return the model that is named by itself or with --model.
+    """Return the model given as an argument or with --model.
 
     Raises
     ------

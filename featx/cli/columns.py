@@ -1,5 +1,5 @@
 # Columns: a plain table of any length, printed at once and cut off at the terminal's right edge.
-"""Tables that are too long for rich, which takes half a second for a thousand rows."""
+"""Tables that are too long for rich, which needs half a second for a thousand rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from featx.cli.streams import stdout
 
-# Width that the levels of a model may take in a list on a terminal.
+# Maximum width of a model's levels in a list on a terminal.
 LEVELS_WIDTH = 44
 
 
 def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table of any length at once, cut off at the terminal's right edge; rich takes half a second."""
+    """Print a plain table of any length at once, cut off at the terminal's right edge; rich would be slow."""
     out = stdout()
     if sys.stdout.isatty():
         rows = [[row[0], _cut(row[1], LEVELS_WIDTH), *row[2:]] for row in rows]
@@ -38,7 +38,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Write a colon and dots where the terminal cannot show what we would rather have."""
+    """Fall back to a colon and dots if the terminal cannot show the preferred characters."""
     encoding = sys.stdout.encoding or "ascii"
     try:
         text.encode(encoding)

@@ -1,4 +1,4 @@
-# The commands of featx: each takes options, makes one call, and hands its result to the tables.
+# The commands of featx: each takes options, makes one call, and passes the result to the tables.
 """Commands of featx."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def common(
 def list_models(
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; any of them may match."),
+        typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; a model must match one of them."),
     ] = None,
     pretrained: Annotated[bool, switch("--pretrained", help="Only models with pretrained weights.")] = False,
     stride: Annotated[
@@ -54,7 +54,7 @@ def list_models(
     min_levels: Annotated[int | None, typer.Option(metavar="N", help="Only models with at least N levels.")] = None,
     max_params: Annotated[
         str | None,
-        typer.Option(metavar="30M", help="Only models with at most so many parameters, not counting the head."),
+        typer.Option(metavar="30M", help="Only models with at most this many parameters, not counting the head."),
     ] = None,
     license_: Annotated[
         str | None,
@@ -103,7 +103,7 @@ def list_models(
 @takes(ModelOptions, ImageOptions, without=("weights", "seed"), optional=("model",))
 def info(
     options: dict[str, Any],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model, as --model has it.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model, as for --model.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -159,12 +159,12 @@ def similar(
     query: Annotated[Path, typer.Argument(metavar="QUERY", help="An image.")],
     count: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of images to find.")] = 10,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of them, with their scores.")
+        Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of the results, with scores.")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a run that are most similar to another one, by the cosine of their embeddings."""
+    """Find the images of a run that are most similar to a query image, by the cosine of their embeddings."""
     from featx.explore import similarity
 
     if output:
@@ -196,7 +196,7 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show where the time goes on this machine: every stage alone, then all together; weights are random."""
+    """Show where the time goes on this machine: each stage alone, then all together; weights are random."""
     job = Job(inputs=() if images is None else (images,), weights="random", **options)
     from featx.engine import bench as benchmark
 
@@ -209,7 +209,7 @@ def bench(
 @takes(ModelOptions, only=("model",))
 def fetch(
     options: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to put them into.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write them to.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -223,14 +223,14 @@ def fetch(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
     recompute: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Extract N images again, and compare the results.")
+        int, typer.Option(metavar="N", min=0, help="Extract N random images again, and compare the results.")
     ] = 0,
     repair: Annotated[
         bool,
         typer.Option(
             "--repair",
             metavar="",
-            help="Forget missing and damaged outputs, so that the next extract makes them again.",
+            help="Forget missing and damaged outputs, so that the next extract recreates them.",
         ),
     ] = False,
     as_json: Json = False,
@@ -238,7 +238,7 @@ def verify(
 ) -> None:
     """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
 
-    Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run is working there.
+    Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run holds the folder.
     """
     from featx.explore.verify import verify as check
 

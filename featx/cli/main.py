@@ -1,4 +1,4 @@
-# The border of the command line: signals, streams, and every error as one line and an exit status.
+# Entry point of the command line: signals, streams, and every error as one line and an exit status.
 """What ``featx`` and ``python -m featx`` run."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     streams.protect()
     commands.STOP.listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and what is wrong with a download into one of ours
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and download errors into one of featx's
     streams.leave(_status())
 
 
@@ -32,13 +32,13 @@ def _status() -> int:
         return end.code if isinstance(end.code, int) else 0
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
-    except Exception as error:  # noqa: BLE001 - the border: a person gets one line, not a traceback
+    except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
         return _fail(_described(error))
     return 0
 
 
 def _require_words(arguments: list[str]) -> None:
-    """Refuse an empty argument, which would be read as the current folder, or as nothing at all.
+    """Refuse an empty argument, which would be taken for the current folder, or ignored.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def _require_words(arguments: list[str]) -> None:
 
 
 def _described(error: Exception) -> FeatxError:
-    """Describe an error that no other place has described."""
+    """Describe an error that has not been described anywhere else."""
     if isinstance(error, FeatxError):
         return error
     if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-# Progress: what a person is told while work goes on, on a terminal and where there is none.
+# Progress: what the user sees during a run, on a terminal and without one.
 """Listeners that write to standard error."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featx.cli.streams import CapturedOutput
 
 
-# Seconds between two lines of progress where there is no terminal to draw on.
+# Seconds between lines of progress when there is no terminal to draw on.
 LINE_EVERY = 10.0
 
 
@@ -32,14 +32,14 @@ REMEMBERED, WARNINGS = 100_000, 5
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Show that something takes its time, where there is a terminal."""
+    """Show a spinner while something slow runs, on a terminal."""
     with stderr().status(text):
         yield
 
 
 @contextmanager
 def searching() -> Iterator[SearchListener]:
-    """Give a listener for looking up models: notes are printed, models that have to be measured are counted."""
+    """Give a listener for model look-ups: notes are printed, models that have to be measured are counted."""
     console = stderr()
     last = time.monotonic()
     with console.status("") as status:
@@ -65,7 +65,7 @@ def searching() -> Iterator[SearchListener]:
 def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
     """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
 
-    What libraries wrote in the meantime, and no image has in its record, is shown at the end.
+    Whatever libraries wrote meanwhile that is not recorded with an image is shown at the end.
     """
     console = stderr()
     recorded = ""
@@ -87,7 +87,7 @@ def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
 
 @contextmanager
 def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
-    """Give a listener that counts what has been checked."""
+    """Give a listener that counts checked outputs."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
@@ -97,7 +97,7 @@ def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
 
 
 class _Lines:
-    """Progress where nothing can be drawn over: a line at the start, one every ten seconds, and the failures."""
+    """Progress without a terminal: a line at the start, one every ten seconds, and the failures."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console, self._quiet = console, quiet

@@ -1,4 +1,4 @@
-# The standard streams: ones that outlast their readers, and a place apart for what libraries write to the terminal.
+# The standard streams: they survive closed pipes, and what libraries write to the terminal is kept separate.
 """Standard output and standard error of the command line."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from featx import files
 
 
 class _Steadfast:
-    """A stream that goes on, into nothing, when nobody takes what is written to it."""
+    """A stream that silently discards output once its reader is gone."""
 
     def __init__(self, stream: Any, failures: type[OSError]) -> None:
         self._stream, self._failures = stream, failures
@@ -43,7 +43,7 @@ class _Steadfast:
 
 
 def protect() -> None:
-    """Let a run outlive the readers of its streams, and make sure that no file is mistaken for a stream."""
+    """Let a run survive the readers of its streams, and make sure that no file is mistaken for a stream."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed descriptor would go to the next file opened
         pass
     os.close(spare)
@@ -52,13 +52,13 @@ def protect() -> None:
     for stream in (output, messages):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # A pager that ended is none of our business; a full disk behind standard output is.
+    # A closed pager does not matter; a full disk behind standard output does.
     sys.stdout = _Steadfast(output, BrokenPipeError)
     sys.stderr = _Steadfast(messages, OSError)
 
 
 def leave(status: int) -> None:
-    """End the process without waiting for threads, of which one may hang."""
+    """End the process without waiting for threads, since one of them may hang."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -68,13 +68,13 @@ def leave(status: int) -> None:
 
 
 class CapturedOutput:
-    """What libraries write to standard error while they are kept apart; nothing where no file takes it."""
+    """What libraries write to standard error while it is captured; empty if there is no file to capture it in."""
 
     def __init__(self, file: BinaryIO | None) -> None:
         self._file = file
 
     def size(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return os.fstat(self._file.fileno()).st_size if self._file else 0
 
     def lines(self) -> list[str]:
@@ -87,7 +87,7 @@ class CapturedOutput:
 
 @contextmanager
 def captured_libraries() -> Iterator[CapturedOutput]:
-    """Have what libraries write to descriptor 2 go to a file, while `sys.stderr` still goes where it went."""
+    """Redirect what libraries write to descriptor 2 to a file; `sys.stderr` still goes where it went."""
     file = files.nameless()
     if not file:
         yield CapturedOutput(None)
@@ -107,15 +107,15 @@ def captured_libraries() -> Iterator[CapturedOutput]:
             stream.close()
 
 
-# Columns of what goes to a file or another program: more than any table has.
+# Width of output to a file or another program: more than any table needs.
 WIDE = 1000
 
 
 def stdout() -> Console:
-    """Standard output: as wide as the terminal, and as wide as it takes where there is none."""
+    """Standard output: as wide as the terminal, or as wide as needed without one."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def stderr() -> Console:
-    """Standard error, where all that is for people goes."""
+    """Standard error, where all messages for people go."""
     return Console(stderr=True, highlight=False)

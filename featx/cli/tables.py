@@ -1,5 +1,5 @@
 # Everything a person or a script reads: tables, progress, errors, JSON. The only file that imports rich.
-"""Text for the terminal: data to standard output, talk to standard error."""
+"""Text for the terminal: data to standard output, messages to standard error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
 
 
-# How the tables say where an input size comes from.
+# How the tables describe where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
 
 
 def error(failure: Exception) -> None:
-    """One line: what went wrong, and the way out."""
+    """Print one line: what went wrong, and how to fix it."""
     message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
     text = printable(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
     stderr().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
@@ -103,7 +103,7 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
 
 
 def neighbours(value: Neighbours, *, as_json: bool) -> None:
-    """Show what is most similar to a query."""
+    """Show the images that are most similar to a query."""
     if as_json:
         _print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
         return
@@ -115,7 +115,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
 
 
 def verified(value: Verified, *, as_json: bool) -> None:
-    """Show what a check came to."""
+    """Show the result of a check."""
     if as_json:
         _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound, "complete": value.complete})
         return
@@ -165,7 +165,7 @@ def _recomputed(value: Recomputed) -> str:
 
 
 def report(value: Report, *, quiet: bool, as_json: bool) -> None:
-    """Show what a run came to."""
+    """Show the result of a run."""
     if as_json:
         failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
         _print_json({**value.summary, "output": str(value.output), "failures": failures})
@@ -214,7 +214,7 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
 
 
 def _other_outputs(value: dict[str, Any]) -> str:
-    """List what a model gives in addition to its levels."""
+    """List what a model offers in addition to its levels."""
     final, tokens = value["final"], value["prefix_tokens"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",
@@ -254,7 +254,7 @@ def _model_row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _strides_and_channels(entry: dict[str, Any]) -> str:
-    """One text a stride and width; how many levels have them, if it is more than one."""
+    """One text per stride and width, with the number of levels if more than one."""
     counts: dict[str, int] = {}
     for level in entry["levels"]:
         text = f"{_spacing(level['stride']).replace(' ', '')}·{level['channels']}"
@@ -289,7 +289,7 @@ def _tags(tags: Sequence[dict[str, Any]]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    """Make a plain table; headings that begin with > are right-aligned. Texts after the first are folded if need be."""
+    """Make a plain table; headings that begin with > are right-aligned. Texts after the first wrap if necessary."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         right = column.startswith(">")

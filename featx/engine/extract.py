@@ -1,4 +1,4 @@
-# extract: plan what is to be done, have the pipeline do it, and record what becomes of each.
+# extract: plans the work, has the pipeline do it, and records the outcome of each image.
 """``featx extract`` as a function."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a call of `extract` came to.
+    """The result of a call of `extract`.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Report:
     output : Path
         The run's folder; `featx.open_run` reads it.
     tried, computed : int
-        Images that this call worked on, and those of them whose features it made.
+        Images that this call worked on, and how many of them it made features of.
     failures : list of Outcome
         Images of this call's inputs that have no features, now or from an earlier call: each with stage and error.
     """
@@ -67,7 +67,7 @@ def extract(
     listener: Listener | None = None,
     **options: Any,
 ) -> Report:
-    """Write the features of every image to a folder; calling it again goes on where it stopped.
+    """Write the features of every image to a folder; calling it again resumes where it stopped.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def extract(
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
-        A list of images, one path a line.
+        A list of images, one path per line.
     listener : callable or None
         Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
     **options
@@ -111,11 +111,11 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
     Parameters
     ----------
     job : Job
-        What is to be done.
+        The job to do.
     listener : callable
-        Called with what happens.
+        Called with each event.
     stop : Stop or None
-        Looked at while images are worked on.
+        Checked while images are processed.
     captured : callable
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
@@ -127,7 +127,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         earlier = read_summary(output)
         setting = set_up(pyramids, job, items, output, earlier, notes.append)
         plan = setting.plan
-        if plan.to_do:  # converting or compiling takes its time, and is not done for nothing
+        if plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
             use_backend(setting.computers, setting.workers)
         suspects = pending_suspects(held.unfinished, output, plan)
         writer = _begin(held, output, setting, earlier)
@@ -148,7 +148,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
 
 
 def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
-    """Find the images, and the folder, which has to be usable before anything slow begins."""
+    """Find the images, and the folder, which must be usable before anything slow begins."""
     found = sources.find(job.inputs, job.listed)
     layout.tell_apart(found.items, found.crowded)
     output = job.output or Path("features") / folder_name(job.model)
@@ -168,7 +168,7 @@ def _load(job: Job) -> list[Pyramid]:
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
-    """Clear up what earlier calls left unfinished, and make the writer."""
+    """Clean up what earlier calls left unfinished, and make the writer."""
     if earlier:  # whose outputs may have to be cleared away
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
@@ -181,7 +181,7 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 
 
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
-    """Begin to record the run, and tell the listener what is planned."""
+    """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
     facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
@@ -199,7 +199,7 @@ def _reader(
     listener: Listener,
     captured: Callable[[], int],
 ) -> Reader:
-    """Make what reads the images, those apart that an earlier call ended or failed with."""
+    """Make the reader; images that an earlier call crashed or failed on are isolated."""
     from featx.engine import isolation
 
     plan, job = setting.plan, setting.job
