@@ -1,4 +1,4 @@
-# The errors a caller can meet: each one sentence with the cause, and a hint with the way out.
+# The errors a caller can get: each has one sentence with the cause, and a hint with the remedy.
 """Errors of featx, and the exit status that the command line gives for each."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from featx.values import Item
 
 
-# The ways out where there is not enough room on the disk, or memory.
+# What to do when there is not enough disk space, or memory.
 ROOM = "Make room or repair the disk, and run the same command to resume"
 LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
 
 
 class FeatxError(Exception):
-    """A failure that a person can act on.
+    """A failure that the user can act on.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class ModelError(FeatxError):
 
 
 class WeightsError(FeatxError):
-    """The weights cannot be had, or must not be used."""
+    """The weights are not available, or must not be used."""
 
 
 class OutputError(FeatxError):
@@ -62,7 +62,7 @@ class BusyError(OutputError):
 
 
 class DecodeError(Exception):
-    """An image that featx will not make features of; the message is the reason."""
+    """An image that featx refuses to process; the message is the reason."""
 
 
 class UnreadableError(Exception):
@@ -108,13 +108,13 @@ class StoppedError(FeatxError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, or what it is called if it says nothing."""
+    """The first line of a library's error, or its class name if it has no message."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was too short: a graphics card's, torch's on processors, OpenVINO's, Python's.
+    """Whether an error means out of memory: a GPU's, torch's on CPUs, OpenVINO's, Python's.
 
     On processors torch raises a plain RuntimeError, recognisable only by its text.
     """

@@ -1,4 +1,4 @@
-# Files that appear under their name complete or not at all, folders that survive a power cut, and temporary ones.
+# Files that appear under their name complete or not at all, folders that survive a power cut, and temporary files.
 """Writing files."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Piece = bytes | memoryview
 # Pieces that the system writes at once (IOV_MAX of Linux and macOS).
 PIECES = 1024
 
-# What file systems answer that cannot synchronise: some network and user-space ones, for folders most often.
+# Errors of file systems that cannot sync: some network and user-space ones, mostly for folders.
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -46,7 +46,7 @@ def write_at(path: Path, position: int, pieces: Iterable[Piece]) -> None:
 
 
 def cut(path: Path, length: int) -> None:
-    """Take off what is behind a length; nothing is ever added, and a link is not followed."""
+    """Truncate a file to a length; nothing is ever added, and a link is not followed."""
     handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(handle).st_size > length:
@@ -80,7 +80,7 @@ def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a name under which a file may be written before it gets its own, in the same folder."""
+    """Return a temporary name, in the same folder, for writing a file before it gets its own."""
     return path.with_name(f".{os.getpid()}-{path.name}.tmp")
 
 
@@ -95,7 +95,7 @@ def commit(written: dict[Path, Path]) -> None:
         try:
             synchronise(temporary)
         except OSError:
-            # Asked once more, the kernel would say that all is well: what could not be written is lost.
+            # Asked again, the kernel would report success, although what could not be written is lost.
             with suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
             raise
@@ -171,7 +171,7 @@ def takes_temporaries() -> bool:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder that is gone afterwards.
+    """Make a temporary folder.
 
     Raises
     ------
@@ -204,6 +204,6 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Return the user's folder for what can be made again; None where there is no home to have one in."""
+    """Return the user's cache folder; None if there is no home folder."""
     place = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))  # noqa: PTH111 - a Path raises
     return None if place.parts[:1] == ("~",) else place / "featx"

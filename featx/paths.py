@@ -44,7 +44,7 @@ def here() -> str:
 
 
 def absolute(path: str) -> str:
-    """Write a path whole and tidy; links stay links.
+    """Make a path absolute and normalised; links stay links.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def absolute(path: str) -> str:
 
 
 def expanded(path: str) -> str:
-    """Put a home folder in the place of ``~`` and ``~name``, unless there is something that is called so."""
+    """Expand ``~`` and ``~name`` to a home folder, unless a file of that name exists."""
     return path if os.path.lexists(path) else os.path.expanduser(path)  # noqa: PTH111 - a Path raises
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-# Whoever changes something and puts it back: two that overlap would put back what the other had changed.
+# Held while something is changed and restored: two overlapping changes would restore each other's values.
 ALONE = threading.RLock()
 
 # torch's settings of what float32 may be rounded to: those that others fall back on, and those of single operations.
@@ -23,7 +23,7 @@ CUDNN = {"enabled": True, "benchmark": False, "deterministic": True}
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put something in the place of an attribute."""
+    """Replace an attribute temporarily."""
     with ALONE:
         original = getattr(owner, name)
         setattr(owner, name, value)
@@ -35,7 +35,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no warning out."""
+    """Suppress all warnings."""
     with ALONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -43,7 +43,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def random_state(seed: int | None = None) -> Iterator[None]:
-    """Have random numbers drawn, from a seed if there is one; those of the caller go on as if there had been none.
+    """Draw random numbers, from a seed if there is one, without affecting the caller's random state.
 
     Only the processor's generator is touched: `torch.manual_seed` would set those of graphics cards as well.
     """
@@ -111,7 +111,7 @@ def _set_strict() -> None:
 
 
 def _remembered() -> Callable[[], None]:
-    """Make everything strict, and return a function that sets it as it was.
+    """Make everything strict, and return a function that restores the previous settings.
 
     torch keeps each precision twice, by an older and a newer name, and mostly refuses to read the older where the two
     disagree. Where the newer are strict, it refuses only if the older is not.

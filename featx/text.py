@@ -23,5 +23,5 @@ def listed(words: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Write what would move a terminal's cursor, or change its colours, as what it is."""
+    """Escape characters that would move a terminal's cursor, or change its colours."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

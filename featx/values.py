@@ -1,5 +1,5 @@
-# The values that travel between the rooms: items, levels, jobs, outcomes. Frozen, no torch, no behaviour to speak of.
-"""Records of featx: plain frozen values."""
+# The values that packages exchange: items, levels, jobs, outcomes. Frozen, no torch, almost no behaviour.
+"""Plain frozen records."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Field(Struct, frozen=True):
 
 
 class Input(Struct, frozen=True):
-    """What a model wants to be fed, as timm's evaluation transform reads it.
+    """The input that a model expects, as timm's evaluation transform reads it.
 
     Attributes
     ----------
@@ -230,7 +230,7 @@ class Stat(Struct, frozen=True, gc=False, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one item: the line it gets in the manifest.
+    """The outcome of one item: its line in the manifest.
 
     Attributes
     ----------
@@ -289,7 +289,7 @@ SearchListener = Callable[[Note | Surveyed], None]
 
 @contextmanager
 def many_records() -> Iterator[None]:
-    """Keep Python from looking for cycles again and again while a million records, which have none, are made."""
+    """Pause Python's cycle collector while a million records, which have no cycles, are made."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -300,5 +300,5 @@ def many_records() -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """Lay a value out as it is read from JSON: lists for tuples, and no keys that say nothing."""
+    """Convert a value to its JSON form: lists for tuples, and no empty keys."""
     return json.loads(json.dumps(to_builtins(value)))

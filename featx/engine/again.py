@@ -1,5 +1,5 @@
 # A run's model loaded again, and run in the same batches, so that the same photo gives the same bits.
-"""What it takes to make features as a run's were made."""
+"""What it takes to reproduce a run's features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
     Raises
     ------
     UsageError
-        If its weights are others by now.
+        If its weights have changed since.
     """
     pyramid = load(request_of(summary), device)
     if pyramid.weights.sha256 != summary["weights"]["sha256"]:
@@ -33,7 +33,7 @@ def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
 
 
 def request_of(summary: dict[str, Any]) -> ModelRequest:
-    """Ask for the model of a run again, as it was asked for then."""
+    """Recreate the request for a run's model."""
     recipe, weights, feed = summary["recipe"], summary["weights"], summary["input"]
     several = recipe["part"] == "all"
     file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
@@ -51,7 +51,7 @@ def request_of(summary: dict[str, Any]) -> ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What it takes to make features as a run's were made."""
+    """What it takes to reproduce a run's features."""
 
     devices: list[torch.device]
     computers: list[Computer]
@@ -69,7 +69,7 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     Raises
     ------
     FeatxError
-        If the model cannot be had as it was.
+        If the model is no longer available unchanged.
     """
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])

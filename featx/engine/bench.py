@@ -1,4 +1,4 @@
-# Where the time goes on this machine: every stage alone, with all its threads, then all of them together.
+# Where the time goes on this machine: each stage alone, with all its threads, then all of them together.
 """``featx bench`` as a function."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from featx.values import Item, Outcome
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
 STAGES = ("read", "forward", "write", "commit")
 
-# Images that are made up where none are given: the size of an ordinary photo on the web.
+# Images that are generated if none are given: the size of a typical photo on the web.
 PHOTO = (500, 400)
 
 
@@ -46,15 +46,15 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     count : int
         Images in each round.
     rounds : int
-        Medians are taken over them.
+        Number of rounds to take medians over.
 
     Returns
     -------
     dict
         ``model``, ``device``, ``precision``, ``backend``, ``dtype``, ``workers``; ``images`` and ``rounds``; for every
-        stage its ``images_per_second`` alone and ``bytes_per_image``; ``limit`` and ``pipeline``, both in images a
-        second; ``share``, the second by the first. On a processor, whose cores all stages but the disk's share, the
-        limit is what is left when each image takes its time in every stage; on a graphics card it is the slowest stage.
+        stage its ``images_per_second`` alone and ``bytes_per_image``; ``limit`` and ``pipeline``, both in images per
+        second; ``share``, the second divided by the first. On a CPU, whose cores all stages except the disk's share,
+        the stages' times per image add up to set the limit; on a GPU the slowest stage is the limit.
 
     Raises
     ------
@@ -137,14 +137,14 @@ def _writer(pyramid: Pyramid, folder: Path) -> formats.Writer:
 
 
 def _emptied(folder: Path) -> Path:
-    """Make a run's folder, or make it empty again."""
+    """Make a run's folder, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / UNFINISHED).mkdir(parents=True)
     return folder
 
 
 def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-    """Have a pool do all values, and note how long it took."""
+    """Have a pool process all values, and record how long it took."""
     with ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()
         results = list(pool.map(function, values))
@@ -187,7 +187,7 @@ def _items(job: Job, count: int, scratch: Path) -> list[Item]:
 
 
 def _photo(seed: int) -> Image.Image:
-    """Noise whose spectrum falls as that of photographs does, so that decoding costs what it does with them."""
+    """Noise whose spectrum falls off as that of photographs does, so that decoding costs about the same."""
     width, height = PHOTO
     generator = np.random.default_rng(seed)
     y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")

@@ -1,5 +1,5 @@
 # Checks of a job: what its format can hold, before anything heavy is loaded.
-"""What `featx.options` cannot refuse, since formats say themselves what they can hold."""
+"""Checks that `featx.options` cannot make, since each format says what it can hold."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from featx.runs import formats
 
 
 def completed(job: Job) -> Job:
-    """Decide whether maps are kept, where nobody did, and refuse what the format cannot hold.
+    """Decide whether maps are kept, if not specified, and refuse what the format cannot hold.
 
     Raises
     ------
     UsageError
-        If the format is unknown or holds nothing but vectors, and something else was asked for.
+        If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
     if not formats.vectors_only(job.format):

@@ -1,5 +1,5 @@
 # The process that decodes images where they may crash, hang or take too much memory, and what runs in it.
-"""Children of the run: each decodes one image after the other, under limits of time and memory."""
+"""Child processes: each decodes one image after another, under limits of time and memory."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from featx.options import Limits
 # Seconds that a child has to get ready; it loads torch for timm's transform.
 START = 120.0
 
-# Characters of libraries' messages that are kept of one image.
+# Characters of libraries' messages kept per image.
 MESSAGES = 500
 
-# Seconds between two looks at an image that is being read; many short ones, since time in which the machine slept does
-# not count.
+# Seconds between checks on an image that is being read; short, so that time in which the machine slept does not
+# count.
 LOOK_EVERY = 0.25
 
 # Linux's request for a signal when the parent dies (prctl.h).
@@ -48,7 +48,7 @@ class Child:
     Parameters
     ----------
     config : dict
-        Of the preprocessor.
+        The preprocessor's configuration.
     limits : Limits
         Limits for one image.
     hashed : bool
@@ -89,7 +89,7 @@ class Child:
             self._connection.close()
 
     def _start(self) -> None:
-        # Forks of this process could find locks taken; the server that forks has its socket in a temporary folder.
+        # Forks of this process could find locks held; the fork server has its socket in a temporary folder.
         context: Any = multiprocessing.get_context("forkserver" if files.takes_temporaries() else "spawn")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
@@ -110,7 +110,7 @@ class Child:
         )
 
     def _epitaph(self) -> str:
-        """Say what the child died of; the next image gets another one."""
+        """Say why the child died; the next image gets a new one."""
         process = self._process
         if process is None:
             return "the run ended"
@@ -128,7 +128,7 @@ class Child:
 
 
 def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> None:
-    """Read the images that are asked for, in a process of its own."""
+    """Read the requested images, in a separate process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it is enough
     _die_with_parent()
     _limit_memory(limits.memory_limit)
@@ -177,7 +177,7 @@ def _take(captured: Any) -> str:
 
 
 def _limit_memory(most: int) -> None:
-    """Bound what this process may still allocate; only Linux counts that."""
+    """Limit what this process can still allocate; only Linux enforces that."""
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + most, resource.RLIM_INFINITY))

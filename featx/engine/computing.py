@@ -1,4 +1,4 @@
-# Computing: a batch of pixels in, its arrays on the host out; one device, its own streams, as much as its memory takes.
+# Computing: from a batch of pixels to arrays on the host; one device, its own streams, as much as its memory holds.
 """Forward passes as the pipeline runs them."""
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
 from featx.models.pyramid import Pyramid
 from featx.values import Field
 
-# Batch sizes to try on a graphics card; a larger one is taken while it is so much faster.
+# Batch sizes to try on a GPU; a larger one is used as long as it is this much faster.
 BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """What a pyramid gives for a batch.
+    """A pyramid's output for a batch.
 
     Attributes
     ----------
     values : list of Tensor
-        (B, ...) for each of the computer's fields, contiguous, on the host, in the type that is written.
+        (B, ...) for each of the computer's fields, contiguous, on the host, in the stored type.
     finite : list of Tensor
-        For each, (B,) bool: whether all its numbers are.
+        For each, (B,) bool: whether all values are finite.
     """
 
     values: list[Tensor]
@@ -44,9 +44,9 @@ class Computer:
     Parameters
     ----------
     pyramid : Pyramid
-        Its module is laid out channels-last, which its device works with best.
+        Its module is converted to channels-last, which is fastest on its device.
     reductions : sequence of Reduction
-        What becomes of its arrays, step by step.
+        Applied to its arrays, in order.
     largest : int
         The most images in one pass; halved when the device runs out of memory.
     on_note : callable
@@ -77,7 +77,7 @@ class Computer:
         pyramid.module.to(memory_format=torch.channels_last)
 
     def stack(self, images: Sequence[Tensor], size: int) -> Tensor:
-        """Put (H, W, 3) uint8 images into a batch of `size`, blank where there are none; pinned for a graphics card."""
+        """Put (H, W, 3) uint8 images into a batch of `size`, padded with blanks; pinned for a GPU."""
         with enough_memory(f"There is not enough memory for a batch of {size} images"):
             batch = torch.empty(size, *images[0].shape, dtype=torch.uint8, pin_memory=self._on_gpu)
         torch.stack(list(images), out=batch[: len(images)])
@@ -85,7 +85,7 @@ class Computer:
         return batch
 
     def __call__(self, pixels: Tensor) -> Arrays:
-        """Run a (B, H, W, 3) uint8 batch; in smaller parts than it came if a graphics card has not enough memory.
+        """Run a (B, H, W, 3) uint8 batch, split into smaller parts if a GPU does not have enough memory.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Computer:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # What a processor computes depends on the batch, and its memory is everybody's: nothing is halved.
+                # On a CPU the results depend on the batch, and memory is shared: the batch is not halved.
                 may_halve = isinstance(error, torch.OutOfMemoryError) or self.pyramid.device.type != "cpu"
                 if part == 1 or not may_halve:
                     what = "one image" if part == 1 else f"a batch of {part} images"
@@ -114,7 +114,7 @@ class Computer:
                 torch.cuda.empty_cache()
 
     def best_batch_size(self) -> int:
-        """Find by trying, on blank images, how many a pass should take."""
+        """Find the best number of images per pass by trying, on blank images."""
         feed = self.pyramid.input
 
         def seconds(size: int) -> float:
@@ -140,7 +140,7 @@ class Computer:
         return Arrays(host, [flags.cpu() for flags in finite] or [_finite(value) for value in host])
 
     def _stream(self) -> AbstractContextManager[Any]:
-        """One stream a thread: while one thread's batch is computed, the copies of another's go on beside it."""
+        """One stream per thread: while one thread's batch is computed, another's copies overlap with it."""
         if not self._on_gpu:
             return nullcontext()
         if not hasattr(self._own, "stream"):
@@ -160,7 +160,7 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
     Parameters
     ----------
     seconds : callable
-        Time of one pass over so many images; may run out of memory.
+        Time of one pass over that many images; may run out of memory.
 
     Raises
     ------
@@ -184,9 +184,9 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
 
 
 def _finite(value: Tensor) -> Tensor:
-    """Which images of an array have no NaN and no infinity."""
+    """Which images of an array are free of NaN and infinity."""
     if value.device.type == "cpu" and torch.isfinite(torch.stack(torch.aminmax(value))).all():
-        return torch.ones(len(value), dtype=torch.bool)  # the extremes, found in one pass, answer for all
+        return torch.ones(len(value), dtype=torch.bool)  # if minimum and maximum are finite, all are
     return torch.isfinite(value).flatten(1).all(1)
 
 

@@ -1,5 +1,5 @@
-# The execution of a run: what works on its images, until they are done or something stops it.
-"""The images of a call done, and each entered in the run."""
+# The execution of a run: processes its images until they are done or something stops it.
+"""Processing the images of a call, and recording each in the run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Execution:
     suspects: dict[bytes, bytes]
 
     def clear(self, outcomes: Sequence[Outcome]) -> None:
-        """Suspect images no more, now that they have their lines."""
+        """Clear images of suspicion, now that they have their lines."""
         from featx.runs.suspects import mark_of, save_suspects
 
         cleared = {mark_of(outcome.item) for outcome in outcomes} & self.suspects.keys() if self.suspects else ()
@@ -49,7 +49,7 @@ class Execution:
 
 
 def execute(items: list[Item], execution: Execution, recorder: Recorder, listener: Listener) -> list[Outcome]:
-    """Have the pipeline do the items, and enter what becomes of each; returns those that failed."""
+    """Have the pipeline process the items, and record the outcome of each; returns those that failed."""
     from featx.engine import pipeline
 
     left, failures = deque(items), []
@@ -86,11 +86,11 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
 
 @contextmanager
 def recording(recorder: Recorder, execution: Execution) -> Iterator[None]:
-    """Leave manifest and summary in order, however the work ends."""
+    """Leave manifest and summary consistent, however the work ends."""
     try:
         yield
     except BaseException as error:
-        with suppress(OutputError):  # the disk may be what is wrong; the run is good without it
+        with suppress(OutputError):  # the disk may be the problem; the run is valid without it
             recorder.save("stopped")
         if isinstance(error, KeyboardInterrupt | InterruptedByError):
             raise StoppedError(

@@ -1,9 +1,9 @@
-# Isolation: images are read so that none of them can take the run with it, by a crash, a hang or its memory.
+# Isolation: images are read so that none of them can bring down the run, by a crash, a hang or its memory use.
 """Reading images that may be hostile.
 
 Images are decoded in this process, by the pipeline's threads. What is being read at any moment is marked in a file that
-outlives the process, so that a call after a crash knows its suspects. Suspects, and everything where that is asked for,
-are decoded in processes of their own, under limits of time and memory (`featx.engine.children`).
+outlives the process, so that a call after a crash knows its suspects. Suspects, and everything if requested, are
+decoded in separate processes, under limits of time and memory (`featx.engine.children`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Reader:
     Parameters
     ----------
     preprocessor : Preprocessor
-        What places the pixels.
+        Fits images to the model's input.
     limits : Limits
         Limits for one image.
     folder : Path
@@ -43,8 +43,8 @@ class Reader:
     hashed : bool
         Whether the files' sha256 is wanted.
     captured : callable
-        How many bytes libraries have written to standard error so far, if that is known. An image during whose reading
-        they wrote some is read again in isolation, where what they write can only be about that image.
+        How many bytes libraries have written to standard error so far, if known. If they write while an image is being
+        read, it is read again in isolation, where whatever they write can only be about that image.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Reader:
 
     @contextmanager
     def timed(self, item: Item) -> Iterator[None]:
-        """Do something with an image's file in this process that may hang."""
+        """Do something in this process with an image's file that may hang."""
         self._since[item.key] = self._clock, item
         try:
             yield
@@ -101,7 +101,7 @@ class Reader:
             self._since.pop(item.key, None)
 
     def waited(self, seconds: float) -> None:
-        """Count the time that somebody has waited for an image; while the machine sleeps, nobody does."""
+        """Count the time spent waiting for an image; time while the machine sleeps does not count."""
         self._clock += seconds
 
     def stuck(self) -> Item | None:
@@ -112,7 +112,7 @@ class Reader:
         return None
 
     def give_up(self) -> None:
-        """Forget what is being decoded in this process, and decode nothing more here."""
+        """Abandon what is being decoded in this process, and decode nothing more here."""
         self.isolate = True
         self._since.clear()
 

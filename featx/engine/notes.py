@@ -1,5 +1,5 @@
-# Notes: what a person may not expect of a call.
-"""Notes for people, before the work begins."""
+# Notes: what may surprise the user about a call.
+"""Notes for the user, before the work begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featx.text import count_of, images
 
 
 def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
-    """What a person may not expect of a call that continues earlier ones."""
+    """What may surprise the user about a call that continues earlier ones."""
     plan, workers = setting.plan, setting.workers
     texts = []
     if setting.done_again:
@@ -40,7 +40,7 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
 
 
 def remarks(found: sources.Found, job: Job) -> list[str]:
-    """What was left out."""
+    """What was skipped."""
     texts = []
     if found.others:
         texts.append(f"{count_of(found.others, 'file')} without an image suffix left out")

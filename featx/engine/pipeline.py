@@ -1,12 +1,12 @@
-# The work on one image after the other: read, batch, compute, write, commit; overlapped, bounded, and in order.
+# The pipeline: read, batch, compute, write, commit; overlapped, bounded, and in order.
 """From items to outcomes.
 
-Every stage is a pool of threads that works a bounded number of values ahead of the next stage, and hands them on in
-order. Reading, computing and writing all leave Python's lock, so that every core has something to do as long as there
-is work at all; memory does not grow with the number of images. A bad image is a value, not an exception.
+Every stage is a pool of threads that works a bounded number of values ahead of the next stage, and passes them on in
+order. Reading, computing and writing all release the GIL, so that every core is busy as long as there is work; memory
+does not grow with the number of images. A bad image is a value, not an exception.
 
-What is written is committed in groups, a few seconds after the first of each at the latest, and whatever ends the run:
-a slow pass, a signal or a full disk costs nothing that was finished before.
+Outputs are committed in groups, at most a few seconds after the first of each, and also when the run is cut short: a
+slow pass, a signal or a full disk does not lose anything finished before.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
 from featx.values import Item, Outcome, Stat
 
-# Values that may wait for a batch to fill, in batches: a run of broken images is not to be held back for a sound one.
+# Batches' worth of values that may wait for a batch to fill: many broken images must not wait for a good one.
 PATIENCE = 4
 
-# Errors of a file system that are about a name, not about the disk.
+# File-system errors that concern a name, not the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An image that awaits its batch: (H, W, 3) uint8 pixels of the model's input size."""
+    """An image waiting for its batch: (H, W, 3) uint8 pixels of the model's input size."""
 
     item: Item
     stat: Stat
@@ -56,7 +56,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """An image whose arrays wait to be written: its place in the batch."""
+    """An image whose arrays are waiting to be written: its place in the batch."""
 
     image: Ready
     arrays: Arrays
@@ -65,7 +65,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An image whose arrays are on their way, and what becomes of it when they are in their place."""
+    """An image whose arrays are being written, and its outcome once they are in place."""
 
     outcome: Outcome
     stored: Stored
@@ -79,44 +79,44 @@ def run(
     reader: Reader,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Outcome]]:
-    """Extract features of every item, and give what became of them in their order, group by group.
+    """Extract features of every item, and yield the outcomes in order, group by group.
 
-    A group is given as soon as its outputs are in place; all of it can be entered into the manifest. A batch always has
-    its full size, the last one being filled up with blanks, so that neither the order nor an interruption can change a
+    A group is yielded as soon as its outputs are in place; all of it can be recorded in the manifest. A batch always
+    has its full size, with the last one padded with blanks, so that neither the order nor an interruption can change a
     bit of the result.
 
     Parameters
     ----------
     computers : sequence of Computer
-        One a device.
+        One per device.
     items : iterable of Item
         The images.
     writer : Writer
-        What puts them into the run's folder.
+        Writes them to the run's folder.
     workers : Workers
-        Batch size, and how many threads do what.
+        Batch size, and the number of threads for each stage.
     reader : Reader
         What reads the images.
     stopped : callable
-        Whether to commit what is finished, finish what is being computed, and leave the rest.
+        Whether to commit what is finished, finish what is being computed, and skip the rest.
 
     Raises
     ------
     StuckError
-        If an image hangs. Run it again without that one; here its thread is lost.
+        If an image hangs. Run again without that one; its thread is lost here.
     OutputError
-        If the folder cannot be written: nothing after that image is tried. What was finished before is given first.
+        If the folder cannot be written: nothing after that image is tried. What was finished before is yielded first.
     """
     work = Work(computers, writer, workers.batch_size, reader)
     with ExitStack() as stack:
 
         def stage(pool: Executor, function: Callable[..., Any], values: Iterable[Any], depth: int) -> Stage[Any]:
-            """Begin a stage; it ends when the run does, those behind it first."""
+            """Begin a stage; it ends when the run does, after the stages that follow it."""
             reads = isinstance(pool, ReadingThreads)
             made = Stage(pool, function, values, depth, LOOK_EVERY, work.check if reads else None)
 
             def end(kind: type[BaseException] | None, *_: object) -> None:
-                """Wait for the threads, unless one of them may hang, or time is short."""
+                """Wait for the threads, unless one may hang, or time is short."""
                 may_hang = reads and kind is not None
                 made.close()
                 pool.shutdown(wait=not may_hang and kind is not StuckError and not stopped(), cancel_futures=True)
@@ -136,7 +136,7 @@ def run(
 def _commit_in_groups(
     work: Work, written: Stage[Written | Outcome], size: int, seconds: float, stopped: Callable[[], bool]
 ) -> Iterator[list[Outcome]]:
-    """Commit what is written when there are `size`, or `seconds` have passed, or nothing more will come."""
+    """Commit what is written once there are `size`, or after `seconds`, or when nothing more will come."""
     group: list[Written | Outcome] = []
     began = 0.0
     try:
@@ -153,21 +153,21 @@ def _commit_in_groups(
             group.append(value)
     except Exception:
         work.abandon(group)
-        with suppress(OutputError):  # what ended the run is what is said
+        with suppress(OutputError):  # report what ended the run instead
             yield from work.commit(group)
         raise
     yield from work.commit(group)
 
 
 class Work:
-    """What the threads do, one value at a time.
+    """The work of the threads, one value at a time.
 
     Parameters
     ----------
     computers : sequence of Computer
-        One a device; batches go to them in turn.
+        One per device; batches are assigned round-robin.
     writer : Writer
-        What puts arrays into the run's folder.
+        Writes arrays to the run's folder.
     batch_size : int
         Images in one forward pass.
     reader : Reader
@@ -182,7 +182,7 @@ class Work:
         self._turn = count()
 
     def check(self) -> None:
-        """Look whether an image that is waited for hangs.
+        """Check whether the image being waited for hangs.
 
         Raises
         ------
@@ -194,9 +194,9 @@ class Work:
             raise StuckError(stuck)
 
     def prepare(self, item: Item) -> Ready | Outcome:
-        """Read, decode and resize an image; whatever is wrong with it becomes its outcome."""
+        """Read, decode and resize an image; any error becomes its outcome."""
         with self._reader.timed(item):
-            stat = stat_of(item.path)  # before reading: a change in between then shows next time
+            stat = stat_of(item.path)  # before reading, so that a change in between is noticed next time
         try:
             placed = self._reader(item)
         except UnreadableError as error:
@@ -216,7 +216,7 @@ class Work:
         return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
 
     def write(self, value: Computed | Outcome) -> Written | Outcome:
-        """Begin to write an image's arrays."""
+        """Start writing an image's arrays."""
         if isinstance(value, Outcome):
             return value
         image, fields = value.image, self._computers[0].pyramid.fields
@@ -244,14 +244,14 @@ class Work:
         return Written(outcome, stored)
 
     def _more_precise(self) -> str:
-        """Say what may help against numbers out of range."""
+        """Suggest what may help against values out of range."""
         computer = self._computers[0]
         if computer.pyramid.precision != "fp32":
             return "; --precision fp32 may help"
         return "; --dtype float32 may help" if any(field.dtype == "float16" for field in computer.fields) else ""
 
     def commit(self, group: Sequence[Written | Outcome]) -> Iterator[list[Outcome]]:
-        """Have outputs put in their place, safe on the disk; where one fails, those before it are kept."""
+        """Have outputs put in place, safely on disk; if one fails, those before it are kept."""
         written = [value for value in group if isinstance(value, Written)]
         try:
             outputs = iter(self._writer.commit([value.stored for value in written]))
@@ -267,7 +267,7 @@ class Work:
                     yield from self.commit([value])
                 except OutputError:
                     raise refused from error
-            if error.errno not in OF_THE_NAME:  # a disk that fails once is not trusted with more
+            if error.errno not in OF_THE_NAME:  # a disk that has failed once is not trusted again
                 raise refused from error
             return
         if group:
@@ -276,7 +276,7 @@ class Work:
             ]
 
     def abandon(self, kept: Sequence[Written | Outcome]) -> None:
-        """Remove what was begun and is not among these: what is finished may need its room."""
+        """Remove what was begun and is not among these: finished outputs may need its space."""
         self._writer.abandon([value.stored for value in kept if isinstance(value, Written)])
 
 

@@ -1,5 +1,5 @@
-# What the machine grants this process: how many cores, where a container's quota is less than what the hardware has.
-"""Cores that are there to be used."""
+# How many cores this process can use, where a container's quota may be less than what the hardware has.
+"""Available cores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path("/")
 
 
 def cores(root: Path = ROOT) -> int:
-    """Count the cores that this process may keep busy: those it may run on, or a control group's quota if that is less.
+    """Count the cores that this process can use: those it may run on, or a control group's quota if that is less.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def _quotas(root: Path) -> Iterator[float]:
         path = next((paths[name] for name in controllers if name in paths), None)
         if path is None:
             continue
-        # A container may see a part of the hierarchy only, and its own path from outside of it.
+        # A container may see only part of the hierarchy, and its own path from outside it.
         inner = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
         group = place / inner
         for folder in (group, *group.parents[: len(inner.parts)]):
@@ -86,7 +86,7 @@ def _mounts(root: Path) -> Iterator[tuple[PurePosixPath, Path, list[str]]]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """Return how many cores a group may keep busy; None where there is no limit, or none that can be read."""
+    """Return how many cores a group may use; None if there is no limit, or none that can be read."""
     first = _text(folder / "cpu.max").split() or [
         text for name in ("quota", "period") for text in _text(folder / f"cpu.cfs_{name}_us").split()
     ]
@@ -113,9 +113,9 @@ class Workers:
     batch_size : int
         Images in one forward pass.
     forwards : int
-        Forward passes at a time.
+        Number of concurrent forward passes.
     threads : int
-        Threads of each; one core a pass loses nothing to waiting for each other.
+        Threads of each; with one core per pass, no time is lost waiting.
     readers, writers : int
         Threads that decode, and that write.
     """
@@ -127,10 +127,10 @@ class Workers:
     writers: int
 
 
-# Where a batch stops making a processor faster; measured on ResNet-50 at 224, one thread a pass.
+# Largest batch that still speeds up a CPU; measured on ResNet-50 at 224, one thread per pass.
 LARGEST_BATCH = 8
 
-# Passes at a time on a graphics card: while one is computed, another is copied there and a third one back.
+# Concurrent passes on a GPU: while one is computed, another is copied to it and a third is copied back.
 STREAMS = 3
 
 
@@ -141,10 +141,10 @@ def spread(
     earlier: dict[str, Any],
     on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Computer], Workers]:
-    """Spread the work over the machine; what changes numbers and was not asked for stays what an earlier call took.
+    """Spread the work over the machine; settings that change numbers and were not given stay as in an earlier call.
 
-    On a processor every core has a forward pass to itself: passes of one thread do not wait for each other, and
-    reading and writing fill what they leave. Only where there are fewer batches than cores do passes get more threads.
+    On a CPU every core runs its own forward pass: passes of one thread do not wait for each other, and reading and
+    writing use the time that remains. Passes get more threads only if there are fewer batches than cores.
     """
     from featx.engine.computing import Computer
     from featx.engine.reducing import reductions_of
@@ -166,14 +166,14 @@ def spread(
 
 
 def use_backend(computers: Sequence[Computer], workers: Workers) -> None:
-    """Have each network run by the backend that was asked for, from now on."""
+    """Have each network run by the requested backend from now on."""
     for computer in computers:
         computer.pyramid.use_backend(workers.batch_size, workers.forwards, workers.threads, computer.on_note)
 
 
 @contextmanager
 def machine(devices: Sequence[torch.device], workers: Workers) -> Iterator[None]:
-    """Set what torch and Pillow keep for the whole process, for as long as the run takes."""
+    """Set the process-wide settings of torch and Pillow for the duration of the run."""
     import torch
     from PIL import Image
 

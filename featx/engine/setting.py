@@ -1,5 +1,5 @@
-# The setting of a call: batches and threads, the recipe that follows from them, and what is to be done.
-"""How a call is to go."""
+# The settings of a call: batches and threads, the recipe that follows from them, and the plan.
+"""How a call will run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a call is to go: what is to be done, by what, and which summary of an earlier call it continues."""
+    """How a call will run: the plan, the workers, and the summary of the earlier call that it continues."""
 
     job: Job
     plan: Plan
@@ -41,12 +41,12 @@ def set_up(
     before: dict[str, Any] | None,
     on_note: Callable[[str], None],
 ) -> Setting:
-    """Choose batches and threads, make sure that the recipe is the folder's, and plan.
+    """Choose batches and threads, make sure that the recipe matches the folder's, and plan.
 
-    What nobody chose was chosen for an earlier call's images. Where those were few, and now there are many, they are
-    done again as suits the many: all features of a folder come from one recipe.
+    Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
+    they are done again with settings that suit the many: all features of a folder come from one recipe.
     """
-    # Where no line was written, or all are about to go, there is nothing that another recipe could be mixed with.
+    # If no line was written, or all are about to be removed, there is nothing to mix another recipe with.
     earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note)
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
@@ -66,7 +66,7 @@ def set_up(
 
 
 def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:
-    """Name what changes numbers and was chosen by featx, in this call and those before it."""
+    """Name the settings that change numbers and were chosen by featx, in this call and those before it."""
     asked = {"batch_size": job.batch_size, "threads": job.workers}
     now = {name for name, value in asked.items() if value is None}
     return now & set(earlier.get("unchosen", ())) if earlier else now

@@ -1,5 +1,5 @@
 # A stage of the pipeline: values mapped by a pool of threads, in order, a bounded number of them ahead.
-"""Mapping values side by side, without holding back those that are ready."""
+"""Mapping values in parallel, without holding back those that are ready."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Result = TypeVar("Result")
 class Stage(Iterator[Result], Generic[Result]):
     """The results of a function for values, in their order.
 
-    A thread of its own takes the values, so that a result is there when it is made, whatever the values after it are
-    waiting for. An error, of the function or of where the values come from, comes in its place in the order.
+    A dedicated thread takes the values, so that each result is available as soon as it is made, whatever the next
+    values are waiting for. An error, of the function or of the source of the values, is raised at its place in order.
 
     Parameters
     ----------
     pool : Executor
-        What calls the function.
+        Runs the function.
     function : callable
         Called with each value.
     values : iterable
         Taken at most `depth` ahead of the results.
     depth : int
-        Values that are taken and whose results are not, at most.
+        The most values taken whose results are still pending.
     interval : float
         Seconds between two calls of `check`.
     check : callable or None
@@ -67,7 +67,7 @@ class Stage(Iterator[Result], Generic[Result]):
         return result
 
     def ready(self, seconds: float) -> bool:
-        """Wait until the next result is there, or the end, but not longer than so many seconds."""
+        """Wait until the next result, or the end, is available, but no longer than so many seconds."""
         end = time.monotonic() + seconds
         if self._next is None:
             try:
@@ -80,7 +80,7 @@ class Stage(Iterator[Result], Generic[Result]):
         return True
 
     def close(self) -> None:
-        """Take no more values, and end every wait for a result."""
+        """Take no more values, and end all waits for results."""
         self._closed = True
         self._free.release()
         self._begun.put(CancelledError())

@@ -1,4 +1,4 @@
-# Stopping: what a signal asks for, and how long running work has to obey.
+# Stopping: what a signal requests, and how long running work has to comply.
 """SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Seconds for finishing what is in flight; the signals' senders were promised five.
+# Seconds to finish what is in flight; the process should end within five.
 GRACE = 4.0
 
 
 class InterruptedByError(BaseException):
-    """A signal that ends what is going on; no `except Exception` holds it up."""
+    """A signal that ends the current work; `except Exception` does not catch it."""
 
 
 class Stop:
-    """A wish to stop.
+    """A request to stop.
 
-    The first signal ends whatever is going on, by an exception; where somebody works `gently`, it is only noted, for
-    him to finish what is in flight, and the exception comes if that takes too long. A second signal ends the process.
+    The first signal ends whatever is running, by an exception; inside `gently`, it is only recorded, so that the caller
+    can finish what is in flight, and raised if that takes too long. A second signal ends the process.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Stop:
         self._gentle = False
 
     def listen(self) -> None:
-        """Hear the signals from now on; for programs, not for libraries."""
+        """Handle the signals from now on; for programs, not for libraries."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self._handle)
@@ -45,7 +45,7 @@ class Stop:
 
     @contextmanager
     def gently(self) -> Iterator[None]:
-        """Do work that looks at `asked` by itself."""
+        """Do work that checks `asked` itself."""
         self._gentle = True
         try:
             yield

@@ -1,5 +1,5 @@
-# What people do with a run: check it, and search in it.
-"""In comes a finished run; out go findings, neighbours and pictures.
+# What people do with a run: check it, and search it.
+"""Takes a finished run; returns findings, neighbours and pictures.
 
-This room knows nothing of the command line, and changes a run only where it is asked to repair it.
+This package knows nothing of the command line, and changes a run only when asked to repair it.
 """

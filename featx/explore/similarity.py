@@ -22,14 +22,14 @@ from featx.runs.reading import Run, open_run
 from featx.text import printable
 from featx.values import EMBEDDING
 
-# Rows that are multiplied at a time: a block of them stays in the processor's cache while it is used twice.
+# Rows per multiplication: a block stays in the CPU cache while it is used twice.
 BLOCK = 2048
 
-# What a sheet is drawn as, and how it says that it is one (Exif's tag of that name).
+# File formats of a sheet, and the text that marks it as one (in the Exif tag of that name).
 SHEETS = (".png", ".jpg", ".jpeg")
 SOFTWARE, OURS = 0x0131, "featx similar"
 
-# A sheet's thumbnails, the room under each for its text, and how many are in a row.
+# Size of a sheet's thumbnails, the space below each for its text, and the number per row.
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
 
 PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (200, 60, 30)
@@ -54,7 +54,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What a search came to: the best first, those of the same score in the order of the run."""
+    """The result of a search: best first, ties in the order of the run."""
 
     query: str
     images: int
@@ -69,18 +69,18 @@ def similar(
     Parameters
     ----------
     run : path or Run
-        One with embeddings.
+        A run with embeddings.
     query : path or (D,) array
         An image, whose embedding is made as the run's were, or an embedding.
     count : int
-        How many.
+        Number of images to find.
     device : str
         Where the query's embedding is made.
 
     Raises
     ------
     FeatxError
-        If the run has no embeddings, or the query cannot be read, or the run's model cannot be had.
+        If the run has no embeddings, the query cannot be read, or the run's model is not available.
     """
     opened = run if isinstance(run, Run) else open_run(run)
     blocks = opened.embeddings()
@@ -91,11 +91,11 @@ def similar(
 
 
 def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: int) -> list[tuple[str, float]]:
-    """Find the rows of the largest cosine with a query, exactly.
+    """Find the rows with the largest cosine to a query, exactly.
 
-    A row is judged in single precision first, whose error over D products is at most about D / 2^23 of the product of
-    both lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1); all that could be among the best
-    within that are judged again in double precision.
+    A row is scored in single precision first, whose error over D products is at most about D / 2^23 of the product of
+    both lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1); all rows that could be among the best
+    within that error are scored again in double precision.
 
     Parameters
     ----------
@@ -109,12 +109,12 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
     Returns
     -------
     list of (key, cosine)
-        The best first; of the same cosine, the earlier first. A row of zeros has the cosine 0.
+        Best first; ties in row order. A row of zeros has cosine 0.
 
     Raises
     ------
     UsageError
-        If the query is not as long as the rows are wide, or zero.
+        If the query's length differs from the rows' width, or the query is zero.
     """
     exact = np.asarray(query, np.float64)
     length = np.linalg.norm(exact)
@@ -143,12 +143,12 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
 
 
 def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
-    """Make the embedding of an image as those of a run were made.
+    """Compute the embedding of an image in the way a run's embeddings were computed.
 
     Raises
     ------
     FeatxError
-        If the image cannot be read, or the run's model cannot be had as it was.
+        If the image cannot be read, or the run's model is no longer available unchanged.
     """
     import torch
 
@@ -171,12 +171,12 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
 
 
 def require_drawable(path: Path) -> None:
-    """Refuse a picture's path before the work: pictures only replace those that `draw` has made.
+    """Refuse a picture's path before the work starts: only pictures made by `draw` may be replaced.
 
     Raises
     ------
     OutputError
-        If it has no suffix of a picture, its folder is not there, or it would replace something else.
+        If it has no image suffix, its folder does not exist, or it would replace something else.
     """
     if path.suffix.lower() not in SHEETS:
         raise OutputError(f"{path} is not the name of a picture", f"End it with {' or '.join(SHEETS)}")
@@ -187,7 +187,7 @@ def require_drawable(path: Path) -> None:
 
 
 def draw(neighbours: Neighbours, path: Path) -> None:
-    """Draw the query and what was found for it, with scores, as a picture.
+    """Draw the query and its neighbours, with scores, as a picture.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def draw(neighbours: Neighbours, path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a picture says that `draw` has made it."""
+    """Whether a picture is marked as made by `draw`."""
     try:
         with Image.open(path) as image:
             return bool(image.getexif().get(SOFTWARE) == OURS)
@@ -234,14 +234,14 @@ def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
 
 
 def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
-    """Draw one image, as large as its place allows, with its name and score below; a cross where it is gone."""
+    """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
     try:
         image = placing.picture(file, Limits())
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    except UnreadableError:  # it may be gone or changed since; its name and score still hold
+    except UnreadableError:  # gone or changed since; its name and score are still valid
         pen.line((box[:2], box[2:]), INK)
         pen.line(((box[0], box[3]), (box[2], box[1])), INK)
     if framed:

@@ -1,4 +1,4 @@
-# verify: every output of a run held against its manifest, some of them made again, and what is damaged forgotten.
+# verify: checks every output of a run against its manifest, recomputes samples, and forgets what is damaged.
 """``featx verify`` as a function."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from featx.runs.suspects import read_suspects, save_suspects
 from featx.values import Field, Item
 from featx.version import library_versions
 
-# What a recipe may give on another machine, of a level's largest number: by what it computes in, and what it writes.
+# Tolerance on another machine, relative to a level's largest value: by compute precision, and by stored type.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
 
 # None; images that were done before are within those of the run.
@@ -43,30 +43,30 @@ LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
 # What reading a file that is not an output can raise.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
 
-# Outputs that are handed to the threads at once.
+# Outputs submitted to the threads at once.
 GROUP = 256
 
 
 @dataclass(slots=True)
 class Recomputed:
-    """What came of making outputs again.
+    """The result of recomputing outputs.
 
     Attributes
     ----------
     images : int
-        That were made again.
+        Number of images recomputed.
     skipped : int
-        That could not be, being changed since or gone.
+        Number of images skipped because they have changed or are gone.
     failed : list of str
-        Keys of those that are unchanged, and give no features now.
+        Keys of unchanged images that now fail.
     deviation : float
-        The largest difference, by the largest number in its level.
+        The largest difference, relative to the largest value in its level.
     where : str
-        Image and level that have it; empty where everything is equal.
+        Image and level where it occurs; empty if everything is equal.
     tolerance : float
-        What is taken for the same.
+        The largest deviation that counts as equal.
     versions : list of str
-        Those that are others now than in the recipe.
+        Versions that differ from those in the recipe.
     """
 
     images: int = 0
@@ -79,41 +79,41 @@ class Recomputed:
 
     @property
     def same(self) -> bool:
-        """Whether everything came out again."""
+        """Whether everything was reproduced."""
         return self.deviation <= self.tolerance and not self.failed
 
 
 @dataclass(slots=True)
 class Verified:
-    """What a check came to.
+    """The result of a check.
 
     Attributes
     ----------
     folder : Path
         The run's.
     checked : int
-        Outputs that the manifest has.
+        Number of outputs in the manifest.
     missing : list of str
         Keys without their output.
     damaged : dict of str to str
-        Keys whose output is not what was written, and why.
+        Keys whose output differs from what was written, and why.
     to_do : int
-        Images of the last call whose turn did not come.
+        Images of the last call that were not processed.
     failed : int
-        Images that have no features because something was wrong with them.
+        Images without features because they failed.
     uncommitted : list of str
-        Outputs, and rows of tables, that a run made and was killed before it could enter them into the manifest; the
-        next one makes them again.
+        Outputs, and rows of tables, that a killed run wrote but could not record in the manifest; the next one makes
+        them again.
     foreign : list of str
-        Files that are none of the run's.
+        Files that do not belong to the run.
     unreadable : list of str
-        Lines of the manifest that are damaged, and what is wrong with them.
+        Damaged lines of the manifest, and what is wrong with them.
     unfinished : int
-        Temporary files of a run that was killed; the next one removes them.
+        Temporary files of a killed run; the next one removes them.
     repaired : bool
         Whether what is missing or damaged was forgotten.
     recomputed : Recomputed or None
-        If that was asked for.
+        If it was requested.
     """
 
     folder: Path
@@ -131,13 +131,13 @@ class Verified:
 
     @property
     def sound(self) -> bool:
-        """Whether every output is what was written, and comes out again."""
+        """Whether every output is as written, and was reproduced if recomputed."""
         same = self.recomputed is None or self.recomputed.same
         return same and not (self.missing or self.damaged or self.unreadable)
 
     @property
     def complete(self) -> bool:
-        """Whether every image of the last call has had its turn."""
+        """Whether every image of the last call was processed."""
         return not self.to_do
 
 
@@ -155,19 +155,19 @@ def verify(
     folder : path
         The run's.
     recompute : int
-        So many images, taken at random, are extracted again with the run's recipe.
+        Number of images, chosen at random, to extract again with the run's recipe.
     repair : bool
-        Take what is missing or damaged out of the manifest; the next ``extract`` makes it.
+        Remove missing or damaged outputs from the manifest; the next ``extract`` makes them again.
     listener : callable
-        Told how far it is.
+        Called with the progress.
 
     Raises
     ------
     FeatxError
-        If the folder is not a run, a run is working there, or the recipe cannot be followed any more.
+        If the folder is not a run, another run holds it, or the recipe can no longer be followed.
     """
     folder = Path(folder)
-    require_summary(folder)  # before its lock is looked for
+    require_summary(folder)  # before looking for its lock
     holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
     with holding as held:
         run = open_run(folder)
@@ -188,8 +188,8 @@ def verify(
 
 
 def _faults(run: Run, listener: Callable[[Checked], None]) -> Iterator[tuple[str, str]]:
-    """Check all outputs, side by side; empty where there is nothing wrong."""
-    keys, done = iter(sorted(run, key=run.output)), 0  # those that share a file one after the other
+    """Check all outputs in parallel; empty where nothing is wrong."""
+    keys, done = iter(sorted(run, key=run.output)), 0  # outputs that share a file are consecutive
     with ThreadPoolExecutor(resources.cores()) as pool:
         while group := list(islice(keys, GROUP)):
             for key, fault in zip(group, pool.map(lambda key: _fault(run, key), group), strict=True):
@@ -225,7 +225,7 @@ def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> st
 
 
 def _look_around(run: Run, verified: Verified) -> None:
-    """Find files that are not in the manifest, and rows of files that are."""
+    """Find files that are not in the manifest, and unrecorded rows in files that are."""
     done = {key: run.output(key) for key in run}
     strays = run.reader.strays(done)
     verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
@@ -265,8 +265,8 @@ def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
 
 
 def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
-    """Extract some images again, into a folder that does not stay, and compare."""
-    # torch takes seconds to load, and is needed for nothing else here.
+    """Extract some images again, into a temporary folder, and compare."""
+    # torch takes seconds to load, and nothing else here needs it.
     from featx.engine import isolation, pipeline
     from featx.engine.again import set_up_again
 

@@ -1,5 +1,5 @@
 # From what a person names to pixels and a Frame: files are found, decoded to upright RGB, fitted to a model.
-"""In come paths and patterns; out go items, pixels and the frame that says where a photo lies in them.
+"""Turns paths and patterns into items, pixels, and the frame that says where a photo lies in them.
 
-This room knows nothing of networks, of runs on the disk, or of who asks.
+This package knows nothing of networks, of runs on the disk, or of who asks.
 """

@@ -1,4 +1,4 @@
-# Lists of paths: from the bytes of a file, or of standard input, to one path an image.
+# Lists of paths: from the bytes of a file, or of standard input, to one path per image.
 """Reading lists."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_stream(file: BinaryIO, name: str) -> tuple[str, ...]:
 
 
 def read_list(data: bytes) -> tuple[str, ...]:
-    """Split a list of paths: one a line, or separated by NUL as ``find -print0`` does it.
+    """Split a list of paths: one per line, or separated by NUL, as by ``find -print0``.
 
     It is in the file system's encoding, or in UTF-16 or UTF-32, which some editors and shells write.
 

@@ -1,7 +1,7 @@
 # Locators: the text that says where an image is, and the only functions that take it for the path of a file.
 """From an image's locator to its bytes.
 
-An `Item` has its locator as text. Whoever wants to know what lies behind one asks here, and nowhere else.
+An `Item` has its locator as text. Only the functions here access what a locator refers to.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ VAGUE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An image as the model is fed with it.
+    """An image as it is fed to the model.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ def picture(locator: str, limits: Limits) -> Image.Image:
 
 
 def reason_of(error: Exception, locator: str) -> str:
-    """Say why an image could not be read, in one line that means something to who has the file."""
+    """Say why an image could not be read, in one line that is meaningful to the file's owner."""
     inner = error.__cause__ if isinstance(error, SyntaxError) else error
     if isinstance(error, MemoryError):
         return "not enough memory"

@@ -1,4 +1,4 @@
-# From what a person names (files, folders, patterns, lists) to items: one path and one output key an image.
+# From what the user names (files, folders, patterns, lists) to items: one path and one output key per image.
 """Finding the images."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # From a model's name to a Pyramid: catalogue, weights, tracing, and the libraries that networks come from.
-"""In comes a request for a model; out goes a pyramid that turns batches of pixels into NCHW maps.
+"""Turns a request for a model into a pyramid, which turns batches of pixels into NCHW maps.
 
-This room knows nothing of image files, of runs on the disk, or of who asks.
+This package knows nothing of image files, of runs on disk, or of its callers.
 """

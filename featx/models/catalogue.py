@@ -1,4 +1,4 @@
-# What there is to know of models without loading timm: the catalogue's files, searched.
+# What is known about models without loading timm: the catalogue's files, and searching them.
 """The catalogue: an entry for every architecture of one version of a library of models.
 
 An entry is what `featx.models.libraries.Library.entry` measured: family, parameters, layout, input, sizes,
@@ -78,7 +78,7 @@ def read(path: Path = PACKAGED) -> Catalogue | None:
 
 
 def write(models: Catalogue, path: Path) -> None:
-    """Write a catalogue file, a line an entry, complete or not at all."""
+    """Write a catalogue file, one line per entry, complete or not at all."""
     facts = asdict(models)
     entries = facts.pop("entries")
     lines = ",\n".join(

@@ -1,5 +1,5 @@
 # Levels: chosen from those of a network, measured on maps and on the grids of their cells, checked against outputs.
-"""What every library of networks does with its levels."""
+"""What every model library does with its levels."""
 
 from __future__ import annotations
 

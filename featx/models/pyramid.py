@@ -132,7 +132,7 @@ class Pyramid:
         Returns
         -------
         list of Tensor
-            One (B, C, H, W) map a level, on `device`, in the precision of the pyramid.
+            One (B, C, H, W) map per level, on `device`, in the precision of the pyramid.
 
         Raises
         ------

@@ -1,5 +1,5 @@
 # The schema of catalogue files: what each entry says of a model, and of what type.
-"""Catalogue files decoded; kept ones anybody could have written, or damaged."""
+"""Decoding catalogue files; cached ones could have been written, or damaged, by anybody."""
 
 from __future__ import annotations
 

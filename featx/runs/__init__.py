@@ -1,5 +1,5 @@
 # A run on the disk: locked, planned, written, resumed and read.
-"""In come outcomes and arrays; out go files that are complete or not there, and what they say when they are read.
+"""Writes outcomes and arrays to files that are complete or absent, and reads them back.
 
-This room knows nothing of networks or of how features are made; it imports no torch.
+This package knows nothing of networks or of how features are made; it imports no torch.
 """

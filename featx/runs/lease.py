@@ -1,8 +1,8 @@
 # A lease: a file that keeps other runs out of a folder where the file system has no locks.
 """Holding a folder without the kernel's help.
 
-Some network file systems have no `flock`. There, a file that only one process can create takes its place. Whoever holds
-it touches it again and again, so that a lease that a dead machine left behind does not look like one in use.
+Some network file systems have no `flock`. There, a file that only one process can create takes its place. The holder
+touches it regularly, so that a lease left behind by a dead machine does not look as if it were in use.
 """
 
 from __future__ import annotations

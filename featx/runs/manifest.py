@@ -1,5 +1,5 @@
 # A run's manifest.jsonl: how its lines are written, and read with suspicion.
-"""A line an image."""
+"""One line per image."""
 
 from __future__ import annotations
 

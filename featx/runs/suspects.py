@@ -1,7 +1,7 @@
 # Suspects: what was being read when a run ended without warning, by a crash or a kill.
 """Marks in a file that outlives the process that makes them.
 
-An image that a run was reading when it ended is a suspect: the next run reads it in a process of its own.
+An image that a run was reading when it ended is a suspect: the next run reads it in a separate process.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # The table of formats, and what one has to do: how a run's arrays lie on the disk.
 """Formats of outputs.
 
-Whatever a format does on the disk, it keeps three promises. What it has committed survives a power cut. What it
-has not leaves nothing that could be taken for an output, or something that `Writer.collect_garbage` removes. And the
-same arrays give the same numbers, to the bit.
+Every format guarantees three things. What it has committed survives a power cut. What it has not committed leaves
+nothing that could be taken for an output, or something that `Writer.collect_garbage` removes. And the same arrays give
+the same numbers, bit for bit.
 """
 
 from __future__ import annotations

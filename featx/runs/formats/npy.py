@@ -1,8 +1,8 @@
-# The .npy of a whole run: one (N, D) array that grows row by row, and its keys, one a line.
+# The .npy of a whole run: one (N, D) array that grows row by row, and its keys, one per line.
 """Vectors as one array.
 
 ``embeddings.npy`` is what `numpy.load` maps, and ``keys.txt`` names its rows. Both only grow, and a row counts when the
-array's header counts it, which is written last: in any moment the file is an array of whole, committed rows.
+array's header counts it, which is written last: at any moment the file is an array of whole, committed rows.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ LARGEST = (1 << 32) - 1
 
 
 class Writer:
-    """A file an image: written under a temporary name, and renamed when it is safe on the disk."""
+    """One file per image: written under a temporary name, and renamed once it is safely on disk."""
 
     largest = LARGEST - (1 << 20)  # with room for the headers
     group = 16  # the disk works on them side by side
