@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
+from operator import index
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
@@ -174,13 +175,14 @@ def amount(example: str) -> Convert:
 
 def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert:
     """Expect numbers: comma-separated, as a sequence, or a single one; or one of `words` instead."""
+    exact: Callable[[Any], Any] = index if kind is int else float  # 2.5 is not silently cut to an index
 
     def convert(name: str, value: Any) -> Any:
-        if value in words:
+        if isinstance(value, str) and value in words:
             return value
-        pieces = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
         try:
-            return tuple(kind(piece) for piece in pieces)
+            pieces = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else (value,)
+            return tuple(kind(piece) if isinstance(piece, str) else exact(piece) for piece in pieces)
         except (TypeError, ValueError, OverflowError) as error:
             other = "".join(f", or {word}" for word in words)
             raise UsageError(

@@ -1,5 +1,5 @@
-# Names: from a path to a key that is always text, and from a key to an output that no file system trips over.
-r"""What images and their outputs are called.
+# Paths: from a path to text that any JSON reader takes, and back.
+r"""What images are called.
 
 A key is text that any JSON reader takes; bytes of a path that are not UTF-8 are written ``\xe9``, and a backslash that
 would read as such an escape is written ``\x5c``. So every path has a text of its own, and the way back.

@@ -1,4 +1,4 @@
-# The values that packages exchange: items, levels, jobs, outcomes. Frozen, no torch, almost no behaviour.
+# The values that packages exchange: items, levels, fields, weights, outcomes. Frozen, no torch, almost no behaviour.
 """Plain frozen records."""
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import featx
 from featx.declaring import declaration, declared
 from featx.errors import UsageError
+from featx.models import runtimes
 from featx.models.libraries import LIBRARIES
-from featx.options import GROUPS, RECIPE
+from featx.options import BACKENDS, GROUPS, RECIPE
 from featx.requests import Job, ModelRequest
 from featx.runs.formats import FORMATS
 
@@ -52,6 +54,10 @@ def test_formats_are_those_of_the_table():
     assert metavar.split("|") == list(FORMATS)
 
 
+def test_backends_are_those_of_the_table():
+    assert tuple(runtimes.BACKENDS) == BACKENDS
+
+
 def test_libraries_are_those_of_the_table():
     words = r"\|".join(sorted(LIBRARIES))
     assert f"`--source {words}`" in write_reference.reference()
@@ -72,6 +78,9 @@ SAME = [
     ("strides", "8", 8, (8.0,)),
     ("out_indices", "0,-1", (0, -1), (0, -1)),
     ("out_indices", "all", "all", "all"),
+    ("out_indices", "0,1,2", range(3), (0, 1, 2)),
+    ("out_indices", "1,2", np.array([1, 2]), (1, 2)),
+    ("strides", "4,8", np.array([4, 8]), (4.0, 8.0)),
     ("image_size", "384", 384, (384, 384)),
     ("image_size", "256x320", [256, 320], (256, 320)),
     ("seed", "7", 7, 7),
@@ -91,6 +100,7 @@ WRONG = [
     ("strides", object(), "comma-separated numbers"),
     ("out_indices", "1,x", "such as 0,2,-1, or all"),
     ("out_indices", [float("inf")], "such as 0,2,-1"),
+    ("out_indices", [2.5], "such as 0,2,-1"),
     ("image_size", "huge", r"one side \(384\) or height x width"),
     ("image_size", (1, 2, 3), "one side"),
     ("image_size", 0, "one side"),

@@ -1,4 +1,4 @@
-# Everything a person or a script reads: tables, progress, errors, JSON. The only file that imports rich.
+# What commands print when they are done: tables for people, JSON for scripts, and errors.
 """Text for the terminal: data to standard output, messages to standard error."""
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
     table.add_row("limit", f"{value['limit']:.1f}", "", "what the stages allow together")
     table.add_row("pipeline", f"{value['pipeline']:.1f}", "", f"{value['share']:.0%} of the limit")
     out.print(table)
-    names = ("model", "device", "precision", "backend", "dtype")
-    out.print(f"[dim]{', '.join(value[name] for name in names)}; {value['images']} images, {value['rounds']} rounds[/]")
+    names = ", ".join(value[name] for name in ("model", "device", "precision", "backend", "dtype"))
+    out.print(f"[dim]{names}; {images(value['images'])}, {count_of(value['rounds'], 'round')}[/]")
 
 
 def neighbours(value: Neighbours, *, as_json: bool) -> None:

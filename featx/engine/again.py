@@ -10,6 +10,7 @@ from featx.declaring import declaration, declared
 from featx.engine.resources import Workers, spread, use_backend
 from featx.errors import UsageError
 from featx.models.pyramid import Pyramid, choose_devices, load
+from featx.options import StoreOptions
 from featx.requests import Job, ModelRequest
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     """
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])
-    job = Job(model=pyramid.name, dtype=summary["recipe"]["dtype"])
+    stored = {each.name: summary["recipe"][each.name] for each in declared(StoreOptions)}
+    job = Job(model=pyramid.name, **stored)
     computers, workers = spread([pyramid], job, images, summary["recipe"])
     use_backend(computers, workers)
     return Again(devices, computers, workers)

@@ -23,11 +23,11 @@ from featx.engine.computing import Computer
 from featx.engine.resources import Workers
 from featx.errors import UsageError
 from featx.images import sources
-from featx.models.pyramid import Pyramid, choose_devices, load
+from featx.models.pyramid import choose_devices, load
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import UNFINISHED
-from featx.values import Item, Outcome
+from featx.values import Field, Item, Outcome
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
 STAGES = ("read", "forward", "write", "commit")
@@ -106,9 +106,9 @@ def _rounds(
     batches : int
         Full batches that the network has in a round.
     """
-    pyramid = computers[0].pyramid
+    fields = computers[0].fields
     alone, whole = scratch / "alone", scratch / "run"
-    work = pipeline.Work(computers, _writer(pyramid, _emptied(alone)), workers.batch_size, reader)
+    work = pipeline.Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
     ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
         raise UsageError("There are too few images that can be read", "Give more --images, or none")
@@ -117,14 +117,14 @@ def _rounds(
     sizes: list[int] = []
     work.compute(batches[0])  # the first pass sets things up
     for _ in range(rounds):
-        writer = _writer(pyramid, _emptied(alone))
+        writer = _writer(fields, _emptied(alone))
         work = pipeline.Work(computers, writer, workers.batch_size, reader)
         _time(seconds["read"], workers.readers, work.prepare, items)
         _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
         computed = _renamed(work.compute(batches[0]), items)
         written = _time(seconds["write"], workers.writers, work.write, computed)
         _time(seconds["commit"], 1, partial(_commit, work), _cut(written, writer.group))
-        writer = _writer(pyramid, _emptied(whole))
+        writer = _writer(fields, _emptied(whole))
         began = time.perf_counter()
         outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)))
         seconds["pipeline"].append(time.perf_counter() - began)
@@ -132,8 +132,8 @@ def _rounds(
     return seconds, statistics.median(sizes), len(batches)
 
 
-def _writer(pyramid: Pyramid, folder: Path) -> formats.Writer:
-    return formats.writer("npz", folder, folder / UNFINISHED, pyramid.fields)
+def _writer(fields: Sequence[Field], folder: Path) -> formats.Writer:
+    return formats.writer("npz", folder, folder / UNFINISHED, fields)
 
 
 def _emptied(folder: Path) -> Path:

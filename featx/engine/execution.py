@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,12 @@ class Execution:
     unfinished: Path
     suspects: dict[bytes, bytes]
 
+    def outcomes(self, items: list[Item]) -> Generator[list[Outcome]]:
+        """Have the pipeline process items; see `featx.engine.pipeline.run`."""
+        from featx.engine import pipeline
+
+        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked)
+
     def clear(self, outcomes: Sequence[Outcome]) -> None:
         """Clear images of suspicion, now that they have their lines."""
         from featx.runs.suspects import mark_of, save_suspects
@@ -64,8 +70,7 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
                 failures.append(outcome)
 
     while left and not execution.stop.asked():
-        on = execution
-        outcomes = pipeline.run(on.computers, list(left), on.writer, on.workers, on.reader, on.stop.asked)
+        outcomes = execution.outcomes(list(left))
         try:
             with closing(outcomes), execution.stop.gently():
                 for group in outcomes:

@@ -1,10 +1,16 @@
-# How many cores this process can use, where a container's quota may be less than what the hardware has.
-"""Available cores."""
+# Resources: the cores this process can use, within a container's quota, and how work is spread over them.
+"""Available cores, and the work spread over them."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from featx.requests import Job
@@ -14,13 +20,6 @@ if TYPE_CHECKING:
 
     from featx.engine.computing import Computer
     from featx.models.pyramid import Pyramid
-
-import math
-import os
-import re
-import sys
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
 

@@ -19,7 +19,7 @@ from featx.options import Limits
 from featx.paths import to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.text import printable
+from featx.text import listed, printable
 from featx.values import EMBEDDING
 
 # Rows per multiplication: a block stays in the CPU cache while it is used twice.
@@ -165,7 +165,7 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     computer = again.computers[0]
     with machine(again.devices, again.workers):
         arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
-    names = [field.key for field in again.pyramid.fields]
+    names = [field.key for field in computer.fields]
     vector: Array = arrays.values[names.index(EMBEDDING)][0].numpy()
     return vector
 
@@ -179,7 +179,7 @@ def require_drawable(path: Path) -> None:
         If it has no image suffix, its folder does not exist, or it would replace something else.
     """
     if path.suffix.lower() not in SHEETS:
-        raise OutputError(f"{path} is not the name of a picture", f"End it with {' or '.join(SHEETS)}")
+        raise OutputError(f"{path} is not the name of a picture", f"End it with {listed(SHEETS)}")
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder {path.parent}", "Make it, or choose another --output")
     if os.path.lexists(path) and not _is_ours(path):

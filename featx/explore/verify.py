@@ -284,7 +284,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
-        writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.pyramid.fields)
+        writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(pipeline.run(again.computers, items, writer, again.workers, reader)):
