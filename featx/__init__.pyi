@@ -37,6 +37,8 @@ def extract(
     dtype: str = "float32",
     overwrite: bool = False,
     retry_failed: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
     hash_inputs: bool = False,
     precision: str = "fp32",
     backend: str = "torch",
@@ -62,7 +64,8 @@ def extract(
     from_file : path or None
         A list of images, one path per line.
     listener : callable or None
-        Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
+        Called with each event as it comes: `featx.values.Note`, `featx.values.Outcome`, and those of
+        `featx.engine.events`.
     weights : str | PathLike[str]
         Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by others.
     seed : int
@@ -99,6 +102,10 @@ def extract(
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
         Retry images that failed before, even if unchanged.
+    dry_run : bool
+        Only say what would be made: images, bytes, memory; nothing is computed or written.
+    force : bool
+        Begin even if the output or the network seems too large to fit.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
     precision : str

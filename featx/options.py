@@ -207,6 +207,10 @@ class OutputOptions(Options):
     )
     overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
     retry_failed: bool = option(default=False, help="Retry images that failed before, even if unchanged.")
+    dry_run: bool = option(
+        default=False, help="Only say what would be made: images, bytes, memory; nothing is computed or written."
+    )
+    force: bool = option(default=False, help="Begin even if the output or the network seems too large to fit.")
     hash_inputs: bool = option(
         default=False, help="Recognise changed images by their sha256 instead of by size and modification time."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +105,11 @@ class Field(Struct, frozen=True):
         """Whether it is one vector, which is always written in full precision."""
         return len(self.shape) == 1
 
+    @property
+    def bytes(self) -> int:
+        """Of its numbers, in the type it is written as."""
+        return math.prod(self.shape) * (2 if self.dtype == "float16" else 4)
+
 
 class Input(Struct, frozen=True):
     """The input that a model expects, as timm's evaluation transform reads it.
@@ -168,6 +174,8 @@ class Description:
         Whether the network is rebuilt for an input size that it would not take otherwise.
     plan : object
         What the source builds it from.
+    files : tuple of str
+        The files that it was read from, apart from its weights: a folder's or repository's configuration.
     """
 
     name: str
@@ -183,6 +191,7 @@ class Description:
     layout: str = "NCHW"
     rebuilt: bool = False
     plan: Any = None
+    files: tuple[str, ...] = ()
 
 
 class Weights(Struct, frozen=True, omit_defaults=True):
@@ -202,6 +211,8 @@ class Weights(Struct, frozen=True, omit_defaults=True):
         What to know before their numbers are used; empty where they are what they seem.
     part : str
         The container inside the checkpoint that was taken (``state_dict_ema`` …); empty where there was none.
+    path : str
+        The checkpoint on this machine; empty for random weights.
     """
 
     kind: Literal["pretrained", "file", "random"]
@@ -210,6 +221,7 @@ class Weights(Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
     note: str = ""
     part: str = ""
+    path: str = ""
 
     @property
     def identity(self) -> str:

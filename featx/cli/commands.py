@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.cli import progress, streams, tables
+from featx.cli import progress, reports, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
 from featx.declaring import amount, numbers
 from featx.engine.stopping import Stop
@@ -147,7 +147,7 @@ def extract(
     silent = quiet or as_json
     with streams.captured_libraries() as libraries, progress.progress(quiet=silent, libraries=libraries) as listener:
         report = run(job, listener, STOP, libraries.size)
-    tables.report(report, quiet=quiet, as_json=as_json)
+    reports.report(report, dry_run=job.dry_run, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)
 
 

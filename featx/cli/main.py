@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 
-from featx.cli import commands, streams, tables
+from featx.cli import commands, progress, streams, tables
 from featx.engine.stopping import InterruptedByError
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
@@ -17,6 +17,7 @@ from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError,
 def main() -> None:
     """Run the command line, and turn every error into one line and an exit status."""
     streams.protect()
+    commands.STOP.on_first, commands.STOP.on_second = progress.answer, progress.part
     commands.STOP.listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and download errors into one of featx's

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from featx.cli.streams import stderr
+from featx.cli.rates import Rates
+from featx.cli.reports import forecast_lines
+from featx.cli.streams import interject, stderr
 from featx.cli.tables import CONFIGURATIONS
-from featx.engine.events import Checked, Event, Listener, Planned
-from featx.text import images, printable
+from featx.engine.events import Checked, Event, Foreseen, Listener, Phase, Planned
+from featx.text import count_of, images, printable
 from featx.values import Note, Outcome, SearchListener, Surveyed
 
 if TYPE_CHECKING:
@@ -61,6 +63,17 @@ def searching() -> Iterator[SearchListener]:
         yield handle
 
 
+def answer(passes: int) -> None:
+    """Say at once that a signal was heard, and what is still being done."""
+    work = f"Finishing {count_of(passes, 'batch', 'batches')}" if passes else "Stopping"
+    interject(f"{work}; press Ctrl-C again to stop now")
+
+
+def part() -> None:
+    """Leave a clean line when a second signal ends the process."""
+    interject("Stopped at once: images that were not finished are computed again by the same command")
+
+
 @contextmanager
 def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
     """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
@@ -97,55 +110,57 @@ def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
 
 
 class _Lines:
-    """Progress without a terminal: a line at the start, one every ten seconds, and the failures."""
+    """Progress without a terminal: what is planned, a line every ten seconds, and the failures."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console, self._quiet = console, quiet
-        self._tally = _Tally()
+        self._rates = Rates()
         self._last = time.monotonic()
 
     def __enter__(self) -> _Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._quiet and self._tally.finished:
-            self._print(self._tally.line())
+        """Leave no trace."""
 
     def handle(self, event: Event) -> None:
-        self._tally.handle(event)
-        if isinstance(event, Outcome):
+        if isinstance(event, Planned):
+            self._rates = Rates(event.to_do, event.summary["recipe"]["batch_size"])
+            self._say(_opening(event))
+            for outcome in event.failures:
+                self._print(_failure(outcome, "earlier and unchanged"))
+        elif isinstance(event, Outcome):
+            self._rates.enter(event)
             if not event.done:
                 self._print(_failure(event))
-        elif isinstance(event, Planned):
-            self._begin(event)
-        elif not self._quiet:
-            self._print(printable(event.text))
-        if not self._quiet and self._tally.finished and time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            self._print(self._tally.line())
+            if time.monotonic() - self._last >= LINE_EVERY:
+                self._last = time.monotonic()
+                self._say(self._rates.line())
+        elif isinstance(event, Foreseen):
+            for line in forecast_lines(event):
+                self._say(line)
+        elif isinstance(event, Note):
+            self._say(event.text)
 
-    def _begin(self, plan: Planned) -> None:
+    def _say(self, text: str) -> None:
         if not self._quiet:
-            self._print(_opening(plan))
-        for outcome in plan.failures:
-            self._print(_failure(outcome, "earlier and unchanged"))
+            self._print(printable(text))
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar:
-    """Progress on a terminal."""
+    """Progress on a terminal: what is being prepared, then a bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tally = _Tally()
+        self._rates = Rates()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._waiting = console.status("loading the model")
+        self._waiting = console.status("")
 
     def __enter__(self) -> _Bar:
-        self._waiting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -154,63 +169,40 @@ class _Bar:
             self._progress.stop()
 
     def handle(self, event: Event) -> None:
-        self._tally.handle(event)
         if isinstance(event, Planned):
             self._begin(event)
+        elif isinstance(event, Phase):
+            self._waiting.update(f"{printable(event.name)} …")
+            self._waiting.start()
+        elif isinstance(event, Foreseen):
+            for line in forecast_lines(event):
+                self._console.print(printable(line), markup=False, highlight=False, style="dim")
         elif isinstance(event, Note):
             self._console.print(printable(event.text), markup=False, highlight=False)
         elif self._progress and self._task is not None:
+            self._rates.enter(event)
             if not event.done:
-                self._progress.console.print(
-                    _failure(event), style="red", markup=False, highlight=False, soft_wrap=True
-                )
-            self._progress.update(self._task, advance=1, rates=self._tally.rates())
+                self._fail(_failure(event))
+            self._progress.update(self._task, advance=1, rates=self._rates.text(), left=self._rates.left())
 
     def _fail(self, text: str) -> None:
         self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _begin(self, plan: Planned) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._waiting.stop()
-        self._console.print(_opening(plan), markup=False, highlight=False)
+        self._console.print(printable(_opening(plan)), markup=False, highlight=False)
         for outcome in plan.failures:
             self._fail(_failure(outcome, "earlier and unchanged"))
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task("", total=plan.to_do, rates="")
+        if not plan.to_do:
+            return
+        self._rates = Rates(plan.to_do, plan.summary["recipe"]["batch_size"])
+        texts = (TextColumn("{task.fields[rates]}"), TextColumn("{task.fields[left]}"))
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), *texts)
+        self._progress = Progress(*columns, console=self._console, transient=True, expand=True)
+        self._task = self._progress.add_task("", total=plan.to_do, rates="", left="")
         self._progress.start()
-
-
-class _Tally:
-    """Counts and speeds of a run."""
-
-    def __init__(self) -> None:
-        self.planned = self.finished = self.failed = self.bytes = 0
-        self._began = time.monotonic()
-
-    def handle(self, event: Event) -> None:
-        if isinstance(event, Planned):
-            self.planned, self._began = event.to_do, time.monotonic()
-        elif isinstance(event, Outcome):
-            self.finished += 1
-            self.failed += not event.done
-            self.bytes += event.bytes
-
-    def rates(self) -> str:
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.finished / seconds:.1f} images/s, {self.bytes / seconds / 1e6:.1f} MB/s{failed}"
-
-    def line(self) -> str:
-        left = (time.monotonic() - self._began) / self.finished * (self.planned - self.finished) if self.finished else 0
-        remaining = f", {left:.0f} s left" if self.finished < self.planned else ""
-        return f"{self.finished} of {images(self.planned)}, {self.rates()}{remaining}"
 
 
 def _opening(plan: Planned) -> str:

@@ -107,6 +107,19 @@ def captured_libraries() -> Iterator[CapturedOutput]:
             stream.close()
 
 
+def interject(text: str) -> None:
+    """Write a line in place of a bar that is being drawn, and show the cursor, from the handler of a signal.
+
+    The handler may interrupt a write to the same stream, so that nothing but the system's own may be called.
+    """
+    try:
+        handle = sys.stderr.fileno()
+        before = "\r\x1b[K\x1b[?25h" if os.isatty(handle) else ""
+        os.write(handle, f"{before}{text}\n".encode())
+    except (OSError, ValueError, AttributeError):  # nobody is there to read it
+        return
+
+
 # Width of output to a file or another program: more than any table needs.
 WIDE = 1000
 

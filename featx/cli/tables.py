@@ -19,7 +19,6 @@ from featx.runs.layout import MANIFEST
 from featx.text import count_of, images, printable
 
 if TYPE_CHECKING:
-    from featx.engine.extract import Report
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
 
@@ -38,7 +37,7 @@ def error(failure: Exception) -> None:
 def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> None:
     """Show a list of models."""
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     elif names:
         sys.stdout.write("".join(f"{entry['name']}\n" for entry in entries))
     else:
@@ -50,7 +49,7 @@ def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> 
 def description(value: dict[str, Any], *, as_json: bool) -> None:
     """Show one model."""
     if as_json:
-        _print_json(value)
+        print_json(value)
         return
     out = stdout()
     facts = Table.grid(padding=(0, 2))
@@ -59,7 +58,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(facts)
     shown, depth = len(value["levels"]), value["available_levels"]
     out.print()
-    out.print(_levels(value["levels"]))
+    out.print(levels_table(value["levels"]))
     if shown < depth:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
     for level in value["levels"]:
@@ -72,7 +71,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
 def fetched(value: dict[str, Any], *, as_json: bool) -> None:
     """Show what was fetched, and how to use it."""
     if as_json:
-        _print_json(value)
+        print_json(value)
         return
     out = stdout()
     out.print(f"{escape(value['output'])}/{value['file']}  {_bytes(value['bytes'])}", soft_wrap=True)
@@ -83,7 +82,7 @@ def fetched(value: dict[str, Any], *, as_json: bool) -> None:
 def timings(value: dict[str, Any], *, as_json: bool) -> None:
     """Show where the time goes."""
     if as_json:
-        _print_json(value)
+        print_json(value)
         return
     out, workers = stdout(), value["workers"]
     table = _table("stage", ">images/s", ">threads", "work")
@@ -105,7 +104,7 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
 def neighbours(value: Neighbours, *, as_json: bool) -> None:
     """Show the images that are most similar to a query."""
     if as_json:
-        _print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
+        print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
         return
     out, table = stdout(), _table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
@@ -117,7 +116,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
 def verified(value: Verified, *, as_json: bool) -> None:
     """Show the result of a check."""
     if as_json:
-        _print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound, "complete": value.complete})
+        print_json({**asdict(value), "folder": str(value.folder), "sound": value.sound, "complete": value.complete})
         return
     out = stdout()
 
@@ -162,34 +161,6 @@ def _recomputed(value: Recomputed) -> str:
         f"{images(value.images)} extracted again: largest difference {value.deviation:.1e} of the level's largest "
         f"number, in {printable(value.where)}, {verdict} {value.tolerance:g}{rest}"
     )
-
-
-def report(value: Report, *, quiet: bool, as_json: bool) -> None:
-    """Show the result of a run."""
-    if as_json:
-        failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
-        _print_json({**value.summary, "output": str(value.output), "failures": failures})
-        return
-    if quiet:
-        return
-    summary, out = value.summary, stdout()
-    if summary["levels"]:
-        out.print(_levels([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
-    others = [array for array in summary["arrays"] if not summary["levels"] or len(array["shape"]) != 3]
-    for array in others:
-        out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
-    weights = summary["weights"]
-    if weights["kind"] == "random":
-        out.print(f"[yellow]{weights['note']} (seed {weights['seed']})[/]")
-    else:
-        part = f", {weights['part']}" if "part" in weights else ""
-        out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
-    out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
-    counts = summary["counts"]
-    now = f"{value.computed} computed now" if value.tried else "nothing to compute"
-    failed = f", [red]{counts['failed']} failed[/]" if counts["failed"] else ""
-    out.print(f"[bold]{counts['done']} of {counts['total']} done[/]{failed} ({now})", highlight=False)
-    out.print(f"{escape(str(value.output))}/", soft_wrap=True, highlight=False)
 
 
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:
@@ -262,7 +233,8 @@ def _strides_and_channels(entry: dict[str, Any]) -> str:
     return "  ".join(text if count == 1 else f"{text} ({count})" for text, count in counts.items())
 
 
-def _levels(levels: Sequence[dict[str, Any]]) -> Table:
+def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
+    """Make the table of levels."""
     table = _table(">level", "module", ">channels", ">stride", ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
@@ -318,5 +290,6 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!", "…")) else f"{text}."
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

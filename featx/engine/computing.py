@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class Computer:
         self._reductions = reductions
         self._on_gpu = pyramid.device.type == "cuda"
         self._own = threading.local()
+        self._under_way: set[int] = set()
         pyramid.module.to(memory_format=torch.channels_last)
 
     def stack(self, images: Sequence[Tensor], size: int) -> Tensor:
@@ -112,6 +113,20 @@ class Computer:
                 self.on_note(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Count a pass among those under way."""
+        self._under_way.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._under_way.discard(threading.get_ident())
+
+    @property
+    def passes(self) -> int:
+        """How many passes are under way."""
+        return len(self._under_way)
 
     def best_batch_size(self) -> int:
         """Find the best number of images per pass by trying, on blank images."""

@@ -6,9 +6,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featx.values import Note, Outcome
+from featx.values import Input, Note, Outcome
+
+if TYPE_CHECKING:
+    from featx.engine.forecast import Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Something slow begins before the first image: what it is, such as "loading the weights"."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What the run will make and take is known.
+
+    Attributes
+    ----------
+    forecast : featx.engine.forecast.Forecast
+        Images, bytes and memory.
+    model, output : str, Path
+        The model as it was asked for, and the run's folder.
+    input : featx.values.Input
+        What the model is fed.
+    """
+
+    forecast: Forecast
+    model: str
+    output: Path
+    input: Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +64,7 @@ class Planned:
     failures: tuple[Outcome, ...]
 
 
-Event = Note | Planned | Outcome
+Event = Note | Phase | Foreseen | Planned | Outcome
 
 
 Listener = Callable[[Event], None]

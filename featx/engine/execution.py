@@ -43,6 +43,10 @@ class Execution:
 
         return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked)
 
+    def passes(self) -> int:
+        """Count the forward passes that are under way."""
+        return sum(computer.passes for computer in self.computers)
+
     def clear(self, outcomes: Sequence[Outcome]) -> None:
         """Clear images of suspicion, now that they have their lines."""
         from featx.runs.suspects import mark_of, save_suspects
@@ -72,7 +76,7 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
     while left and not execution.stop.asked():
         outcomes = execution.outcomes(list(left))
         try:
-            with closing(outcomes), execution.stop.gently():
+            with closing(outcomes), execution.stop.gently(execution.passes):
                 for group in outcomes:
                     while execution.notes:
                         listener(Note(execution.notes.popleft()))

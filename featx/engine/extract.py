@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from featx.declaring import keywords
 from featx.engine.checks import completed
-from featx.engine.events import Listener, Planned
+from featx.engine.events import Foreseen, Listener, Phase, Planned
 from featx.engine.execution import Execution, execute, recording
-from featx.engine.notes import remarks, surprises
-from featx.engine.resources import machine, use_backend
-from featx.engine.setting import Setting, set_up, unchosen
+from featx.engine.notes import of_plan, remarks, surprises
+from featx.engine.resources import machine, use_backend, workers_on_cpu
+from featx.engine.setting import Setting, continued, may_do_again, set_up, unchosen
+from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
 from featx.options import GROUPS, folder_name
 from featx.requests import Job
 from featx.runs import formats, layout, lock
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
+from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
 from featx.runs.recorder import Recorder
 from featx.runs.summary import read_summary
@@ -30,6 +33,7 @@ from featx.runs.suspects import marks_of, pending_suspects
 from featx.values import Item, Note, Outcome
 
 if TYPE_CHECKING:
+    from featx.engine.forecast import Forecast
     from featx.engine.isolation import Reader
     from featx.models.pyramid import Pyramid
 
@@ -48,6 +52,8 @@ class Report:
         Images that this call worked on, and how many of them it made features of.
     failures : list of Outcome
         Images of this call's inputs that have no features, now or from an earlier call: each with stage and error.
+    forecast : featx.engine.forecast.Forecast or None
+        What was expected of this call; None where it had nothing to do.
     """
 
     summary: dict[str, Any]
@@ -55,6 +61,7 @@ class Report:
     tried: int
     computed: int
     failures: list[Outcome]
+    forecast: Forecast | None = None
 
 
 @keywords(*GROUPS, without=("model", "output"))
@@ -80,7 +87,8 @@ def extract(
     from_file : path or None
         A list of images, one path per line.
     listener : callable or None
-        Called with `featx.values.Note`, `featx.engine.events.Planned` and `featx.values.Outcome` as they come.
+        Called with each event as it comes: `featx.values.Note`, `featx.values.Outcome`, and those of
+        `featx.engine.events`.
     **options
         Every option of ``featx extract``, by the same name.
 
@@ -121,30 +129,75 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
     """
     job = completed(job)
     items, output = _find(job, listener)
-    pyramids = _load(job)
-    with lock.exclusive(output) as held:
+    with ExitStack() as stack:
+        before = read_summary(output)
+        held = stack.enter_context(lock.exclusive(output)) if before and not job.dry_run else None
+        plan = plan_work(output, items, job)
+        if before and is_settled(job, output, before, plan):
+            return _nothing_to_do(before, output, plan, listener)
+        earlier = continued(job, output, before)
+        pyramids, forecast = _load(job, items, output, plan, earlier, listener)
+        if not pyramids:
+            return Report(before or {}, output, 0, 0, plan.failures, forecast)
+        if held is None:
+            held = stack.enter_context(lock.exclusive(output))
+            if read_summary(output):  # which another run has written meanwhile
+                plan, earlier = plan_work(output, items, job), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
-        earlier = read_summary(output)
-        setting = set_up(pyramids, job, items, output, earlier, notes.append)
-        plan = setting.plan
-        if plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
-            use_backend(setting.computers, setting.workers)
-        suspects = pending_suspects(held.unfinished, output, plan)
-        writer = _begin(held, output, setting, earlier)
-        recorder = _recorder(held, output, setting, listener)
-        reader = _reader(held, setting, suspects, listener, captured)
-        execution = Execution(
-            setting.computers, writer, setting.workers, reader, stop or Stop(), notes, held.unfinished, suspects
-        )
-        failures = list(plan.failures)
-        with recording(recorder, execution), machine([pyramid.device for pyramid in pyramids], setting.workers):
-            failures += execute(plan.to_do, execution, recorder, listener)
-            if plan.again or len(failures) > len(plan.failures):
-                collect_garbage(writer, output, setting.job.format)
-        recorder.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
-        recorder.save("done")
+        setting = set_up(pyramids, job, items, output, earlier, plan, notes.append)
+        return _work(held, output, setting, read_summary(output), notes, forecast, Callers(listener, stop, captured))
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """What a caller of `run` gave to be told, and to be asked."""
+
+    listener: Listener
+    stop: Stop | None
+    captured: Callable[[], int]
+
+
+def _work(
+    held: lock.LockedFolder,
+    output: Path,
+    setting: Setting,
+    before: dict[str, Any] | None,
+    notes: deque[str],
+    forecast: Forecast,
+    callers: Callers,
+) -> Report:
+    """Do the work of a plan."""
+    plan, listener = setting.plan, callers.listener
+    if plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
+        if setting.job.backend != "torch":
+            listener(Phase(f"preparing the network for {setting.job.backend}"))
+        use_backend(setting.computers, setting.workers)
+    suspects = pending_suspects(held.unfinished, output, plan)
+    writer = _begin(held, output, setting, before)
+    recorder = _recorder(held, output, setting, listener)
+    reader = _reader(held, setting, suspects, listener, callers.captured)
+    execution = Execution(
+        setting.computers, writer, setting.workers, reader, callers.stop or Stop(), notes, held.unfinished, suspects
+    )
+    failures = list(plan.failures)
+    devices = [computer.pyramid.device for computer in setting.computers]
+    with recording(recorder, execution), machine(devices, setting.workers):
+        failures += execute(plan.to_do, execution, recorder, listener)
+        if plan.again or len(failures) > len(plan.failures):
+            collect_garbage(writer, output, setting.job.format)
+    recorder.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
+    recorder.save("done")
     tried = len(plan.to_do)
-    return Report(recorder.summary, output, tried, tried - (len(failures) - len(plan.failures)), failures)
+    done = tried - (len(failures) - len(plan.failures))
+    return Report(recorder.summary, output, tried, done, failures, forecast)
+
+
+def _nothing_to_do(summary: dict[str, Any], output: Path, plan: Plan, listener: Listener) -> Report:
+    """Report a run that is complete as it is."""
+    listener(Planned(summary, output, 0, plan.done, tuple(plan.failures)))
+    for text in of_plan(plan):
+        listener(Note(text))
+    return Report(summary, output, 0, 0, plan.failures)
 
 
 def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
@@ -158,13 +211,34 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
     return found.items, output
 
 
-def _load(job: Job) -> list[Pyramid]:
-    """Load the model once per device; devices are checked first, since a wrong one should not cost a download."""
-    from featx.models.pyramid import choose_devices, load  # torch takes seconds; a wrong path should not cost them
+def _load(
+    job: Job, items: list[Item], output: Path, plan: Plan, earlier: dict[str, Any] | None, listener: Listener
+) -> tuple[list[Pyramid], Forecast]:
+    """Load the model once per device, unless this is a dry run, or it cannot fit; say beforehand what it will take."""
+    listener(Phase("loading torch and timm"))
+    # They take seconds, and a wrong path should not cost them.
+    from featx.engine.forecast import foresee, require_room
+    from featx.engine.hardware import slow_precision
+    from featx.models.pyramid import build, choose_devices, draw_up
 
-    pyramids = [load(job.request, device) for device in choose_devices(job.device)]
-    formats.require(job.format, pyramids[0].fields, job.dtype)
-    return pyramids
+    devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
+    listener(Phase(f"looking into {job.model}"))
+    blueprint = draw_up(job.request)
+    formats.require(job.format, blueprint.description.fields, job.dtype)
+    again = may_do_again(job, earlier, plan)
+    images = items if again else plan.to_do
+    recipe = earlier["recipe"] if earlier and not again else {}
+    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
+    forecast = foresee(blueprint, job, images, output, workers)
+    listener(Foreseen(forecast, job.model, output, blueprint.description.input))
+    for text in slow_precision(job, devices[0]):
+        listener(Note(text))
+    if job.dry_run:
+        return [], forecast
+    if images:
+        require_room(forecast, blueprint, job, output, workers)
+    listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
+    return [build(blueprint, device) for device in devices], forecast
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
@@ -183,9 +257,9 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
-    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe)
+    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
-    counts = (plan.kept_done, plan.kept_failed, len(plan.to_do))
+    counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier)
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))

@@ -10,6 +10,7 @@ from featx.engine.setting import Setting
 from featx.images import sources
 from featx.requests import Job
 from featx.runs import formats
+from featx.runs.planning import Plan
 from featx.text import count_of, images
 
 
@@ -25,6 +26,16 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
             f"Batches of {workers.batch_size}, as in earlier calls; larger ones may be faster, "
             "but need --overwrite to start from scratch"
         )
+    texts += of_plan(plan)
+    if suspected:
+        names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
+        texts.append(f"An earlier call ended while reading {names}: images are now decoded in separate processes")
+    return texts
+
+
+def of_plan(plan: Plan) -> list[str]:
+    """What may surprise the user about the images of a call."""
+    texts = []
     if plan.known_as:
         key, earlier = next(iter(plan.known_as.items()))
         texts.append(
@@ -33,9 +44,6 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
         )
     if plan.gone:
         texts.append(f"{images(plan.gone)} deleted since; the features are kept")
-    if suspected:
-        names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
-        texts.append(f"An earlier call ended while reading {names}: images are now decoded in separate processes")
     return texts
 
 

@@ -211,7 +211,8 @@ class Work:
         if not images:
             return [outcome for outcome in batch if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
-        arrays = computer(computer.stack(images, self._batch_size))
+        with computer.at_work():
+            arrays = computer(computer.stack(images, self._batch_size))
         place = count()
         return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
 

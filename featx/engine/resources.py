@@ -1,18 +1,19 @@
-# Resources: the cores this process can use, within a container's quota, and how work is spread over them.
-"""Available cores, and the work spread over them."""
+# Resources: the cores and memory this process can use, within a container's limits, and how work is spread over them.
+"""Available cores and memory, and the work spread over them."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
+import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featx.engine import groups
 from featx.requests import Job
 
 if TYPE_CHECKING:
@@ -40,67 +41,44 @@ def cores(root: Path = ROOT) -> int:
     count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13's, which PYTHON_CPU_COUNT sets
     if hasattr(os, "sched_getaffinity"):
         count = min(count, len(os.sched_getaffinity(0)))
-    quotas = _quotas(root) if sys.platform == "linux" else ()
+    quotas = groups.quotas(root) if sys.platform == "linux" else ()
     return max(1, min((count, *map(math.ceil, quotas))))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The quotas, in cores, of the control groups that this process is in, and of all above them (cgroups(7))."""
-    paths = dict(_memberships(root))
-    for mounted, place, controllers in _mounts(root):
-        path = next((paths[name] for name in controllers if name in paths), None)
-        if path is None:
-            continue
-        # A container may see only part of the hierarchy, and its own path from outside it.
-        inner = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
-        group = place / inner
-        for folder in (group, *group.parents[: len(inner.parts)]):
-            quota = _quota_of(folder)
-            if quota is not None:
-                yield quota
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of this process.
+
+    Attributes
+    ----------
+    used : int
+        Bytes that it occupies now.
+    left : int or None
+        Bytes that it can still get before the system, its container or its own limit refuses; None where unknown.
+    """
+
+    used: int
+    left: int | None
 
 
-def _memberships(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
-    """Controller, or an empty name for cgroup v2, and the path of the process's group in its hierarchy."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number.isdecimal() and path.startswith("/"):
-            for controller in controllers.split(","):
-                yield controller, PurePosixPath(path)
-
-
-def _mounts(root: Path) -> Iterator[tuple[PurePosixPath, Path, list[str]]]:
-    """Where hierarchies that may limit cores are mounted: which part of them, where, and their controllers."""
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        places, kinds = left.split(" "), right.split(" ")
-        if len(places) < 5 or len(kinds) < 3:
-            continue
-        mounted, place = (re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text) for text in places[3:5])
-        if kinds[0] == "cgroup2":
-            yield PurePosixPath(mounted), root / place.lstrip("/"), [""]
-        elif kinds[0] == "cgroup" and "cpu" in kinds[2].split(","):
-            yield PurePosixPath(mounted), root / place.lstrip("/"), ["cpu"]
-
-
-def _quota_of(folder: Path) -> float | None:
-    """Return how many cores a group may use; None if there is no limit, or none that can be read."""
-    first = _text(folder / "cpu.max").split() or [
-        text for name in ("quota", "period") for text in _text(folder / f"cpu.cfs_{name}_us").split()
+def memory(root: Path = ROOT) -> Memory:
+    """Look up this process's memory; swap does not count, since a run in swap does not end."""
+    own = _kilobytes(root / "proc/self/status")
+    limits = [
+        *(_kilobytes(root / "proc/meminfo").get(name) for name in ("MemAvailable",)),
+        *(groups.unused_memory(root) if sys.platform == "linux" else ()),
     ]
-    try:
-        quota, period = map(int, first)
-    except ValueError:  # "max", or nothing
-        return None
-    return quota / period if quota > 0 and period > 0 else None
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY and "VmSize" in own:
+        limits.append(max(0, soft - own["VmSize"]))
+    known = [limit for limit in limits if limit is not None]
+    return Memory(own.get("VmRSS", 0), min(known) if known else None)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except (OSError, ValueError):
-        return ""
+def _kilobytes(path: Path) -> dict[str, int]:
+    """Read the sizes of one of the kernel's tables, in bytes."""
+    rows = (line.replace(":", " ").split() for line in groups.text_of(path).splitlines())
+    return {row[0]: int(row[1]) * 1024 for row in rows if row[-1:] == ["kB"] and len(row) == 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +111,20 @@ LARGEST_BATCH = 8
 STREAMS = 3
 
 
+def workers_on_cpu(job: Job, images: int, earlier: dict[str, Any]) -> Workers:
+    """Spread the work over a processor; settings that change numbers and were not given stay as in an earlier call.
+
+    Every core runs its own forward pass: passes of one thread do not wait for each other, and reading and writing use
+    the time that remains. Passes get more threads only if there are fewer batches than cores.
+    """
+    available = cores()
+    batch_size = job.batch_size or earlier.get("batch_size") or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
+    batches = -(-images // batch_size)
+    threads = earlier.get("threads") or available // (job.workers or min(available, batches)) or 1
+    forwards = job.workers or max(1, available // threads)
+    return Workers(batch_size, forwards, threads, readers=available, writers=available)
+
+
 def spread(
     pyramids: list[Pyramid],
     job: Job,
@@ -140,28 +132,22 @@ def spread(
     earlier: dict[str, Any],
     on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Computer], Workers]:
-    """Spread the work over the machine; settings that change numbers and were not given stay as in an earlier call.
-
-    On a CPU every core runs its own forward pass: passes of one thread do not wait for each other, and reading and
-    writing use the time that remains. Passes get more threads only if there are fewer batches than cores.
-    """
+    """Spread the work over the machine; see `workers_on_cpu`. A GPU's batch size is found by trying."""
     from featx.engine.computing import Computer
     from featx.engine.reducing import reductions_of
 
-    available = cores()
     batch_size = job.batch_size or earlier.get("batch_size")
     computers = [Computer(pyramid, reductions_of(job), batch_size or images, on_note) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
-        batch_size = batch_size or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
-        batches = -(-images // batch_size)
-        threads = earlier.get("threads") or available // (job.workers or min(available, batches)) or 1
-        forwards = job.workers or max(1, available // threads)
+        workers = workers_on_cpu(job, images, earlier)
     else:
+        available = cores()
         batch_size = batch_size or min(images, computers[0].best_batch_size())
         forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
+        workers = Workers(batch_size, forwards, threads, readers=available, writers=available)
     for computer in computers:
-        computer.largest = batch_size
-    return computers, Workers(batch_size, forwards, threads, readers=available, writers=available)
+        computer.largest = workers.batch_size
+    return computers, workers
 
 
 def use_backend(computers: Sequence[Computer], workers: Workers) -> None:

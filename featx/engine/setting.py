@@ -38,22 +38,20 @@ def set_up(
     job: Job,
     items: list[Item],
     output: Path,
-    before: dict[str, Any] | None,
+    earlier: dict[str, Any] | None,
+    plan: Plan,
     on_note: Callable[[str], None],
 ) -> Setting:
-    """Choose batches and threads, make sure that the recipe matches the folder's, and plan.
+    """Choose batches and threads, and make sure that the recipe matches the folder's.
 
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     they are done again with settings that suit the many: all features of a folder come from one recipe.
     """
-    # If no line was written, or all are about to be removed, there is nothing to mix another recipe with.
-    earlier = None if job.overwrite or next(manifest.lines(output), None) is None else before
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note)
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
-    plan = plan_work(output, items, job)
     setting = Setting(job, plan, computers, workers, recipe, earlier)
-    if not earlier or not plan.is_worth_doing_again() or unchosen(job, earlier) != unchosen(job, None):
+    if not may_do_again(job, earlier, plan):
         return setting
     computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note)
     if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
@@ -63,6 +61,19 @@ def set_up(
     plan = plan_work(output, plan.renamed(items), job)
     recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads)
     return Setting(job, plan, computers, suitable, recipe, None, done_again)
+
+
+def continued(job: Job, output: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the summary that a call continues; None where there is nothing to mix another recipe with.
+
+    That is where no line was written, or all are about to be removed.
+    """
+    return None if job.overwrite or next(manifest.lines(output), None) is None else before
+
+
+def may_do_again(job: Job, earlier: dict[str, Any] | None, plan: Plan) -> bool:
+    """Whether an earlier call's few images may be done again with settings that suit the many of this one."""
+    return bool(earlier) and plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
 
 
 def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,11 +27,16 @@ class Stop:
     ----------
     signal : int
         The number of the signal; 0 if there was none.
+    on_first, on_second : callable
+        Called by the signal's handler, which may interrupt anything: the first, inside `gently`, with the number of
+        passes that are being finished; the second before the process ends.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._gentle = False
+        self.on_first: Callable[[int], None] = lambda _: None
+        self.on_second: Callable[[], None] = lambda: None
+        self._passes: Callable[[], int] | None = None
 
     def listen(self) -> None:
         """Handle the signals from now on; for programs, not for libraries."""
@@ -44,13 +49,13 @@ class Stop:
         return bool(self.signal)
 
     @contextmanager
-    def gently(self) -> Iterator[None]:
-        """Do work that checks `asked` itself."""
-        self._gentle = True
+    def gently(self, passes: Callable[[], int]) -> Iterator[None]:
+        """Do work that checks `asked` itself; `passes` tells how many forward passes are under way."""
+        self._passes = passes
         try:
             yield
         finally:
-            self._gentle = False
+            self._passes = None
             if self.signal:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -59,8 +64,10 @@ class Stop:
         if number == signal.SIGALRM:
             raise InterruptedByError
         if self.signal:
+            self.on_second()
             os._exit(128 + number)
         self.signal = number
-        if not self._gentle:
+        if self._passes is None:
             raise InterruptedByError
         signal.setitimer(signal.ITIMER_REAL, GRACE)
+        self.on_first(self._passes())

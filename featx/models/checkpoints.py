@@ -126,6 +126,19 @@ def split_part(text: str) -> tuple[Path, str]:
     return Path(expanded(before)), part
 
 
+def require_file(path: Path) -> None:
+    """Refuse a checkpoint that is not there.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing, or a folder.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
+        what = f"{path} is a folder" if os.path.isdir(path) else f"There is no checkpoint {path}"  # noqa: PTH112
+        raise WeightsError(what, "Check the path given to --weights")
+
+
 def read_checkpoint(path: Path, source: str, sha256: str = "", part: str = "") -> Checkpoint:
     """Read a ``.safetensors`` file or a pickled state dict; no code in it is run.
 
@@ -166,9 +179,7 @@ def require_checkpoint(path: Path) -> None:
     WeightsError
         If it is missing, or something else.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises where the name is too long
-        what = f"{path} is a folder" if os.path.isdir(path) else f"There is no checkpoint {path}"  # noqa: PTH112
-        raise WeightsError(what, "Check the path given to --weights")
+    require_file(path)
     try:
         found = filetypes.mistaken(path)
     except OSError as error:

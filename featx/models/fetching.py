@@ -18,10 +18,8 @@ from featx.files import write_atomically
 from featx.models.checkpoints import is_safetensors
 from featx.models.libraries import library_of
 from featx.models.timm import loading
-from featx.models.timm.reference import Reference, resolve
+from featx.models.timm.reference import CONFIGURATION, Reference, resolve
 from featx.options import model_name
-
-CONFIGURATION = "config.json"
 
 # What a fetched folder is allowed to hold.
 OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")

@@ -35,6 +35,10 @@ class Library(Protocol):
         """
         ...
 
+    def skeleton(self, description: Description) -> nn.Module:
+        """Build what was described on the meta device: shapes, no numbers."""
+        ...
+
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build what was described on the CPU, filled with the weights asked for, in evaluation mode.
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from featx.errors import UsageError, enough_memory
 from featx.images import decoding, fitting
 from featx.images.containers import orientation_of
 from featx.images.frame import Frame
-from featx.models import libraries, runtimes
+from featx.models import footprint, libraries, runtimes
+from featx.models.checkpoints import require_file, split_part
 from featx.models.levels import require_arrays, to_nchw
 from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
 from featx.process import full_precision
@@ -60,6 +61,8 @@ class Pyramid:
         What the network computes in, and what runs it.
     preprocessor : featx.images.fitting.Preprocessor
         What fits images to the model's input.
+    files : tuple of str
+        The files on this machine that it was made from.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Pyramid:
         self.levels: tuple[Level, ...] = description.levels
         self.final = description.final
         self.fields: tuple[Field, ...] = description.fields
+        self.files = (*description.files, *((weights.path,) if weights.path else ()))
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
         """Make a model input of an image.
@@ -233,13 +237,40 @@ def load_pyramid(name: str, *, device: str = "auto", **options: Any) -> Pyramid:
     return load(ModelRequest(name, **options), choose_devices(device)[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A pyramid before it has weights, and the library that builds it."""
+
+    request: ModelRequest
+    library: libraries.Library
+    description: Description
+
+    def memory_of_pass(self, batch_size: int) -> int | None:
+        """Return the memory that a batch takes on its way through the network; see `footprint.memory_of_pass`."""
+        feed, skeleton = self.description.input, self.library.skeleton(self.description)
+        shape = (batch_size, 3, feed.height, feed.width)
+        return footprint.memory_of_pass(skeleton, shape, dtype_of(self.request.precision))
+
+
+def draw_up(request: ModelRequest) -> Blueprint:
+    """Describe the pyramid that was requested, without weights or memory for them."""
+    runtimes.require_backend(request.backend)
+    if request.weights not in ("pretrained", "random"):  # a wrong path should not cost anything
+        require_file(split_part(request.weights)[0])
+    library = libraries.library(libraries.library_of(request.model))
+    return Blueprint(request, library, library.describe(request))
+
+
 def load(request: ModelRequest, device: torch.device) -> Pyramid:
     """Load the pyramid that a request describes; see `load_pyramid`."""
-    runtimes.require_backend(request.backend)
-    library = libraries.library(libraries.library_of(request.model))
-    description = library.describe(request)
+    return build(draw_up(request), device)
+
+
+def build(blueprint: Blueprint, device: torch.device) -> Pyramid:
+    """Build a pyramid on a device, and fill it with the weights that were requested."""
+    request, description = blueprint.request, blueprint.description
     with enough_memory(f"There is not enough memory on {device} for {request.model}", "Use a smaller model"):
-        module, weights = library.build(description, request)
+        module, weights = blueprint.library.build(description, request)
         return Pyramid(description, module, weights, device, request)
 
 

@@ -31,8 +31,8 @@ class Plan:
         Images of this call that failed before and are unchanged.
     done : int
         Images of this call whose features are current.
-    kept_done, kept_failed : int
-        Lines of the manifest that are kept, of all images in the folder.
+    kept_done, kept_failed, kept_bytes : int
+        Lines of the manifest that are kept, of all images in the folder, and the bytes of their outputs.
     gone : int
         Images that no longer exist, whose features are kept.
     again : int
@@ -50,6 +50,7 @@ class Plan:
     done: int = 0
     kept_done: int = 0
     kept_failed: int = 0
+    kept_bytes: int = 0
     gone: int = 0
     again: int = 0
     retried: list[Item] = field(default_factory=list)
@@ -96,6 +97,7 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
         fresh = planner.rename(fresh, known)
     plan.others = len(known)
     others = sum(line.done for line in known.values())
+    plan.kept_bytes += sum(line.bytes for line in known.values())
     plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
         plan.gone += count_gone(folder, {key for key, line in known.items() if line.done})
@@ -126,6 +128,7 @@ class _Planner:
             return replace(item, alias=line.output or item.alias) if self._own_files else item
         if line.done:
             plan.done += 1
+            plan.kept_bytes += line.bytes
             plan.gone += state is State.GONE
         else:
             plan.failures.append(Outcome(item, stage=line.stage, error=line.error))

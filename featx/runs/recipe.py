@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 from msgspec import to_builtins
 
+from featx.declaring import declared
 from featx.errors import OutputError
-from featx.options import RECIPE
+from featx.images.locators import stat_of
+from featx.options import RECIPE, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, StoreOptions
+from featx.paths import absolute, expanded
 from featx.requests import Job
-from featx.values import Field, Input, Level, Weights, plain
+from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
 START_OVER = "Choose another folder with --output, or start from scratch with --overwrite"
@@ -76,6 +79,8 @@ class Model(Protocol):
     def rebuilt(self) -> bool: ...  # noqa: D102
     @property
     def device(self) -> Any: ...  # noqa: D102
+    @property
+    def files(self) -> Sequence[str]: ...  # noqa: D102
 
 
 # The order in which recipes are written; options that came later follow.
@@ -106,7 +111,7 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[s
     return plain(ordered)  # type: ignore[no-any-return]
 
 
-def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any]) -> dict[str, Any]:
+def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], job: Job) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
     dtype = recipe["dtype"]
     facts = {
@@ -120,5 +125,22 @@ def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any]) ->
         "input": pyramid.input,
         "recipe": recipe,
         "versions": recipe["versions"],
+        "options": options_of(job),
+        "files": [file_facts(path) for path in pyramid.files],
     }
     return plain(facts)  # type: ignore[no-any-return]
+
+
+def options_of(job: Job) -> dict[str, Any]:
+    """Return the options that choose the network, the images' fit and what is kept, as they were given."""
+    groups = (ModelOptions, ImageOptions, KeepOptions, StoreOptions, NetworkOptions)
+    options = {each.name: getattr(job, each.name) for group in groups for each in declared(group)}
+    if job.weights not in ("pretrained", "random"):
+        options["weights"] = absolute(expanded(job.weights))
+    return plain(options)  # type: ignore[no-any-return]
+
+
+def file_facts(path: str) -> dict[str, Any]:
+    """Return what tells whether a file is still the same: its path, its size, and when it was changed."""
+    stat = stat_of(path)
+    return {"path": path, **to_builtins(stat or Stat(0, 0))}

@@ -30,8 +30,8 @@ class Recorder:
         The same, locked.
     facts : dict
         What the summary says in addition to state, counts and seconds.
-    done, failed : int
-        Images whose lines are kept from earlier calls.
+    done, failed, size : int
+        Images whose lines are kept from earlier calls, and the bytes of their outputs.
     to_do : int
         Images still to come.
     earlier : dict or None
@@ -45,12 +45,14 @@ class Recorder:
         facts: dict[str, Any],
         done: int,
         failed: int,
+        size: int,
         to_do: int,
         earlier: dict[str, Any] | None,
     ) -> None:
         self._folder, self._locked, self.facts = folder, locked, facts
-        self._done, self._failed = done, failed
+        self._done, self._failed, self._bytes = done, failed, size
         self._total = done + failed + to_do
+        self._call = {"done": 0, "failed": 0, "bytes": 0}
         self._before = float(earlier["seconds"]) if earlier else 0.0
         self._began = time.monotonic()
         self.summary: dict[str, Any] = {}
@@ -58,7 +60,7 @@ class Recorder:
     @property
     def progress(self) -> str:
         """Progress of the run, such as ``3 of 5 done``."""
-        return f"{self._done} of {self._total} done"
+        return f"{self._done + self._call['done']} of {self._total} done"
 
     def enter(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Add the lines of images whose outputs are in place; of those that failed nothing is left.
@@ -87,8 +89,9 @@ class Recorder:
                 failure = failure or error
                 entered -= 1
                 self._remove(entries[entered][0].output)
-        self._done += sum(outcome.done for outcome, _ in entries[:entered])
-        self._failed += sum(not outcome.done for outcome, _ in entries[:entered])
+        for outcome, _ in entries[:entered]:
+            self._call["done" if outcome.done else "failed"] += 1
+            self._call["bytes"] += outcome.bytes
         if failure:
             raise OutputError(f"The manifest in {self._folder} cannot be written: {failure.strerror}", ROOM)
         return [outcome for outcome, _ in entries]
@@ -100,12 +103,19 @@ class Recorder:
 
     def save(self, state: str) -> None:
         """Replace the summary: ``running``, ``stopped`` or ``done``."""
+        seconds, call = time.monotonic() - self._began, self._call
         self.summary = {
             "featx_format": FORMAT,
             "state": state,
             **self.facts,
-            "counts": {"done": self._done, "failed": self._failed, "total": self._total},
-            "seconds": round(self._before + time.monotonic() - self._began, 3),
+            "counts": {
+                "done": self._done + call["done"],
+                "failed": self._failed + call["failed"],
+                "total": self._total,
+            },
+            "bytes": self._bytes + call["bytes"],
+            "seconds": round(self._before + seconds, 3),
+            "call": {**call, "seconds": round(seconds, 3)},
         }
         try:
             self._locked.save(self.summary)

@@ -99,6 +99,7 @@ def _described(
         layout=layout_of(skeleton),
         rebuilt="img_size" in arguments,
         plan=Plan(reference, arguments, config, offered[-1].index),
+        files=reference.files,
     )
 
 

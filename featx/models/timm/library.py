@@ -27,6 +27,10 @@ class Timm:
         _require_as_catalogued(plain, request)
         return outputs.extend(plain, request) if outputs.wanted(request) else plain
 
+    def skeleton(self, description: Description) -> nn.Module:
+        """Build it of shapes alone."""
+        return loading.create_planned(description.plan, "meta")
+
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build and fill."""
         return loading.build(description, request)

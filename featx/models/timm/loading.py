@@ -38,12 +38,20 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
         return _build_random(description, request.seed)
     if request.weights == "pretrained":
         found, source = locate(description.plan.reference)
-        checkpoint, kind = read_checkpoint(found.path, source, found.sha256), "pretrained"
+        path, kind = found.path, "pretrained"
+        checkpoint = read_checkpoint(path, source, found.sha256)
     else:
         path, part = split_part(request.weights)
         checkpoint, kind = read_checkpoint(path, str(path.absolute()), part=part), "file"
     module = _build_filled(description, checkpoint)
-    return module, Weights(kind, checkpoint.source, checkpoint.sha256, part=checkpoint.part)  # type: ignore[arg-type]
+    weights = Weights(
+        kind,  # type: ignore[arg-type]
+        checkpoint.source,
+        checkpoint.sha256,
+        part=checkpoint.part,
+        path=str(path.absolute()),
+    )
+    return module, weights
 
 
 def locate(reference: Reference) -> tuple[Found, str]:
@@ -85,14 +93,14 @@ def locate(reference: Reference) -> tuple[Found, str]:
 def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
     """Initialise as timm does, from a seed of its own; the caller's random state stays as it was."""
     with random_state(seed):
-        module = _create(description.plan)
+        module = create_planned(description.plan)
     sha256 = tensors_sha256(dict(module.state_dict()))
     return module, Weights("random", f"seed {seed}", sha256, seed=seed, note=RANDOM_WEIGHTS)
 
 
-def _create(plan: Plan, *, pretrained: bool = False) -> nn.Module:
+def create_planned(plan: Plan, device: str = "cpu", *, pretrained: bool = False) -> nn.Module:
     """Build the pyramid, or the whole network with what is taken from it."""
-    module = create(plan.reference, "cpu", plan.arguments, pretrained=pretrained)
+    module = create(plan.reference, device, plan.arguments, pretrained=pretrained)
     return module if plan.taps is None else Tapped(module, plan.taps).eval()
 
 
@@ -124,7 +132,7 @@ def _build_filled(description: Description, checkpoint: Checkpoint) -> nn.Module
         network.load_state_dict(fitting, strict=False)
 
     with _timm_loading_replaced_by(load):
-        module = _create(description.plan, pretrained=True)
+        module = create_planned(description.plan, pretrained=True)
     pyramid = {originals.get(id(target), name): target for name, target in module.state_dict(keep_vars=True).items()}
     feed, what = description.input, "the pyramid" if description.plan.taps is None else "the network"
     require_complete(

@@ -17,6 +17,8 @@ from featx.models import catalogue
 from featx.models.hub import hub_file
 from featx.paths import expanded
 
+CONFIGURATION = "config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -45,6 +47,12 @@ class Reference:
         return bool(self.config.get("fixed_input_size", False))
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The configuration file of a folder or repository; none for what is registered in timm."""
+        prefix, colon, folder = self.timm_name.partition(":")
+        return (str(Path(folder) / CONFIGURATION),) if colon and prefix == "local-dir" else ()
+
+    @property
     def family(self) -> str:
         """The module of timm that the architecture is in."""
         return str(timm.models.model_entrypoint(self.architecture).__module__.rpartition(".")[2])
@@ -65,7 +73,7 @@ def resolve(name: str) -> Reference:
         return _resolve_registered(name)
     if prefix == "hf-hub":
         repository, _, revision = rest.partition("@")
-        folder = hub_file(repository, ["config.json"], revision or None).path.parent
+        folder = hub_file(repository, [CONFIGURATION], revision or None).path.parent
     elif prefix == "local-dir":
         folder = Path(expanded(rest))
     else:
@@ -90,7 +98,7 @@ def _configuration(folder: Path) -> tuple[dict[str, Any], _Configuration]:
     ModelError
         If there is none, or it is damaged, which names the field.
     """
-    file, hint = folder / "config.json", "The folder needs a config.json that names its architecture"
+    file, hint = folder / CONFIGURATION, "The folder needs a config.json that names its architecture"
     try:
         config = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
         return config, msgspec.convert(config, _Configuration)

@@ -64,6 +64,10 @@ class Ultralytics:
             plan=places,
         )
 
+    def skeleton(self, description: Description) -> nn.Module:
+        """Build it of shapes alone."""
+        return Walk(self._layers(description.name, "meta")[0], description.plan)
+
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build as ultralytics does, and fill from a file, or from a seed."""
         places: tuple[int, ...] = description.plan
@@ -85,7 +89,9 @@ class Ultralytics:
         }
         require_complete(request.model, expected, checkpoint.tensors, request.weights)
         walk.load_state_dict({name: checkpoint.tensors[name] for name in expected}, strict=False)
-        return walk, Weights("file", checkpoint.source, checkpoint.sha256, part=checkpoint.part)
+        return walk, Weights(
+            "file", checkpoint.source, checkpoint.sha256, part=checkpoint.part, path=str(path.absolute())
+        )
 
     def catalogue(self) -> Catalogue:
         """Return the names of all models whose layers can be walked."""

@@ -8,7 +8,6 @@ the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from featx.errors import UsageError
 from featx.runs.manifest import Done
+from featx.text import amount_of
 from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -198,11 +199,10 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
             f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
     largest = import_module(FORMATS[name].module).Writer.largest
-    types = [np.dtype("float32" if field.is_vector else dtype) for field in fields or ()]
-    size = sum(math.prod(field.shape) * kind.itemsize for field, kind in zip(fields or (), types, strict=True))
+    size = sum(replace(field, dtype="float32" if field.is_vector else dtype).bytes for field in fields or ())
     if size > largest:
         raise UsageError(
-            f"The arrays of one image take {size / 1e9:.3g} GB, and an {name} file holds {largest / 1e9:.3g} GB",
+            f"The arrays of one image take {amount_of(size)}, and an {name} file holds {amount_of(largest)}",
             "Take a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
         )
 
@@ -210,6 +210,12 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
 def vectors_only(name: str) -> bool:
     """Whether a format keeps nothing but one vector an image."""
     return name in FORMATS and FORMATS[name].vectors_only
+
+
+def bytes_of(name: str, fields: Sequence[Field]) -> int:
+    """Return the bytes that one image's arrays, of these types, take in a format; names and paths do not count."""
+    size: int = import_module(FORMATS[name].module).bytes_of(fields)
+    return size
 
 
 def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -> Writer:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,9 @@ NUMBERS = "iuf"
 
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
+
+# The same of an entry of the directory, and all of what ends a file (APPNOTE 4.3.12, 4.3.16).
+DIRECTORY_HEADER, END = 46, 22
 
 # Midnight and 1 January 1980 as zip has them; the same pixels and recipe are to give the same bytes.
 NO_TIME = (0, (1 << 5) | 1)
@@ -174,7 +178,7 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     position = 0
     for name, values in arrays.items():
         header, data, filename = (
-            _npy_header(values),
+            _npy_header(values.dtype, values.shape),
             values.reshape(-1).view(np.uint8).data,
             f"{name}.npy".encode("ascii"),
         )
@@ -195,6 +199,18 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]
 
 
+def bytes_of(fields: Sequence[Field]) -> int:
+    """Return the bytes of a file with these arrays; see `pack_npz`."""
+    position = directory = 0
+    for field in fields:
+        name = len(f"{field.key}.npy")
+        local = LOCAL_HEADER + name
+        padding = len(_padding(position + local))
+        directory += DIRECTORY_HEADER + name + padding
+        position += local + padding + len(_npy_header(np.dtype(field.dtype), field.shape)) + field.bytes
+    return position + directory + END
+
+
 def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Array]:
     """Open the arrays of a file, or some of them; memory-mapped read-only, so nothing is read until it is used.
 
@@ -209,9 +225,10 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Arra
         return {name: _map_member(path, archive, members[name]) for name in chosen}
 
 
-def _npy_header(values: Array) -> bytes:
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, facts)
     return header.getvalue()
 
 

@@ -1,0 +1,129 @@
+# What extract prints besides progress: what a run will make and take, and what came of it.
+"""The text before and after a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from featx.cli.rates import clock
+from featx.cli.streams import stdout
+from featx.cli.tables import levels_table, print_json
+from featx.text import amount_of, count_of, images, printable
+from featx.values import EMBEDDING, Outcome
+
+if TYPE_CHECKING:
+    from featx.engine.events import Foreseen
+    from featx.engine.extract import Report
+    from featx.engine.forecast import Forecast
+
+# Reasons of failures that are listed.
+REASONS = 5
+
+
+def forecast_lines(event: Foreseen) -> list[str]:
+    """Say what a run will make and take, before it begins."""
+    value, feed = event.forecast, event.input
+    lines = [f"input    {feed.height} x {feed.width}, {feed.fit} {feed.crop_pct:g}{_seen(value)}"]
+    if value.images:
+        each = f"{amount_of(value.bytes_per_image)} an image"
+        total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
+        free = f"; {amount_of(value.free)} free" if value.free is not None else ""
+        lines.append(f"output   {each}{total}{free}")
+        lines.append(f"memory   {_memory(value)}")
+    return lines
+
+
+def _seen(value: Forecast) -> str:
+    if value.photo is None or value.seen is None:
+        return ""
+    width, height = value.photo
+    share = "all" if value.seen > 0.995 else f"{value.seen:.0%}"
+    return f": sees {share} of a {width} x {height} photo"
+
+
+def _memory(value: Forecast) -> str:
+    if value.batch_size is None or value.forwards is None:
+        return "as much of the GPU's as makes it faster"
+    passes = f"{count_of(value.forwards, 'pass', 'passes')} of {value.batch_size} at a time"
+    if value.memory is None or value.pass_memory is None:
+        return f"not known for this network; {passes}"
+    available = f"; {amount_of(value.available_memory)} available" if value.available_memory is not None else ""
+    return f"{amount_of(value.memory)} at most, {passes}{available}"
+
+
+def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Show the result of a run, or of a dry run."""
+    if as_json:
+        failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
+        found = {"forecast": value.forecast and asdict(value.forecast)} if dry_run else value.summary
+        print_json({**found, "output": str(value.output), "failures": failures})
+        return
+    if quiet:
+        return
+    out = stdout()
+    if dry_run:
+        what = f"{images(value.forecast.images)} to compute" if value.forecast else "nothing to compute"
+        out.print(f"Dry run: {what}; nothing was written", highlight=False)
+        return
+    call, counts = value.summary.get("call", {}), value.summary["counts"]
+    if value.tried and call.get("done") == counts["done"]:
+        _print_run(out, value.summary)
+    if value.summary["weights"]["kind"] == "random":
+        out.print(f"[yellow]{value.summary['weights']['note']} (seed {value.summary['weights']['seed']})[/]")
+    out.print(_counts(value, call), highlight=False, soft_wrap=True)
+    for line in _reasons(value.failures):
+        out.print(f"  {escape(printable(line))}", highlight=False, soft_wrap=True)
+    size = f"{amount_of(value.summary['bytes'])} in " if "bytes" in value.summary else ""
+    out.print(f"{size}{escape(str(value.output))}/", soft_wrap=True, highlight=False)
+    out.print(f"[dim]next:[/] {escape(_next(value))}", soft_wrap=True, highlight=False)
+
+
+def _print_run(out: Console, summary: dict[str, Any]) -> None:
+    """Show what a new run holds, and what made it."""
+    if summary["levels"]:
+        out.print(levels_table([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
+    for array in summary["arrays"]:
+        if not summary["levels"] or len(array["shape"]) != 3:
+            out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
+    weights = summary["weights"]
+    if weights["kind"] != "random":
+        part = f", {weights['part']}" if "part" in weights else ""
+        out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
+    out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+
+
+def _counts(value: Report, call: dict[str, Any]) -> str:
+    """Say how many images are done and failed, in the run and in this call."""
+    counts = value.summary["counts"]
+    others = counts["failed"] - len(value.failures)
+    of_others = f", {others} of them not of this call" if others > 0 else ""
+    failed = f", [red]{counts['failed']} failed[/]{of_others}" if counts["failed"] else ""
+    now = "nothing to compute"
+    if value.tried:
+        seconds = call["seconds"]
+        now = f"{value.computed} computed now in {clock(seconds)}, {value.tried / max(seconds, 1e-3):.1f} images/s"
+    return f"[bold]{counts['done']} of {counts['total']} done[/]{failed} ({now})"
+
+
+def _reasons(failures: list[Outcome]) -> list[str]:
+    """Count failures by their reasons, the most frequent first."""
+    counted = Counter(f"{each.stage}: {each.error}" for each in failures)
+    first = {f"{each.stage}: {each.error}": each.item.key for each in reversed(failures)}
+    most = counted.most_common(REASONS)
+    lines = [f"{images(count)}: {reason}; the first is {first[reason]}" for reason, count in most]
+    more = len(counted) - REASONS
+    return [*lines, f"and {count_of(more, 'other reason')}; the manifest has all"] if more > 0 else lines
+
+
+def _next(value: Report) -> str:
+    """Return a command that people need after a run."""
+    folder = shlex.quote(str(value.output))
+    if any(array["key"] == EMBEDDING for array in value.summary["arrays"]):
+        return f"featx similar {folder} PHOTO"
+    return f"featx verify {folder}"

@@ -1,0 +1,77 @@
+# Settled runs: a finished run again, recognised without loading torch or the model.
+"""Whether there is nothing to do.
+
+A run that is complete stays as it is as long as the same options are given, its libraries have the same versions, and
+the files of its model are unchanged. Whatever is in doubt is left to the full comparison of recipes.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from featx.requests import Job
+from featx.runs.layout import UNFINISHED
+from featx.runs.planning import Plan
+from featx.runs.recipe import file_facts, options_of
+from featx.version import library_versions
+
+# Where a hub's cache keeps a file of a repository: under its revision, which a name such as ``main`` refers to.
+CACHED = re.compile(r"(?P<repository>.*/models--[^/]+)/snapshots/(?P<revision>[^/]+)/.*")
+
+
+def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan) -> bool:
+    """Whether a run is complete for this job, and was made with exactly its options.
+
+    Parameters
+    ----------
+    job : Job
+        The options of this call.
+    output : Path
+        The run's folder.
+    earlier : dict
+        Its summary.
+    plan : Plan
+        The images, compared with the manifest.
+    """
+    return (
+        not (plan.to_do or job.overwrite)
+        and earlier["state"] == "done"
+        and not (output / UNFINISHED).exists()
+        and earlier.get("options") == options_of(job)
+        and _same_machine(job, earlier)
+        and _same_versions(job, earlier)
+        and all(_is_unchanged(then, job.model) for then in earlier["files"])
+    )
+
+
+def _same_machine(job: Job, earlier: dict[str, Any]) -> bool:
+    """Whether batches, threads and device are those of the run, or not asked for; with nothing to do, any will do."""
+    recipe = earlier["recipe"]
+    device = "cuda" if job.device == "all" else job.device.partition(":")[0]
+    return (
+        job.batch_size in (None, recipe["batch_size"]) and job.workers is None and device in ("auto", recipe["device"])
+    )
+
+
+def _same_versions(job: Job, earlier: dict[str, Any]) -> bool:
+    try:
+        return library_versions(earlier["source"], job.backend) == dict(earlier["recipe"]["versions"])
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _is_unchanged(then: dict[str, Any], model: str) -> bool:
+    """Whether a file of the model is the same, and its name in a hub's cache still refers to it."""
+    if file_facts(then["path"]) != then:
+        return False
+    cached = CACHED.fullmatch(then["path"])
+    if cached is None:
+        return True
+    name = model.rpartition("@")[2] if "@" in model else "main"
+    try:
+        return (Path(cached["repository"]) / "refs" / name).read_text().strip() == cached["revision"]
+    except OSError:  # a revision given by its hash has no name
+        return name == cached["revision"]

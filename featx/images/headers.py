@@ -1,0 +1,69 @@
+# Headers: the size of a photo from its first bytes, read in Python alone.
+"""Sizes of photos before anything is decoded.
+
+This happens before a run guards itself against files that crash a decoder, so no decoder is involved: only the two
+formats whose headers need none are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import BinaryIO
+
+from featx.errors import UnreadableError
+from featx.images import locators
+from featx.options import Limits
+from featx.values import Item
+
+Size = tuple[int, int]
+
+# Bytes that are read of a file, and photos that are looked at.
+HEAD, SAMPLE = 1 << 18, 16
+
+# JPEG: markers of frames, which hold the size (ITU-T T.81, table B.1: SOF0 to SOF15 but DHT, JPG and DAC), and those
+# without a segment.
+FRAMES, BARE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0x01, *range(0xD0, 0xD9)}
+
+
+def typical_size(items: Sequence[Item]) -> Size | None:
+    """Return the stored width and height of a typical photo: of a few spread over all, the one of median aspect.
+
+    None where none of them could be looked at.
+    """
+    step = max(1, len(items) // SAMPLE)
+    sizes = [size for item in items[::step][:SAMPLE] if (size := size_of(item.path))]
+    return sorted(sizes, key=lambda size: max(size) / min(size))[len(sizes) // 2] if sizes else None
+
+
+def size_of(locator: str) -> Size | None:
+    """Return width and height of a JPEG or PNG file, as stored; None for any other file, or a damaged one."""
+    try:
+        with locators.opened(locator, Limits()) as file:
+            head = BytesIO(file.read(HEAD))
+    except (OSError, ValueError, UnreadableError):
+        return None
+    if head.getvalue().startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = (int.from_bytes(head.getvalue()[start : start + 4], "big") for start in (16, 20))
+    elif head.read(2) == b"\xff\xd8":
+        width, height = _size_of_jpeg(head)
+    else:
+        return None
+    return (width, height) if width and height else None
+
+
+def _size_of_jpeg(file: BinaryIO) -> Size:
+    """Walk from segment to segment up to the frame's."""
+    while byte := file.read(1):
+        if byte != b"\xff":
+            break
+        while (marker := file.read(1)) == b"\xff":  # padding
+            pass
+        if not marker or marker[0] in BARE:
+            continue
+        length = int.from_bytes(file.read(2), "big")
+        if marker[0] in FRAMES:
+            height, width = (int.from_bytes(file.read(count)[-2:], "big") for count in (3, 2))
+            return width, height
+        file.seek(max(0, length - 2), 1)
+    return 0, 0
