@@ -74,7 +74,7 @@ def is_text(head: bytes) -> bool:
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        return error.start >= len(head) - 3  # the last character may be cut off
+        return error.reason == "unexpected end of data"  # the last character may be cut off
     return True
 
 

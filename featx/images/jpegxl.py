@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
 from typing import Any, BinaryIO
@@ -81,6 +82,7 @@ def decoded(file: BinaryIO) -> Image.Image | bytes:
     return data if is_jpeg else Image.frombytes(about.mode, (about.width, about.height), data)
 
 
+@cache
 def _library() -> Any:
     """Import the decoder alone; the package around it would register itself with Pillow, for the whole process."""
     package = find_spec(JPEG_XL.module)
@@ -105,12 +107,14 @@ def _codestream(file: BinaryIO) -> bytes:
         length, kind, begins = int.from_bytes(head[:4]), head[4:8], 8
         if length == 1:
             length, begins = int.from_bytes(head[8:]), 16
+        end = position + length if length else position + begins + MOST_BYTES  # the last one may leave its length out
         if kind in (b"jxlc", b"jxlp"):
-            file.seek(position + begins + 4 * (kind == b"jxlp"))  # a piece has its number in front
-            pieces += file.read(min(MOST_BYTES, length - begins if length else MOST_BYTES))
+            begins += 4 * (kind == b"jxlp")  # a piece has its number in front
+            file.seek(position + begins)
+            pieces += file.read(min(MOST_BYTES, max(0, end - position - begins)))
         if len(pieces) >= MOST_BYTES or length < begins:
             break
-        position += length
+        position = end
     return pieces
 
 

@@ -243,7 +243,7 @@ def _without_images(text: str, walk: Walk) -> UsageError:
     """Return the error of an input without images, with the most likely reason."""
     if walk.unread:
         names, remedy = plugins.counted(walk.unread)
-        return UsageError(f"There are no images in {text} that featx reads without an extra, but {names}", remedy)
+        return UsageError(f"There are no images in {text} except {names}", remedy)
     if walk.reason:
         hint = "Check the path, and who may read it"
     elif "[" in text and not os.path.lexists(text):
