@@ -24,7 +24,7 @@ from featx.images.jpeg2000 import Jpeg2000
 from featx.images.pieces import Notes, jpeg_picture, png_picture
 from featx.images.plugins import HEIC
 from featx.images.tiff import Tiff, require_little_endian
-from featx.signatures import HEAD, described, is_heic
+from featx.signatures import HEAD, described, is_heic, is_image
 
 Opener = Callable[[BinaryIO, Notes], Image.Image]
 
@@ -65,7 +65,7 @@ def open_image(file: BinaryIO, notes: Notes) -> Image.Image:
         if accepts(prefix) is True:  # type: ignore[misc]
             file.seek(0)
             return opener(file, notes)
-    if what := described(prefix):
+    if not is_image(prefix) and (what := described(prefix)):
         raise DecodeError(f"it is {what}, not an image")
     raise UnidentifiedImageError("cannot identify image file")
 

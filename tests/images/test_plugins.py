@@ -106,6 +106,17 @@ def test_a_heic_is_turned_once(orientation):
         assert np.array_equal(decoded(bytes(again))[0], pixels)
 
 
+def test_a_heic_of_tiles_as_phones_write_it_is_one_picture():
+    image = natural_image(1, 600, 520)
+    pixels = decoded(heic(image, tile_size=256, exif=exif_of(6)))[0]
+    assert np.abs(pixels.astype(int) - np.asarray(image.transpose(UPRIGHT[6]))).mean() < 2
+
+
+def test_a_damaged_beginning_is_not_called_another_file():
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode(io.BytesIO(b"\0\0\0\x0cJXL \r\n\0\n" + bytes(60)))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_jpeg_xl_is_turned_once(orientation):
     """By its codestream; EXIF counts only in a JPEG that was made into one, and is decoded as that JPEG."""
