@@ -11,9 +11,10 @@ import os
 import re
 import unicodedata
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, UsageError
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
@@ -71,3 +72,16 @@ def fold(name: str) -> str:
 def path_text(path: str) -> str:
     """Write an image's path as the manifest has it: whole, as text."""
     return to_text(path if path.startswith("/") else f"{here()}/{path}")
+
+
+def refuse_url(text: str) -> None:
+    """Refuse what is meant to be a file or folder, and is a URL.
+
+    Raises
+    ------
+    UsageError
+        With what to do instead.
+    """
+    if found := _URL.match(text):
+        hint = "Give its path" if found[1].lower() == "file" else "Download it first, and give its path"
+        raise UsageError(f"featx reads files, and {text} is a URL", hint)

@@ -1,12 +1,17 @@
-# Signatures: images and archives recognised by their first bytes, for all who are given one in place of something else.
+# Signatures: files recognised by their first bytes, for all who are given one in place of something else.
 """What a file is, whatever it is called."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # Bytes of a file that are enough to recognise it.
 HEAD = 1024
+
+# Brands of HEIF files whose pictures are HEVC's (ISO/IEC 23008-12), and AV1's.
+HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
 IMAGES = (
     rb"\xff\xd8\xff",  # JPEG
@@ -16,8 +21,9 @@ IMAGES = (
     rb"BM.{4}\0{4}",
     rb"(II[*+]\0|MM\0[*+])",  # TIFF
     rb"P[1-7]\n(#[^\n]*\n)*\d+ \d+\n",  # PPM and its relatives
-    rb"\0\0\0.(ftyp|jP  )",  # AVIF and JPEG 2000
-    rb"\xff\x4f\xff\x51",
+    rb"\0\0\0\x0c(jP  |JXL )",  # JPEG 2000 and JPEG XL
+    rb"\xff\x4f\xff\x51|\xff\x0a",
+    rb"\0\0\0.ftyp(mif1|msf1|miaf)",  # HEIF of any kind
 )
 
 ARCHIVES = {
@@ -31,12 +37,63 @@ ARCHIVES = {
     rb".{257}ustar": "tar",
 }
 
+VIDEOS = {
+    rb".{4}ftyp(isom|iso\d|mp4\d|avc1|M4V|3g|MSNV|dash|[Ff]4v)": "an MP4 video",
+    rb".{4}(ftypqt  |moov|mdat|wide)": "a QuickTime video",
+    rb"\x1aE\xdf\xa3": "a Matroska or WebM video",
+    rb"RIFF.{4}AVI ": "an AVI video",
+    rb"\0\0\x01[\xb3\xba]": "an MPEG video",
+}
+
 
 def is_image(head: bytes) -> bool:
     """Whether a file that begins so is an image."""
-    return any(re.match(first, head, re.DOTALL) for first in IMAGES)
+    return bool(_first(IMAGES, head)) or not _brands(head).isdisjoint(HEIC_BRANDS | AVIF_BRANDS)
+
+
+def is_heic(head: bytes) -> bool:
+    """Whether a file that begins so is a HEIC; a HEIF file of another brand may hold one."""
+    brands = _brands(head)
+    return not brands.isdisjoint(HEIC_BRANDS) and brands.isdisjoint(AVIF_BRANDS)
 
 
 def archive_kind(head: bytes) -> str:
     """Return what kind of archive begins so, ``zip`` or ``tar``, for example; empty if none does."""
-    return next((kind for first, kind in ARCHIVES.items() if re.match(first, head, re.DOTALL)), "")
+    return ARCHIVES.get(_first(ARCHIVES, head), "")
+
+
+def video_kind(head: bytes) -> str:
+    """Return what kind of video begins so, ``an MP4 video``, for example; empty if none does."""
+    return VIDEOS.get(_first(VIDEOS, head), "")
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file that begins so is a text in UTF-8."""
+    if not head or re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"  # the last character may be cut off
+    return True
+
+
+def described(head: bytes) -> str:
+    """Say what a file is that begins so: ``an image``, ``a zip archive``, ``a text file``; empty if that is unknown."""
+    if is_image(head):
+        return "an image"
+    if kind := archive_kind(head):
+        return f"{'an' if kind == 'xz' else 'a'} {kind} archive"
+    return video_kind(head) or ("a text file" if is_text(head) else "")
+
+
+def _first(patterns: Iterable[bytes], head: bytes) -> bytes:
+    return next((first for first in patterns if re.match(first, head, re.DOTALL)), b"")
+
+
+def _brands(head: bytes) -> frozenset[bytes]:
+    """Return the brands of a file that begins with a box of them (ISO/IEC 14496-12, "ftyp"): major, compatible."""
+    if head[4:8] != b"ftyp":
+        return frozenset()
+    box = head[8 : int.from_bytes(head[:4])]
+    return frozenset(box[place : place + 4] for place in range(0, len(box), 4) if place != 4)  # that is a version

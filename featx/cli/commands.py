@@ -155,12 +155,15 @@ def extract(
 @takes(RunOptions, only=("device",))
 def similar(
     options: dict[str, Any],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
-    query: Annotated[Path, typer.Argument(metavar="QUERY", help="An image.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="An image.")],
     count: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of images to find.")] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of the results, with scores.")
     ] = None,
+    with_self: Annotated[
+        bool, switch("--with-self", help="Keep the query itself among the results, if it is one of the run's images.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -170,10 +173,11 @@ def similar(
     if output:
         similarity.require_drawable(output)
     with progress.waiting("searching"):
-        found = similarity.similar(run, query, count, **options)
+        found = similarity.similar(run, query, count, with_self=with_self, **options)
     tables.neighbours(found, as_json=as_json)
     if output:
         similarity.draw(found, output)
+        tables.drawn(found, output, as_json=as_json)
 
 
 @app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
@@ -221,7 +225,7 @@ def fetch(
 
 @app.command(epilog="Example: featx verify features/photos --recompute 20")
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the run.")],
     recompute: Annotated[
         int, typer.Option(metavar="N", min=0, help="Extract N random images again, and compare the results.")
     ] = 0,

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -104,13 +105,21 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
 def neighbours(value: Neighbours, *, as_json: bool) -> None:
     """Show the images that are most similar to a query."""
     if as_json:
-        print_json({"query": value.query, "images": value.images, "found": [asdict(each) for each in value.found]})
+        print_json(asdict(value))
         return
+    if value.weights == "random":
+        stderr().print("[yellow]random weights: nothing was learned, so similar means little here[/]")
     out, table = stdout(), _table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
     stderr().print(f"[dim]of {images(value.images)}[/]")
+
+
+def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:
+    """Say what was drawn."""
+    if not as_json:
+        stderr().print(f"wrote {escape(printable(str(output)))}, {images(len(value.found))}", soft_wrap=True)
 
 
 def verified(value: Verified, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from featx.engine.resources import LARGEST_BATCH
 from featx.engine.setting import Setting
-from featx.images import sources
+from featx.images import plugins, sources
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.planning import Plan
@@ -52,6 +52,8 @@ def remarks(found: sources.Found, job: Job) -> list[str]:
     texts = []
     if found.others:
         texts.append(f"{count_of(found.others, 'file')} without an image suffix left out")
+    if found.unread:
+        texts.append("{} skipped; {}".format(*plugins.counted(found.unread)))
     if found.unfollowed:
         texts.append(f"{count_of(found.unfollowed, 'linked folder')} not followed")
     if found.closed:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from featx import paths
 from featx.errors import FeatxError, OutputError, UnreadableError, UsageError
-from featx.images import placing
+from featx.images import locators
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs.formats import Array
@@ -54,15 +55,33 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The result of a search: best first, ties in the order of the run."""
+    """The result of a search: best first, ties in the order of the run.
+
+    Attributes
+    ----------
+    query : str
+        The query's path; empty if it was an embedding.
+    images : int
+        Images that were searched.
+    found : list of Neighbour
+        The nearest of them.
+    weights : str
+        What kind of weights made the embeddings, ``random`` for example.
+    """
 
     query: str
     images: int
     found: list[Neighbour]
+    weights: str = ""
 
 
 def similar(
-    run: str | PathLike[str] | Run, query: str | PathLike[str] | Array, count: int = 10, *, device: str = "auto"
+    run: str | PathLike[str] | Run,
+    query: str | PathLike[str] | Array,
+    count: int = 10,
+    *,
+    with_self: bool = False,
+    device: str = "auto",
 ) -> Neighbours:
     """Find the images of a run whose embeddings are nearest to that of another image.
 
@@ -74,6 +93,8 @@ def similar(
         An image, whose embedding is made as the run's were, or an embedding.
     count : int
         Number of images to find.
+    with_self : bool
+        Whether the query itself may be among them, where its file is one of the run's.
     device : str
         Where the query's embedding is made.
 
@@ -83,11 +104,23 @@ def similar(
         If the run has no embeddings, the query cannot be read, or the run's model is not available.
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    blocks = opened.embeddings()
-    vector = query if isinstance(query, np.ndarray) else embedding_of(opened, Path(query), device)
-    best = nearest(blocks, vector, count)
-    found = [Neighbour(key, opened.line(key).path, score) for key, score in best]
-    return Neighbours("" if isinstance(query, np.ndarray) else str(query), len(opened), found)
+    name = "" if isinstance(query, np.ndarray) else os.fspath(query)
+    opened.embeddings()  # which says so if there are none, before the model is loaded
+    vector = query if isinstance(query, np.ndarray) else embedding_of(opened, name, device)
+    found = _found(opened, vector, count, "" if with_self else name)
+    return Neighbours(name, len(opened), found, opened.summary["weights"]["kind"])
+
+
+def _found(run: Run, vector: Array, count: int, query: str) -> list[Neighbour]:
+    """Find neighbours, the query itself left out; its file may be in the run several times, by links."""
+    wanted = count + bool(query)
+    while True:
+        best = nearest(run.embeddings(), vector, wanted)
+        found = [Neighbour(key, run.line(key).path, score) for key, score in best]
+        others = [each for each in found if not (query and locators.same_image(query, to_path(each.path)))]
+        if len(others) >= count or len(best) < wanted:
+            return others[:count]
+        wanted *= 2
 
 
 def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: int) -> list[tuple[str, float]]:
@@ -142,7 +175,7 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
     return _best(kept, count)
 
 
-def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
+def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> Array:
     """Compute the embedding of an image in the way a run's embeddings were computed.
 
     Raises
@@ -154,9 +187,9 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
 
     from featx.engine.again import set_up_again
     from featx.engine.resources import machine
+    from featx.images import placing  # with torch
 
-    if not os.path.lexists(image):
-        raise UsageError(f"There is no image {image}", "Check the path")
+    _require_one_image(os.fspath(image))
     again = set_up_again(run.summary, device, 1)
     try:
         placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
@@ -168,6 +201,16 @@ def embedding_of(run: Run, image: Path, device: str = "auto") -> Array:
     names = [field.key for field in computer.fields]
     vector: Array = arrays.values[names.index(EMBEDDING)][0].numpy()
     return vector
+
+
+def _require_one_image(query: str) -> None:
+    """Refuse a query that is no image before the model is loaded."""
+    if not os.path.lexists(query):
+        paths.refuse_url(query)
+        raise UsageError(f"There is no image {query}", "Check the path")
+    what = "a folder" if Path(query).is_dir() else locators.recognised(query)
+    if what not in ("", "an image"):
+        raise UsageError(f"{query} is {what}, not an image", "Give one image")
 
 
 def require_drawable(path: Path) -> None:
@@ -235,6 +278,8 @@ def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
 
 def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
     """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
+    from featx.images import placing
+
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
     try:

@@ -166,8 +166,8 @@ def verify(
     FeatxError
         If the folder is not a run, another run holds it, or the recipe can no longer be followed.
     """
-    folder = Path(folder)
     require_summary(folder)  # before looking for its lock
+    folder = Path(folder)
     holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
     with holding as held:
         run = open_run(folder)

@@ -19,9 +19,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
 from featx.errors import DecodeError
+from featx.images import jpegxl
 from featx.images.jpeg2000 import Jpeg2000
 from featx.images.pieces import Notes, jpeg_picture, png_picture
+from featx.images.plugins import HEIC
 from featx.images.tiff import Tiff, require_little_endian
+from featx.signatures import HEAD, described, is_heic, is_image
+
+Opener = Callable[[BinaryIO, Notes], Image.Image]
 
 # The tag of EXIF and TIFF, and what makes a stored image upright (CIPA DC-008, "Orientation").
 ORIENTATION = 0x0112
@@ -36,8 +41,8 @@ UPRIGHT = {
 }
 
 
-def open_image(file: BinaryIO, notes: Notes) -> ImageFile:
-    """Open an image by its content; nothing is decoded yet.
+def open_image(file: BinaryIO, notes: Notes) -> Image.Image:
+    """Open an image by its content; nothing is decoded yet, but for WebP and JPEG XL, which are opened whole.
 
     Parameters
     ----------
@@ -49,16 +54,19 @@ def open_image(file: BinaryIO, notes: Notes) -> ImageFile:
     Raises
     ------
     DecodeError
-        If it is of a kind that is not supported.
+        If it is of a kind that is not supported, or that needs an extra.
     Exception
         Whatever Pillow raises for a broken file.
     """
     file.seek(0)
-    prefix = file.read(16)
+    prefix = file.read(HEAD)
     for name, opener in OPENERS.items():
-        if Image.OPEN[name][1](prefix) is True:  # type: ignore[misc]
+        accepts = ACCEPTS.get(name) or Image.OPEN[name][1]
+        if accepts(prefix) is True:  # type: ignore[misc]
             file.seek(0)
             return opener(file, notes)
+    if not is_image(prefix) and (what := described(prefix)):
+        raise DecodeError(f"it is {what}, not an image")
     raise UnidentifiedImageError("cannot identify image file")
 
 
@@ -79,11 +87,21 @@ def orientation_of(image: Image.Image, notes: Notes | None = None) -> int:
     return next((number for number in UPRIGHT if plain == number), 1)
 
 
-def canvas_of(prefix: bytes) -> tuple[int, int] | None:
-    """Return the width and height that a WebP file's first 30 bytes name; Pillow reserves its memory on opening.
+def canvas_of(file: BinaryIO) -> tuple[int, int] | None:
+    """Return the width and height of an image that takes its memory on being opened: a WebP or JPEG XL.
 
-    See "WebP Container Specification" (VP8X), RFC 6386 (VP8), and "WebP Lossless Bitstream" (VP8L).
+    Raises
+    ------
+    DecodeError
+        If the header is cut short.
     """
+    file.seek(0)
+    prefix = file.read(30)
+    return jpegxl.header_of(file).size if jpegxl.accepts(prefix) else _canvas_of_webp(prefix)
+
+
+def _canvas_of_webp(prefix: bytes) -> tuple[int, int] | None:
+    """See "WebP Container Specification" (VP8X), RFC 6386 (VP8), and "WebP Lossless Bitstream" (VP8L)."""
     if prefix[:4] != b"RIFF" or prefix[8:12] != b"WEBP" or len(prefix) < 30:
         return None
     kind = prefix[12:16]
@@ -116,12 +134,26 @@ def _open_tiff(file: BinaryIO, notes: Notes) -> ImageFile:  # noqa: ARG001
     return Tiff(file)
 
 
-def _plain(plugin: Callable[[Any], ImageFile]) -> Callable[[BinaryIO, Notes], ImageFile]:
+def _open_heic(file: BinaryIO, notes: Notes) -> ImageFile:  # noqa: ARG001
+    HEIC.require()
+    from pillow_heif import HeifImageFile  # does not register itself with Pillow
+
+    image: ImageFile = HeifImageFile(file)
+    image.info.clear()  # the orientation in it has been applied, or does not count
+    return image
+
+
+def _open_jpeg_xl(file: BinaryIO, notes: Notes) -> Image.Image:
+    picture = jpegxl.decoded(file)
+    return _open_jpeg(BytesIO(picture), notes) if isinstance(picture, bytes) else picture
+
+
+def _plain(plugin: Callable[[Any], ImageFile]) -> Opener:
     """Open as Pillow does, for formats whose metadata nothing depends on."""
     return lambda file, notes: plugin(file)  # noqa: ARG005
 
 
-def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Callable[[BinaryIO, Notes], ImageFile]:
+def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Opener:
     """Open as Pillow does, and if that fails, once more with a box of metadata renamed so that it is ignored."""
 
     def opened(file: BinaryIO, notes: Notes) -> ImageFile:
@@ -143,8 +175,8 @@ def _hiding(plugin: Callable[[Any], ImageFile], box: bytes, hidden: bytes) -> Ca
 
 
 # Of Pillow's forty formats, those that photographs come in; the others only widen what a hostile file can reach.
-# An AVIF's orientation is a property of its own (irot, imir); its EXIF does not count.
-OPENERS: dict[str, Callable[[BinaryIO, Notes], ImageFile]] = {
+# The orientation of an AVIF or a HEIC is a property of its own (irot, imir); its EXIF does not count.
+OPENERS: dict[str, Opener] = {
     "JPEG": _open_jpeg,
     "PNG": _open_png,
     "BMP": _plain(BmpImageFile),
@@ -153,5 +185,10 @@ OPENERS: dict[str, Callable[[BinaryIO, Notes], ImageFile]] = {
     WebPImagePlugin.WebPImageFile.format: _plain(WebPImagePlugin.WebPImageFile),
     TiffImagePlugin.TiffImageFile.format: _open_tiff,
     Jpeg2000.format: _hiding(Jpeg2000, rb"\A((?:(?!jp2c).)*?)res ", rb"\1free"),
+    "HEIC": _open_heic,
+    "JPEG XL": _open_jpeg_xl,
     AvifImagePlugin.AvifImageFile.format: _hiding(AvifImagePlugin.AvifImageFile, rb"(infe\x02.{7})Exif", rb"\1free"),
 }
+
+# How those are recognised that Pillow does not know.
+ACCEPTS: dict[str, Callable[[bytes], bool]] = {"HEIC": is_heic, "JPEG XL": jpegxl.accepts}

@@ -78,8 +78,7 @@ def opened(
     """
     with ExitStack() as stack:
         stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
-        stream.seek(0)
-        canvas = canvas_of(stream.read(30))
+        canvas = canvas_of(stream)
         if canvas:
             _enter(stack, canvas, canvas[0] * canvas[1], max_pixels, alone, largest)
         notes = Notes()

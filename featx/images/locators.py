@@ -14,6 +14,7 @@ from typing import BinaryIO
 from featx.errors import UnreadableError
 from featx.files import sha256_of as file_sha256
 from featx.options import Limits
+from featx.signatures import HEAD, described
 from featx.values import Stat
 
 
@@ -66,3 +67,14 @@ def same_image(one: str, other: str) -> bool:
         return os.path.samefile(one, other)  # noqa: PTH121
     except OSError:
         return False
+
+
+def recognised(locator: str) -> str:
+    """Say what a file is by its first bytes: ``an image``, ``a zip archive``; empty if that is unknown."""
+    try:
+        if stat.S_ISREG(os.stat(locator).st_mode):  # noqa: PTH116
+            with Path(locator).open("rb") as file:
+                return described(file.read(HEAD))
+    except (OSError, ValueError):
+        pass
+    return ""

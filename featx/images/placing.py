@@ -26,7 +26,7 @@ from featx.options import Limits
 INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)
 VAGUE = re.compile(
     "decoder error|not identified by this driver|cannot load this image|could not create decoder|Unable to seek"
-    "|Expected to read|Invalid argument|invalid literal|b['\"]"
+    "|Expected to read|Invalid input:|Decoder plugin generated|Generic Error|Invalid argument|invalid literal|b['\"]"
 )
 
 

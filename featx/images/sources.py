@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from featx import paths
 from featx.errors import UsageError
-from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk
+from featx.images import locators, plugins
+from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk, has_image_suffix
 from featx.paths import absolute, fold, to_text
 from featx.values import Item, many_records
 
@@ -28,6 +30,8 @@ class Found:
         In the order given; folders in natural order (2.jpg before 10.jpg).
     others : int
         Files in folders that have no suffix of images.
+    unread : Counter
+        Images in folders that cannot be read without a plugin, by that.
     unfollowed : int
         Linked folders inside folders, which are not walked.
     repeated : int
@@ -42,6 +46,7 @@ class Found:
 
     items: list[Item] = field(default_factory=list)
     others: int = 0
+    unread: Counter[plugins.Plugin] = field(default_factory=Counter)
     unfollowed: int = 0
     repeated: int = 0
     example: tuple[str, ...] = ()
@@ -89,7 +94,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     Raises
     ------
     UsageError
-        If an input does not exist or holds no image, or if two images would have the same key.
+        If an input does not exist, is a URL or holds no image, or if two images would have the same key.
     FeatxError
         If a path is relative, and the current folder is gone.
     """
@@ -155,7 +160,7 @@ def _named(text: str) -> _Input:
     Raises
     ------
     UsageError
-        If it is neither there nor a pattern.
+        If it is neither there nor a pattern, or if it is a file of another kind than an image.
     """
     if not text:
         raise UsageError("An input is empty", "Leave it out, or give . for the current folder")
@@ -164,6 +169,7 @@ def _named(text: str) -> _Input:
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - to have the reason of a failure
     except (OSError, ValueError) as error:
+        paths.refuse_url(text)
         if glob.has_magic(text):
             return _patterned(text, path)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -171,7 +177,23 @@ def _named(text: str) -> _Input:
             raise UsageError(f"There is no {text}", hint) from error
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{text} cannot be read: {reason}", "Check the path") from error
-    return _Input(text, str(path), _own_name(path), Pattern()) if is_folder else _Input(text, str(path), path.name)
+    if is_folder:
+        return _Input(text, str(path), _own_name(path), Pattern())
+    if not has_image_suffix(path.name):
+        _require_image(text, str(path))
+    return _Input(text, str(path), path.name)
+
+
+def _require_image(text: str, path: str) -> None:
+    """Refuse what is known to be something else; what is unknown fails when it is decoded."""
+    what = locators.recognised(path)
+    hints = {
+        "archive": "Unpack it, and give its folder",
+        "video": "Save pictures of it, with ffmpeg for example, and give their folder",
+        "file": f"If it is a list of images, give it with --from-file {text}",
+    }
+    if hint := hints.get(what.split(" ")[-1]):
+        raise UsageError(f"{text} is {what}, not an image", hint)
 
 
 def _patterned(text: str, path: Path) -> _Input:
@@ -210,6 +232,7 @@ def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
     for count, pair in enumerate(walk.images(one.path, one.name, one.pattern), 1):  # noqa: B007 - the last one matters
         yield pair
     found.others += walk.others
+    found.unread += walk.unread
     found.unfollowed += walk.linked
     found.closed += walk.closed
     if not count:
@@ -218,6 +241,9 @@ def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
 
 def _without_images(text: str, walk: Walk) -> UsageError:
     """Return the error of an input without images, with the most likely reason."""
+    if walk.unread:
+        names, remedy = plugins.counted(walk.unread)
+        return UsageError(f"There are no images in {text} except {names}", remedy)
     if walk.reason:
         hint = "Check the path, and who may read it"
     elif "[" in text and not os.path.lexists(text):
@@ -232,6 +258,7 @@ def _without_images(text: str, walk: Walk) -> UsageError:
 
 def _listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
+    paths.refuse_url(line)
     path = os.path.normpath(line)
     if path.startswith((os.sep, os.pardir)):
         path = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")

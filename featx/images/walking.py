@@ -9,8 +9,11 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
+
+from featx.images.plugins import BY_SUFFIX, Plugin, missing
 
 # Suffixes of images in folders; a file that is named itself may have any.
 SUFFIXES = frozenset(
@@ -19,7 +22,7 @@ SUFFIXES = frozenset(
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif"),
         *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c"),
     )
-)
+).union(BY_SUFFIX)
 
 # The part of a pattern that stands for any number of folders.
 ANY_FOLDERS = "**"
@@ -91,6 +94,8 @@ class Walk:
     ----------
     others : int
         Files that are wanted, but have no suffix of images.
+    unread : Counter
+        Images that are wanted, but cannot be read without a plugin, by that.
     linked : int
         Linked folders, which are not followed.
     closed : int
@@ -101,7 +106,9 @@ class Walk:
 
     def __init__(self) -> None:
         self.others = self.linked = self.closed = 0
+        self.unread: Counter[Plugin] = Counter()
         self.reason = ""
+        self._missing = missing()
 
     def images(self, folder: str, name: str, pattern: Pattern) -> Iterator[tuple[str, str]]:
         """Find the images that a pattern wants: of each folder first the files, then the folders.
@@ -142,10 +149,12 @@ class Walk:
             waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
 
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if has_image_suffix(name):
-            images.append(name)
-        else:
+        if not has_image_suffix(name):
             self.others += 1
+        elif plugin := self._missing.get(suffix_of(name)):
+            self.unread[plugin] += 1
+        else:
+            images.append(name)
 
     def _entries(self, folder: str) -> Iterator[tuple[str, _Kind]]:
         """List a folder, as far as it can be read."""
@@ -175,8 +184,13 @@ class Walk:
 
 def has_image_suffix(name: str) -> bool:
     """Whether a file's suffix is one of `SUFFIXES`."""
-    dot = name.rfind(".")
-    return name[dot:].lower() in SUFFIXES and name[:dot].strip(".") != ""  # dots in front begin no suffix
+    suffix = suffix_of(name)
+    return suffix in SUFFIXES and name[: -len(suffix)].strip(".") != ""  # dots in front begin no suffix
+
+
+def suffix_of(name: str) -> str:
+    """Return what a name has from its last dot on, in small letters; of one without a dot, the last letter."""
+    return name[name.rfind(".") :].lower()
 
 
 def natural(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from featx.signatures import HEAD, archive_kind, is_image
+from featx.signatures import HEAD, archive_kind, is_image, is_text
 
 CONVERT = "Convert it to a state dict of torch, with the names of the model"
 WHICH = "Give the checkpoint itself"
@@ -55,13 +55,8 @@ def mistaken(path: Path) -> tuple[str, str] | None:
 
 def _text(path: Path, head: bytes) -> tuple[str, str] | None:
     """Recognise a text; the index of a checkpoint in several files is one."""
-    if re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
+    if not is_text(head):
         return None
-    try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # the last character may be cut off
-            return None
     if head.lstrip()[:1] not in (b"{", b"["):
         return "a text file", WHICH
     try:

@@ -51,8 +51,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
         What reads them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
         self.summary = require_summary(folder)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
@@ -62,7 +62,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self._outputs: dict[str, str] = {}
         self.failed: set[str] = set()
         position = 0
-        for text, line in manifest.texts(folder):
+        for text, line in manifest.texts(self.folder):
             if isinstance(line, Done):
                 self._positions[line.key] = position
                 self._outputs[line.key] = sys.intern(line.output)
@@ -193,4 +193,4 @@ def open_run(folder: str | PathLike[str]) -> Run:
     FeatxError
         If it is not a run.
     """
-    return Run(Path(folder))
+    return Run(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -12,6 +13,8 @@ from msgspec import Meta, Struct, convert, defstruct
 
 from featx import options
 from featx.errors import FeatxError, OutputError
+from featx.images.locators import recognised
+from featx.paths import refuse_url
 from featx.requests import Job
 from featx.runs.layout import SUMMARY
 from featx.values import Field, Input, Level, Weights
@@ -129,15 +132,19 @@ def _completed(summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def require_summary(folder: Path) -> dict[str, Any]:
+def require_summary(folder: str | PathLike[str]) -> dict[str, Any]:
     """Read the summary of a folder that has to be a run's.
 
     Raises
     ------
     FeatxError
-        If it has no summary, or none that can be read.
+        If it is no folder, or has no summary, or none that can be read.
     """
-    summary = read_summary(folder)
+    refuse_url(fspath(folder))
+    if Path(folder).is_file():
+        what = recognised(fspath(folder)) or "a file"
+        raise FeatxError(f"{folder} is {what}, not a run of featx", "Give a folder that featx extract has written")
+    summary = read_summary(Path(folder))
     if summary is None:
         raise FeatxError(
             f"{folder} is not a run of featx: it has no {SUMMARY}", "Give a folder that featx extract has written"

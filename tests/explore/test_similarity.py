@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,9 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import featx
+from featx.engine import again
 from featx.errors import FeatxError, UsageError
 from featx.explore import similarity
-from tests.helpers import make_photos
+from tests.helpers import make_photos, natural_image
+
+DOWNLOAD = "Download it first, and give its path"
 
 
 def brute_force(keys, rows, query, count):
@@ -83,7 +89,7 @@ def test_an_image_is_most_similar_to_itself(photos, tmp_path, format_):
         device="cpu",
     )
     run = featx.open_run(tmp_path / "run")
-    found = similarity.similar(run, photos / "4.png", 3, device="cpu")
+    found = similarity.similar(run, photos / "4.png", 3, with_self=True, device="cpu")
     assert (found.images, len(found.found), found.found[0].key) == (9, 3, "photos/4.png")
     assert found.found[0].score == pytest.approx(1, abs=1e-5)
     keys = list(run)
@@ -105,6 +111,61 @@ def test_a_query_s_embedding_is_the_run_s_own_to_the_bit(photos, tmp_path, backe
     np.testing.assert_array_equal(vector, run["photos/5.png"]["embedding"])
 
 
+def test_the_query_is_left_out_by_its_file(photos, tmp_path):
+    """However it is named, and however often it is in the run by links; a copy is another image."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    shutil.copy(folder / "4.png", folder / "copy.png")
+    for number in range(3):
+        (folder / f"link{number}.png").symlink_to("4.png")
+    featx.extract(folder, "test_resnet", tmp_path / "run", weights="random", embedding=True, device="cpu")
+    (tmp_path / "other name").symlink_to(folder / "4.png")
+    found = similarity.similar(tmp_path / "run", tmp_path / "other name", 5, device="cpu").found
+    keys = [each.key for each in found]
+    assert (len(keys), keys[0]) == (5, "photos/copy.png")
+    assert not {"photos/4.png", "photos/link0.png", "photos/link1.png", "photos/link2.png"} & set(keys)
+    everything = similarity.similar(tmp_path / "run", folder / "4.png", 100, device="cpu")
+    assert (everything.images, len(everything.found)) == (13, 9)
+    with_self = similarity.similar(tmp_path / "run", folder / "4.png", 5, with_self=True, device="cpu").found
+    assert "photos/4.png" in [each.key for each in with_self]
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "hint"),
+    [
+        ("folder", "folder is a folder, not an image", "Give one image"),
+        ("photos.zip", "photos.zip is a zip archive, not an image", "Give one image"),
+        ("photos.mp4", "photos.mp4 is an MP4 video, not an image", "Give one image"),
+        ("https://x.org/a.jpg", "featx reads files, and https://x.org/a.jpg is a URL", DOWNLOAD),
+    ],
+)
+def test_a_query_that_is_no_image_is_refused_before_the_model_is_loaded(
+    photos, tmp_path, monkeypatch, query, message, hint
+):
+    featx.extract(photos, "test_resnet", tmp_path / "run", weights="random", embedding=True, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "photos.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "photos.mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\0\0isomiso2")
+    monkeypatch.setattr(again, "set_up_again", None)
+    with pytest.raises(UsageError) as failure:
+        similarity.similar("run", query)
+    assert (failure.value.message, failure.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize("command", [("similar", "{}", "a.png"), ("verify", "{}")])
+def test_what_is_given_in_place_of_a_run_is_named(featx_command, tmp_path, command):
+    natural_image(1).save(tmp_path / "a.png")
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    for name, message in (
+        ("a.png", "a.png is an image, not a run of featx. Give a folder that featx extract has written."),
+        ("a.tar.gz", "a.tar.gz is a gzip archive, not a run of featx. Give a folder that featx extract has written."),
+        ("s3://bucket/run", f"featx reads files, and s3://bucket/run is a URL. {DOWNLOAD}."),
+    ):
+        done = featx_command(*(part.format(name) for part in command))
+        assert (done.returncode != 0, done.stdout, done.stderr) == (True, "", f"featx: {message}\n")
+
+
 def test_pipes_are_not_waited_for(photos, tmp_path):
     """Neither as the query nor where the manifest has an image."""
     featx.extract(photos, "test_resnet", tmp_path / "run", weights="random", embedding=True, device="cpu")
@@ -120,19 +181,27 @@ def test_the_command(featx_command, photos, tmp_path):
     model = ("--model", "test_resnet", "--weights", "random", "--device", "cpu")
     assert featx_command("extract", photos, *model, "--embedding", "--output", "run").returncode == 0
     (photos / "7.png").rename(photos / "moved.png")  # the sheet says so, and goes on
-    done = featx_command("similar", "run", photos / "4.png", "-k", "9", "--output", "sheet.png")
+    done = featx_command("similar", "run", photos / "4.png", "-k", "9", "--output", "sheet.png", "--with-self")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split() == ["1", "1.0000", "photos/4.png"]
-    assert "of 9 images" in done.stderr
+    assert done.stderr.splitlines() == [
+        "random weights: nothing was learned, so similar means little here",
+        "of 9 images",
+        "wrote sheet.png, 9 images",
+    ]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (12 + 5 * (224 + 12), 12 + 2 * (224 + 34 + 12))
-    value = json.loads(featx_command("similar", "run", photos / "4.png", "-k", "2", "--json").stdout)
-    assert value["found"][0]["key"] == "photos/4.png"
-    assert value["found"][0]["path"] == str(photos / "4.png")
+    alone = featx_command("similar", "run", photos / "4.png", "-k", "2", "--json", "--output", "sheet.png")
+    value = json.loads(alone.stdout)
+    assert (list(value), value["weights"], alone.stderr) == (["query", "images", "found", "weights"], "random", "")
+    assert "photos/4.png" not in [each["key"] for each in value["found"]]
+    assert value["found"][0]["path"] == str(photos / value["found"][0]["key"].removeprefix("photos/"))
+    refused = featx_command("similar", "no run", "no query", "--output", "x.txt")
+    assert refused.stderr == "featx: x.txt is not the name of a picture. End it with .png, .jpg or .jpeg.\n"
 
     gone = featx_command("similar", "run", "none.png")
     assert (gone.returncode, gone.stderr) == (2, "featx: There is no image none.png. Check the path.\n")
-    (tmp_path / "broken.png").write_bytes(b"broken")
+    (tmp_path / "broken.png").write_bytes(b"\x89broken")
     assert featx_command("similar", "run", "broken.png").returncode == 1
     assert featx_command("extract", photos, *model, "--output", "maps").returncode == 0
     without = featx_command("similar", "maps", photos / "4.png")
@@ -146,3 +215,8 @@ def test_weights_that_are_others_by_now_are_refused(photos, tmp_path):
     run.summary["weights"]["sha256"] = "0" * 64
     with pytest.raises(FeatxError, match="weights are others now"):
         similarity.similar(run, photos / "1.png")
+
+
+def test_a_sheet_is_refused_without_torch():
+    script = "import sys, featx.explore.similarity; assert not {'torch', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

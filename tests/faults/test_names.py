@@ -118,8 +118,8 @@ def test_failures_with_nasty_names_cannot_move_the_cursor(forge, tmp_path):
     done = forge.extract(tmp_path, "in", "out")
     assert done["status"] == 3
     assert "\x1b" not in done["stderr"]
-    assert r"failed: in/red\x1b[31m\n.jpg: decode: cannot identify image file" in done["stderr"]
-    assert r"failed: in/\xff.jpg: decode: cannot identify image file" in done["stderr"]
+    assert r"failed: in/red\x1b[31m\n.jpg: decode: it is a text file, not an image" in done["stderr"]
+    assert r"failed: in/\xff.jpg: decode: it is a text file, not an image" in done["stderr"]
 
 
 @pytest.mark.parametrize("text", ["../up.jpg", "../../up.jpg", "sub/../../up.jpg", "/abs.jpg"])

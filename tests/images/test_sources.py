@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.errors import FeatxError, UsageError
+from featx.errors import DecodeError, FeatxError, UsageError
 from featx.images import walking
+from featx.images.decoding import decode
 from featx.images.sources import find
 from featx.images.walking import natural
 
@@ -420,3 +421,71 @@ def test_without_a_current_folder_whole_paths_are_enough(tree, monkeypatch):
     for inputs, listed in ((["1.jpg"], ()), (["."], ()), (["*"], ()), ((), ["1.jpg"])):
         with pytest.raises(FeatxError, match="The current folder is not there any more"):
             find(inputs, listed)
+
+
+ZIP, GZIP, TAR = b"PK\x03\x04", b"\x1f\x8b\x08", bytes(257) + b"ustar"
+UNPACK = "Unpack it, and give its folder"
+AS_A_LIST = "If it is a list of images, give it with --from-file a.txt"
+FRAMES = "Save pictures of it, with ffmpeg for example, and give their folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what", "hint"),
+    [
+        ("photos.zip", ZIP, "a zip archive", UNPACK),
+        ("photos.tgz", GZIP, "a gzip archive", UNPACK),
+        ("photos.tar", TAR, "a tar archive", UNPACK),
+        ("photos.xz", b"\xfd7zXZ\0", "an xz archive", UNPACK),
+        ("a.mp4", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "an MP4 video", FRAMES),
+        ("a.MOV", b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "a QuickTime video", FRAMES),
+        ("a.webm", b"\x1aE\xdf\xa3", "a Matroska or WebM video", FRAMES),
+        (
+            "a.txt",
+            "ä.jpg\nb.jpg\n".encode(),
+            "a text file",
+            "If it is a list of images, give it with --from-file a.txt",
+        ),
+    ],
+)
+def test_what_is_no_image_is_named_by_its_first_bytes(tree, name, data, what, hint):
+    (tree / name).write_bytes(data)
+    with pytest.raises(UsageError) as failure:
+        find(["cats", name])
+    assert (failure.value.message, failure.value.hint) == (f"{name} is {what}, not an image", hint)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"\0\0\0\x1cftyp%b\0\0\0\0mif1miaf" % brand for brand in (b"avif", b"heic", b"heix", b"mif1", b"msf1")),
+        b"\0\0\0\x1cftypMiHE\0\0\0\0mif1heic",
+        *(b"\xff\x0a\xcb", b"\0\0\0\x0cJXL \r\n\x87\n", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        *(b"P3\n1 1\n255\n0 0 0\n", b"", b"\x80\x81\x82"),
+    ],
+)
+def test_what_may_be_an_image_is_taken_whatever_it_is_called(tree, data):
+    (tree / "a.txt").write_bytes(data)
+    assert keys("a.txt") == ["a.txt"]
+
+
+def test_a_list_that_is_given_as_an_image_says_so_when_it_is_read(tree):
+    """Named like an image it is not looked into before."""
+    (tree / "cats" / "1.jpg").write_bytes(b"<!doctype html>")
+    with pytest.raises(DecodeError, match="it is a text file, not an image"):
+        decode(tree / "cats" / "1.jpg")
+
+
+@pytest.mark.parametrize("url", ["https://x.org/a.jpg?size=[2]", "S3://bucket/*.png", "file:///tmp/a.jpg"])
+def test_urls_are_refused_wherever_they_are(tree, url):
+    for inputs, listed in (((url,), ()), (("cats",), (url,)), ((), ("cats/1.jpg", url))):
+        with pytest.raises(UsageError) as failure:
+            find(inputs, listed)
+        assert failure.value.message == f"featx reads files, and {url} is a URL"
+        assert failure.value.hint == ("Give its path" if "file" in url else "Download it first, and give its path")
+
+
+def test_names_that_look_like_urls_are_names(tree):
+    (tree / "a:").mkdir()
+    (tree / "a:" / "1.jpg").write_bytes(b"")
+    assert keys("a://1.jpg") == ["1.jpg"]
+    assert keys(listed=["a:/1.jpg"]) == ["a:/1.jpg"]
