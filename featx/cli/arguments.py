@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.declaring import Options, declaration, declared, flag
+from featx.declaring import Options, declaration, declared, spellings
 from featx.errors import UsageError
 
 
@@ -67,16 +67,15 @@ def takes(
 def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspect.Parameter:
     """Make the parameter of an option; it is None if it was not typed and has no default to show."""
     about = declaration(each)
-    spellings = about.flags if any("/" in text for text in about.flags) else (flag(each.name), *about.flags)
     is_flag = about.convert is None
     default = None if each.default is MISSING and not needed else each.default
     if not is_flag and default is not None and default is not MISSING:
         default = about.shown or str(default)  # as text, which is converted as if it had been typed
     given = typer.Option(
-        *spellings,
+        *spellings(each),
         help=about.help,
         metavar=about.metavar,
-        rich_help_panel=group.panel,
+        rich_help_panel=group.panel or None,
         show_default=about.shown or False if default in (None, MISSING) else default is not False,
     )
     kind: Any = bool if is_flag else str

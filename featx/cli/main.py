@@ -27,14 +27,11 @@ def _status() -> int:
     """Run a command, and return its exit status."""
     try:
         _require_words(sys.argv[1:])
-        commands.app(prog_name="featx")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        return commands.run()
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
     except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
         return _fail(_described(error))
-    return 0
 
 
 def _require_words(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from featx.command_options import SimilarOptions
 from featx.errors import FeatxError, OutputError, UnreadableError, UsageError
 from featx.images import placing
 from featx.options import Limits
@@ -82,6 +83,7 @@ def similar(
     FeatxError
         If the run has no embeddings, the query cannot be read, or the run's model is not available.
     """
+    count = SimilarOptions(count=count).count
     opened = run if isinstance(run, Run) else open_run(run)
     blocks = opened.embeddings()
     vector = query if isinstance(query, np.ndarray) else embedding_of(opened, Path(query), device)

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import structs
 
 from featx import files
+from featx.command_options import VerifyOptions
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
@@ -167,6 +168,7 @@ def verify(
         If the folder is not a run, another run holds it, or the recipe can no longer be followed.
     """
     folder = Path(folder)
+    recompute = VerifyOptions(recompute=recompute).recompute
     require_summary(folder)  # before looking for its lock
     holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
     with holding as held:

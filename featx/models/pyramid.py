@@ -20,11 +20,13 @@ from featx.images.containers import orientation_of
 from featx.images.frame import Frame
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
+from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, device_name
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.values import Description, Field, Input, Level, Weights, plain
 from featx.version import library_versions
+
+USABLE = "Use --device cpu or auto"
 
 
 class Pyramid:
@@ -256,8 +258,12 @@ def choose_devices(name: str) -> list[torch.device]:
     UsageError
         If there is no such device on this machine.
     """
+    name = device_name("--device", name)
     if name == "all":
-        name = ",".join(["cuda:0", *map(str, range(1, torch.cuda.device_count()))])
+        count = torch.cuda.device_count()
+        if not count:
+            raise UsageError("This machine has no GPU that torch can use, which --device all needs", USABLE)
+        name = f"cuda:{','.join(map(str, range(count)))}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     first, *others = name.split(",")
@@ -265,15 +271,12 @@ def choose_devices(name: str) -> list[torch.device]:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"{name!r} is not a device", "Use auto, cpu, cuda, cuda:1, cuda:0,1, all or mps") from error
+    device = torch.device(name)
     there = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise UsageError(f"This machine has no {name}, or torch cannot use it", "Use --device cpu or auto")
+        raise UsageError(f"This machine has no {name}, or torch cannot use it", USABLE)
     return device
