@@ -22,6 +22,7 @@ class ListOptions(Options):
         convert=numbers(float, "4,8"),
         metavar="8|4,8",
         flags=("--stride",),
+        repeated=True,
     )
     min_levels: int | None = option(
         default=None, help="Only models with at least N levels.", convert=whole(1), metavar="N"

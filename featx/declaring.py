@@ -50,6 +50,8 @@ class Declaration:
         The default as the help shows it; empty to show the value itself.
     accepts : str
         The types that Python callers may pass; empty means those of the field.
+    repeated : bool
+        Whether it may be typed several times, which is the same as once with commas.
     in_recipe : bool
         Whether the option changes the numbers, so that features made with another value never mix.
     """
@@ -60,6 +62,7 @@ class Declaration:
     flags: tuple[str, ...] = ()
     shown: str = ""
     accepts: str = ""
+    repeated: bool = False
     in_recipe: bool = False
 
 

@@ -51,6 +51,13 @@ def run() -> int:
         raise UsageError(error.format_message().rstrip("."), f"`{command} --help` shows what there is") from error
 
 
+def has_option(spelling: str) -> bool:
+    """Whether the command that was typed has an option."""
+    group: Any = typer.main.get_command(app)
+    command = next((group.commands[text] for text in sys.argv[1:] if text in group.commands), group)
+    return any(spelling in each.opts for each in command.params)
+
+
 @app.callback(invoke_without_command=True)
 def common(
     version: Annotated[bool, switch("--version", help="Print the version and exit.", is_eager=True)] = False,
@@ -65,15 +72,12 @@ def common(
     "list-models",
     epilog="Example: featx list-models --license apache --max-params 30M --stride 4,8,16,32 --sort params --limit 20",
 )
-@takes(ListOptions, without=("strides",))
+@takes(ListOptions)
 def list_models(
     options: dict[str, Any],
     patterns: Annotated[
         list[str] | None,
         typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; a model must match one of them."),
-    ] = None,
-    stride: Annotated[
-        list[str] | None, typer.Option(metavar="8|4,8", help="Only models with a level at each of these strides.")
     ] = None,
     names: Annotated[bool, switch("--names", help="Only the names, one per line.")] = False,
     as_json: Json = False,
@@ -84,8 +88,6 @@ def list_models(
 
     if names and as_json:
         raise UsageError("--names and --json both choose what is printed", ONE)
-    if stride:
-        options["strides"] = ",".join(stride)  # it may be typed several times
     with progress.searching() as listener:
         found = find(patterns or (), **options, listener=listener)
     tables.models(found, names=names, as_json=as_json)

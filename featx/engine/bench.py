@@ -113,7 +113,7 @@ def _rounds(
     work = pipeline.Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
     ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
-        raise UsageError("There are too few images that can be read", "Give more --images, or none")
+        raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
     batches = _cut(ready, workers.batch_size)
     seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
     sizes: list[int] = []

@@ -32,7 +32,7 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
             f"{key} is stored as {earlier}"
         )
     if plan.gone:
-        texts.append(f"{images(plan.gone)} deleted since; the features are kept")
+        texts.append(f"{images(plan.gone)} no longer {'exists' if plan.gone == 1 else 'exist'}; the features are kept")
     if suspected:
         names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
         texts.append(f"An earlier call ended while reading {names}: images are now decoded in separate processes")
@@ -43,14 +43,14 @@ def remarks(found: sources.Found, job: Job) -> list[str]:
     """What was skipped."""
     texts = []
     if found.others:
-        texts.append(f"{count_of(found.others, 'file')} without an image suffix left out")
+        texts.append(f"Skipped {count_of(found.others, 'file')} without an image suffix")
     if found.unfollowed:
-        texts.append(f"{count_of(found.unfollowed, 'linked folder')} not followed")
+        texts.append(f"Skipped {count_of(found.unfollowed, 'linked folder')}")
     if found.closed:
-        texts.append(f"{count_of(found.closed, 'unreadable folder')} left out")
+        texts.append(f"Skipped {count_of(found.closed, 'unreadable folder')}")
     if found.repeated:
         example = ": {} is stored as {}".format(*found.example) if found.example else ""
-        texts.append(f"{images(found.repeated)} named more than once, taken once{example}")
+        texts.append(f"{images(found.repeated)} named more than once, processed once{example}")
     if formats.vectors_only(job.format) and job.maps is None:
         texts.append(f"No maps are kept: {job.format} holds only embeddings")
     return texts

@@ -80,8 +80,9 @@ class Recomputed:
 
     @property
     def same(self) -> bool:
-        """Whether everything was reproduced."""
-        return self.deviation <= self.tolerance and not self.failed
+        """Whether everything was reproduced, and there was something that could be."""
+        compared = self.images or not self.skipped
+        return bool(compared) and self.deviation <= self.tolerance and not self.failed
 
 
 @dataclass(slots=True)
@@ -207,7 +208,7 @@ def _fault(run: Run, key: str) -> str:
         return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line.output), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except FeatxError as error:  # a link leads out of the folder
+    except FeatxError as error:  # a link points outside the folder
         return error.message
     except UNSOUND as error:
         return f"is not an output, or its line is damaged: {type(error).__name__} {error}"

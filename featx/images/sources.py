@@ -219,7 +219,7 @@ def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
 def _without_images(text: str, walk: Walk) -> UsageError:
     """Return the error of an input without images, with the most likely reason."""
     if walk.reason:
-        hint = "Check the path, and who may read it"
+        hint = "Check the path and its permissions"
     elif "[" in text and not os.path.lexists(text):
         hint = f"In patterns, [ ] matches one of the characters inside; for a bracket write {glob.escape('[')}"
         hint += f", as in {text.replace('[', glob.escape('['))}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featx.declaring import keywords
-from featx.errors import UsageError, enough_memory
+from featx.errors import FeatxError, UsageError, enough_memory
 from featx.images import decoding, fitting
 from featx.images.containers import orientation_of
 from featx.images.frame import Frame
+from featx.images.placing import reason_of
 from featx.models import libraries, runtimes
 from featx.models.levels import require_arrays, to_nchw
 from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, device_name
@@ -108,16 +110,18 @@ class Pyramid:
 
         Raises
         ------
-        featx.errors.DecodeError
-            If the image is of a kind that has no agreed way to RGB.
-        Exception
-            Whatever Pillow raises for a broken file.
+        FeatxError
+            If the file is missing or damaged, or the image is of a kind that has no agreed way to RGB.
         """
-        if isinstance(image, Image.Image):
-            rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
-        else:
-            rgb, orientation = decoding.decode(Path(image))
-        return self.preprocessor(rgb, orientation)
+        try:
+            if isinstance(image, Image.Image):
+                rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
+            else:
+                rgb, orientation = decoding.decode(Path(image))
+            return self.preprocessor(rgb, orientation)
+        except Exception as error:  # decoders raise far more than OSError
+            name = "The image" if isinstance(image, Image.Image) else os.fspath(image)
+            raise FeatxError(f"{name} cannot be read: {reason_of(error, name)}", "Try another image") from error
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Make (B, 3, H, W) float32 model inputs of (B, H, W, 3) uint8 pixels, as `preprocess` does."""
@@ -166,7 +170,11 @@ class Pyramid:
         if batch.ndim != 4 or batch.shape[1] != 3:
             raise UsageError(f"Expected a batch of shape (B, 3, H, W), not {tuple(batch.shape)}")
         refusal = f"{self.device} ran out of memory on a batch of {len(batch)}"
-        with enough_memory(refusal), torch.no_grad(), full_precision(self.device):
+        with (
+            enough_memory(refusal, "Use a smaller batch or a smaller image_size"),
+            torch.no_grad(),
+            full_precision(self.device),
+        ):
             values = self.run(batch.to(self.device))
         return {field.key: value for field, value in zip(self.fields, values, strict=True)}
 

@@ -179,7 +179,7 @@ def _measure(models: Catalogue, missing: Sequence[str], handle: SearchListener) 
             try:
                 models.entries[name] = library.entry(name)
             except Exception as error:  # noqa: BLE001 - one model that breaks timm must not cost the others
-                handle(Note(f"{name} is left out: {error}"))
+                handle(Note(f"{name} was skipped: {error}"))
             handle(Surveyed(done, len(missing)))
             if done % SAVE_EVERY == 0:
                 _save(models, handle)

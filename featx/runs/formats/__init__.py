@@ -20,6 +20,7 @@ import numpy as np
 
 from featx.errors import UsageError
 from featx.runs.manifest import Done
+from featx.text import amount_of
 from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -195,15 +196,15 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
     if fields is not None and vectors_only(name) and not (len(fields) == 1 and fields[0].is_vector):
         given = ", ".join(field.key for field in fields)
         raise UsageError(
-            f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
+            f"{name} stores one vector per image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
     largest = import_module(FORMATS[name].module).Writer.largest
     types = [np.dtype("float32" if field.is_vector else dtype) for field in fields or ()]
     size = sum(math.prod(field.shape) * kind.itemsize for field, kind in zip(fields or (), types, strict=True))
     if size > largest:
         raise UsageError(
-            f"The arrays of one image take {size / 1e9:.3g} GB, and an {name} file holds {largest / 1e9:.3g} GB",
-            "Take a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
+            f"The arrays of one image take {amount_of(size)}, but an {name} file holds at most {amount_of(largest)}",
+            "Use a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
         )
 
 
