@@ -123,11 +123,11 @@ def extract(
     max_pixels : int | str
         Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
     max_bytes : int | str
-        Size of the file; a larger one fails. Default: 1G.
+        Size of the file; a larger one fails. Default: 1GB.
     time_limit : float
         Seconds to read and decode an image. Default: 120.
     memory_limit : int | str
-        Memory to decode an image; enforced with --isolate, on Linux. Default: 4G.
+        Memory to decode an image; enforced with --isolate, on Linux. Default: 4GB.
 
     Returns
     -------

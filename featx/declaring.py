@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import wraps
 from operator import index
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
@@ -21,7 +23,13 @@ Convert = Callable[[str, Any], Any]
 Group = TypeVar("Group")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SCALES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+# What a count, and what a number of bytes, may be abbreviated with.
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_DECIMAL = {f"{prefix}{unit}": 1000**power for power, prefix in enumerate("kmgt", 1) for unit in ("", "b")}
+_BYTES = {"": 1, "b": 1, **_DECIMAL, **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)}}
+
+# Seconds that every clock and timer can hold; eleven days.
+_MOST_SECONDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,13 @@ class Declaration:
     metavar : str
         Placeholder for the value in the help.
     flags : tuple of str
-        Other spellings on the command line (``-o``), or all of them for a flag with two sides.
+        Other spellings on the command line (``-o``), or all of them if one is long (``--maps/--no-maps``).
     shown : str
         The default as the help shows it; empty to show the value itself.
     accepts : str
         The types that Python callers may pass; empty means those of the field.
+    repeated : bool
+        Whether it may be typed several times, which is the same as once with commas.
     in_recipe : bool
         Whether the option changes the numbers, so that features made with another value never mix.
     """
@@ -52,6 +62,7 @@ class Declaration:
     flags: tuple[str, ...] = ()
     shown: str = ""
     accepts: str = ""
+    repeated: bool = False
     in_recipe: bool = False
 
 
@@ -94,9 +105,9 @@ class Options:
             Naming the option, and what was expected.
         """
         for each in declared(type(self)):
-            value, convert = getattr(self, each.name), declaration(each).convert
-            if value is not None and convert:
-                object.__setattr__(self, each.name, convert(flag(each.name), value))
+            value, convert = getattr(self, each.name), declaration(each).convert or _switch
+            if value is not None:
+                object.__setattr__(self, each.name, convert(spellings(each)[0], value))
 
 
 def declared(of: type[Options], *, without: Sequence[str] = ()) -> list[Field[Any]]:
@@ -110,9 +121,29 @@ def declaration(each: Field[Any]) -> Declaration:
     return found
 
 
-def flag(name: str) -> str:
-    """Write an option's name as on the command line: ``--image-size``."""
-    return f"--{name.replace('_', '-')}"
+def spellings(each: Field[Any]) -> tuple[str, ...]:
+    """Return an option's spellings on the command line, the one that messages use first: ``--image-size``."""
+    flags = declaration(each).flags
+    return flags if any(text.startswith("--") for text in flags) else (f"--{each.name.replace('_', '-')}", *flags)
+
+
+def as_text(_: str, value: Any) -> str:
+    """Take any text."""
+    return str(value)
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Expect a path."""
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise UsageError(f"{name}: expected a path, not {value!r}") from error
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: expected True or False, not {value!r}")
+    return value
 
 
 def one_of(*choices: str) -> Convert:
@@ -126,7 +157,7 @@ def one_of(*choices: str) -> Convert:
     return convert
 
 
-def whole(least: int, most: int, *, auto: bool = False) -> Convert:
+def whole(least: int, most: int = 1 << 62, *, auto: bool = False) -> Convert:
     """Expect a whole number from `least` to `most`; or, if `auto`, the word for None."""
     limits = f"from {least} to {most}" if most < 1 << 62 else f"of at least {least}"
     expected = ("a whole number that fits into 64 bits" if least < -(1 << 62) else f"a whole number {limits}") + (
@@ -149,26 +180,33 @@ def seconds(least: float) -> Convert:
     def convert(name: str, value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
-            number = 0.0
-        if not least <= number < float("inf"):
-            raise UsageError(f"{name}: expected seconds, at least {least:g}, not {value!r}")
+        except (TypeError, ValueError, OverflowError):
+            number = -1.0
+        if not least <= number <= _MOST_SECONDS:  # NaN is not
+            raise UsageError(f"{name}: expected seconds, from {least:g} to {_MOST_SECONDS}, not {value!r}")
         return number
 
     return convert
 
 
 def amount(example: str) -> Convert:
-    """Expect a whole number, which may be abbreviated: 30M, 1.5G, 250k."""
+    """Expect a whole number of at least 1, which may be abbreviated: 30M, 1.5G, 250k, 1_000_000."""
+    return _abbreviated(_COUNTS, f"a whole number of at least 1, such as {example}")
 
+
+def size_in_bytes(example: str) -> Convert:
+    """Expect a number of bytes of at least 1, with or without a unit: 500000, 500 kB, 1.5GB, 4GiB."""
+    return _abbreviated(_BYTES, f"a number of bytes, such as {example}")
+
+
+def _abbreviated(scales: Mapping[str, int], expected: str) -> Convert:
     def convert(name: str, value: Any) -> int:
-        number = re.fullmatch(r"([0-9]*\.?[0-9]+)([kmgb]?)", str(value).lower())
-        found = float(number[1]) * _SCALES[number[2]] if number else 0.0
-        if isinstance(value, int) and not isinstance(value, bool):
-            found = value
-        if not 1 <= found < 1 << 63:
-            raise UsageError(f"{name}: expected a number of at least 1, such as {example}, not {value!r}")
-        return int(found)
+        found = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*|\.[0-9]+) ?([a-z]*)", str(value).lower())
+        scale = scales.get(found[2]) if found else None
+        number = Decimal(found[1]) * scale if found and scale else Decimal(0)
+        if not 1 <= number < 1 << 63 or number % 1:
+            raise UsageError(f"{name}: expected {expected}, not {value!r}")
+        return int(number)
 
     return convert
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 # What to do when there is not enough disk space, or memory.
-ROOM = "Make room or repair the disk, and run the same command to resume"
+ROOM = "Free some space or repair the disk, and run the same command to resume"
 LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
 
 

@@ -157,7 +157,7 @@ def inside(root: str, name: str) -> Path:
     """
     path = os.path.join(root, name)  # noqa: PTH118 - text, which is cheaper
     if not os.path.realpath(path).startswith(f"{root.rstrip(os.sep)}{os.sep}"):
-        raise OutputError(f"{name} leads out of {root}", "Check who wrote the manifest, and the links in the folder")
+        raise OutputError(f"{name} points outside {root}", "Check who wrote the manifest, and the links in the folder")
     return Path(path)
 
 
@@ -182,7 +182,7 @@ def temporary_folder() -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="featx-", ignore_cleanup_errors=True)
     except OSError as error:
         raise FeatxError(
-            f"No folder takes temporary files: {error.strerror or error}", "Set TMPDIR to one that can be written"
+            f"No writable folder for temporary files: {error.strerror or error}", "Set TMPDIR to a writable folder"
         ) from error
     with folder as place:
         yield Path(place)

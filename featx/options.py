@@ -8,7 +8,23 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from featx.declaring import Options, amount, declaration, declared, group, numbers, one_of, option, seconds, size, whole
+from featx.declaring import (
+    Options,
+    amount,
+    as_path,
+    as_text,
+    declaration,
+    declared,
+    group,
+    numbers,
+    one_of,
+    option,
+    seconds,
+    size,
+    size_in_bytes,
+    whole,
+)
+from featx.errors import UsageError
 
 # Prefix of the name of a model in a folder.
 LOCAL = "local-dir:"
@@ -17,7 +33,7 @@ LOCAL = "local-dir:"
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
 _OF_TIMM = re.compile(r"timm/([\w.-]+)")
 
-PRECISIONS, DTYPES = ("fp32", "bf16", "fp16"), ("float32", "float16")
+PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
 # A larger batch size is a typing error.
@@ -44,12 +60,17 @@ def folder_name(model: str) -> str:
     return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
 
 
-def _text(_: str, value: Any) -> str:
-    return str(value)
-
-
-def _path(_: str, value: Any) -> Path:
-    return Path(value)
+def device_name(name: str, value: Any) -> str:
+    """Expect the name of one device, or of several GPUs."""
+    text = str(value)
+    numbers = text.removeprefix("cuda:").split(",") if re.fullmatch(r"cuda:[0-9]{1,9}(,[0-9]{1,9})*", text) else []
+    if text not in ("auto", "cpu", "cuda", "all", "mps") and not numbers:
+        kind = re.match("cpu|mps", text)
+        hint = f"{kind[0]} has no number" if kind else ""
+        raise UsageError(f"{name}: expected auto, cpu, cuda, cuda:1, cuda:0,1, all or mps, not {text!r}", hint)
+    if len({*map(int, numbers)}) < len(numbers):
+        raise UsageError(f"{name}: {text!r} names a GPU twice", "Name each GPU once")
+    return text
 
 
 def _model(_: str, value: Any) -> str:
@@ -73,7 +94,7 @@ class ModelOptions(Options):
         default="pretrained",
         help="Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. "
         "Pretrained weights are never replaced by others.",
-        convert=_text,
+        convert=as_text,
         metavar="pretrained|random|FILE",
         accepts="str | PathLike[str]",
     )
@@ -177,8 +198,8 @@ class StoreOptions(Options):
     format: str = option(
         default="npz",
         help="One .npz file per image, or all embeddings in one array (npy) or table (parquet).",
-        convert=_text,
-        metavar="npz|npy|parquet",
+        convert=one_of(*FORMATS),
+        metavar="|".join(FORMATS),
         in_recipe=True,
     )
     dtype: str = option(
@@ -199,7 +220,7 @@ class OutputOptions(Options):
     output: Path | None = option(
         default=None,
         help="Folder of the run.",
-        convert=_path,
+        convert=as_path,
         metavar="DIR",
         flags=("-o",),
         shown="features/MODEL",
@@ -245,7 +266,7 @@ class RunOptions(Options):
     panel: ClassVar[str] = "Run"
 
     device: str = option(
-        default="auto", help="Where to compute.", convert=_text, metavar="auto|cpu|cuda|cuda:0,1|all|mps"
+        default="auto", help="Where to compute.", convert=device_name, metavar="auto|cpu|cuda|cuda:0,1|all|mps"
     )
     batch_size: int | None = option(
         default=None,
@@ -287,9 +308,9 @@ class Limits(Options):
     max_bytes: int = option(
         default=1_000_000_000,
         help="Size of the file; a larger one fails.",
-        convert=amount("1G"),
-        metavar="1G",
-        shown="1G",
+        convert=size_in_bytes("1GB"),
+        metavar="1GB",
+        shown="1GB",
         accepts="int | str",
     )
     time_limit: float = option(
@@ -298,9 +319,9 @@ class Limits(Options):
     memory_limit: int = option(
         default=4_000_000_000,
         help="Memory to decode an image; enforced with --isolate, on Linux.",
-        convert=amount("4G"),
-        metavar="4G",
-        shown="4G",
+        convert=size_in_bytes("4GB"),
+        metavar="4GB",
+        shown="4GB",
         accepts="int | str",
     )
 

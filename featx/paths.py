@@ -41,7 +41,7 @@ def here() -> str:
     try:
         return os.getcwd()  # noqa: PTH109 - text, as all paths of a million images
     except OSError as error:
-        raise FeatxError("The current folder is not there any more", "Go to one that is, and run it again") from error
+        raise FeatxError("The current folder no longer exists", "Change to another folder, and run it again") from error
 
 
 def absolute(path: str) -> str:

@@ -63,7 +63,7 @@ def test_versions_are_compared_byte_for_byte(tmp_path):
     assert same == "| vit, bf16 | same |"
     assert different.startswith("| vit, pool cls | extract: standard output: ")
     assert "<br>photos/photo.jpg.npz: " in different
-    assert "<br>resume: exit status 3 -> 1: featx: vit-pool-cls holds features of another recipe" in different
+    assert "<br>resume: exit status 3 -> 1: featx: vit-pool-cls holds features made with a" in different
     assert "verify: " not in different
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.declaring import Options, declaration, declared, flag
+from featx.declaring import Options, declaration, declared, spellings
 from featx.errors import UsageError
 
 
@@ -54,7 +54,9 @@ def takes(
         @wraps(command)
         def run(**values: Any) -> None:
             typed = {name: values.pop(name) for name in chosen}
-            command(options={name: value for name, value in typed.items() if value is not None}, **values)
+            command(
+                options={name: _joined(value) for name, value in typed.items() if value not in (None, [])}, **values
+            )
 
         rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "options"]
         parameters = [*chosen.values(), *rest]
@@ -64,22 +66,27 @@ def takes(
     return decorate
 
 
+def _joined(value: Any) -> Any:
+    return ",".join(value) or None if isinstance(value, list) else value
+
+
 def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspect.Parameter:
     """Make the parameter of an option; it is None if it was not typed and has no default to show."""
     about = declaration(each)
-    spellings = about.flags if any("/" in text for text in about.flags) else (flag(each.name), *about.flags)
     is_flag = about.convert is None
     default = None if each.default is MISSING and not needed else each.default
-    if not is_flag and default is not None and default is not MISSING:
+    if about.repeated:
+        default = None
+    elif not is_flag and default is not None and default is not MISSING:
         default = about.shown or str(default)  # as text, which is converted as if it had been typed
     given = typer.Option(
-        *spellings,
+        *spellings(each),
         help=about.help,
         metavar=about.metavar,
-        rich_help_panel=group.panel,
+        rich_help_panel=group.panel or None,
         show_default=about.shown or False if default in (None, MISSING) else default is not False,
     )
-    kind: Any = bool if is_flag else str
+    kind: Any = bool if is_flag else list[str] if about.repeated else str
     return inspect.Parameter(
         each.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,11 @@ import typer
 
 from featx.cli import progress, reports, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
-from featx.declaring import amount, numbers
+from featx.command_options import BenchOptions, ListOptions, SimilarOptions, VerifyOptions
 from featx.engine.stopping import Stop
+from featx.errors import UsageError
 from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
-from featx.requests import Job, ModelRequest
+from featx.requests import ONE, Job, ModelRequest
 from featx.version import __version__
 
 app = typer.Typer(
@@ -26,6 +28,34 @@ app = typer.Typer(
 )
 
 STOP = Stop()
+
+# What typer raises for a command line that it cannot read: click's, in whichever package typer has it.
+_Misused: Any = typer.BadParameter.__base__
+
+
+def run() -> int:
+    """Run the command that was typed, and return its exit status.
+
+    Raises
+    ------
+    UsageError
+        If there is no such command or option, or one is missing.
+    """
+    try:
+        return app(prog_name="featx", standalone_mode=False) or 0
+    except _Misused as error:
+        if not sys.argv[1:]:  # then it is the help
+            error.show()
+            return int(error.exit_code)
+        command = error.ctx.command_path if error.ctx else "featx"
+        raise UsageError(error.format_message().rstrip("."), f"`{command} --help` shows what there is") from error
+
+
+def has_option(spelling: str) -> bool:
+    """Whether the command that was typed has an option."""
+    group: Any = typer.main.get_command(app)
+    command = next((group.commands[text] for text in sys.argv[1:] if text in group.commands), group)
+    return any(spelling in each.opts for each in command.params)
 
 
 @app.callback(invoke_without_command=True)
@@ -42,39 +72,13 @@ def common(
     "list-models",
     epilog="Example: featx list-models --license apache --max-params 30M --stride 4,8,16,32 --sort params --limit 20",
 )
+@takes(ListOptions)
 def list_models(
+    options: dict[str, Any],
     patterns: Annotated[
         list[str] | None,
         typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; a model must match one of them."),
     ] = None,
-    pretrained: Annotated[bool, switch("--pretrained", help="Only models with pretrained weights.")] = False,
-    stride: Annotated[
-        list[str] | None, typer.Option(metavar="8|4,8", help="Only models with a level at each of these strides.")
-    ] = None,
-    min_levels: Annotated[int | None, typer.Option(metavar="N", help="Only models with at least N levels.")] = None,
-    max_params: Annotated[
-        str | None,
-        typer.Option(metavar="30M", help="Only models with at most this many parameters, not counting the head."),
-    ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", metavar="TEXT", help="Only models with weights whose licence has TEXT in its name."),
-    ] = None,
-    family: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only models of this family: timm's module, such as resnet.")
-    ] = None,
-    any_size: Annotated[
-        bool,
-        switch("--any-size", help="Only models that take other image sizes without being rebuilt."),
-    ] = False,
-    source: Annotated[
-        str,
-        typer.Option(
-            metavar="timm|ultralytics", help="Library that the models come from; ultralytics needs featx\\[yolo]."
-        ),
-    ] = "timm",
-    sort: Annotated[str, typer.Option(metavar="name|params", help="Order of the list.")] = "name",
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N models.")] = None,
     names: Annotated[bool, switch("--names", help="Only the names, one per line.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -82,20 +86,10 @@ def list_models(
     """List models, with the stride and channels of their levels."""
     from featx.models.search import list_models as find
 
-    wanted: dict[str, Any] = {
-        "pretrained": pretrained,
-        "strides": [number for text in stride or () for number in numbers(float, "4,8")("--stride", text)],
-        "min_levels": min_levels,
-        "max_parameters": None if max_params is None else amount("30M")("--max-params", max_params),
-        "license": license_,
-        "family": family,
-        "any_size": any_size,
-        "source": source,
-        "sort": sort,
-        "limit": limit,
-    }
+    if names and as_json:
+        raise UsageError("--names and --json both choose what is printed", ONE)
     with progress.searching() as listener:
-        found = find(patterns or (), **wanted, listener=listener)
+        found = find(patterns or (), **options, listener=listener)
     tables.models(found, names=names, as_json=as_json)
 
 
@@ -152,12 +146,11 @@ def extract(
 
 
 @app.command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
-@takes(RunOptions, only=("device",))
+@takes(SimilarOptions, RunOptions, only=("count", "device"))
 def similar(
     options: dict[str, Any],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
     query: Annotated[str, typer.Argument(metavar="QUERY", help="An image.")],
-    count: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of images to find.")] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of the results, with scores.")
     ] = None,
@@ -173,7 +166,7 @@ def similar(
     if output:
         similarity.require_drawable(output)
     with progress.waiting("searching"):
-        found = similarity.similar(run, query, count, with_self=with_self, **options)
+        found = similarity.similar(run, query, with_self=with_self, **options)
     tables.neighbours(found, as_json=as_json)
     if output:
         similarity.draw(found, output)
@@ -182,30 +175,21 @@ def similar(
 
 @app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
 @takes(
-    *(ModelOptions, ImageOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
+    *(ModelOptions, ImageOptions, BenchOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
     without=("weights", "seed", "format", "isolate"),
 )
 def bench(
     options: dict[str, Any],
-    images: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", rich_help_panel=ImageOptions.panel, help="Photos to use.", show_default="made up"),
-    ] = None,
-    count: Annotated[
-        int, typer.Option(min=8, max=100_000, rich_help_panel=ImageOptions.panel, help="Photos in a round.")
-    ] = 64,
-    rounds: Annotated[
-        int, typer.Option(min=1, max=1000, rich_help_panel=ImageOptions.panel, help="Rounds to take medians over.")
-    ] = 3,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show where the time goes on this machine: each stage alone, then all together; weights are random."""
+    images, own = options.pop("images", None), {name: options.pop(name) for name in ("count", "rounds")}
     job = Job(inputs=() if images is None else (images,), weights="random", **options)
     from featx.engine import bench as benchmark
 
     with progress.waiting("timing"):
-        value = benchmark.bench(job, count, rounds)
+        value = benchmark.bench(job, **own)
     tables.timings(value, as_json=as_json)
 
 
@@ -224,11 +208,10 @@ def fetch(
 
 
 @app.command(epilog="Example: featx verify features/photos --recompute 20")
+@takes(VerifyOptions)
 def verify(
+    options: dict[str, Any],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the run.")],
-    recompute: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Extract N random images again, and compare the results.")
-    ] = 0,
     repair: Annotated[
         bool,
         typer.Option(
@@ -247,6 +230,6 @@ def verify(
     from featx.explore.verify import verify as check
 
     with progress.checking(quiet=as_json) as listener:
-        verified = check(folder, recompute=recompute, repair=repair, listener=listener)
+        verified = check(folder, repair=repair, listener=listener, **options)
     tables.verified(verified, as_json=as_json)
     raise typer.Exit(0 if verified.sound and verified.complete else 1)

@@ -28,14 +28,11 @@ def _status() -> int:
     """Run a command, and return its exit status."""
     try:
         _require_words(sys.argv[1:])
-        commands.app(prog_name="featx")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        return commands.run()
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
     except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
         return _fail(_described(error))
-    return 0
 
 
 def _require_words(arguments: list[str]) -> None:
@@ -55,9 +52,11 @@ def _require_words(arguments: list[str]) -> None:
 def _described(error: Exception) -> FeatxError:
     """Describe an error that has not been described anywhere else."""
     if isinstance(error, FeatxError):
+        if error.hint == LESS:
+            error.hint = _less()
         return error
     if is_out_of_memory(error):
-        described = FeatxError("There is not enough memory", LESS)
+        described = FeatxError("There is not enough memory", _less())
     elif isinstance(error, StuckError):
         described = FeatxError(f"{error.item.path} {error}", "Leave that image out")
     elif isinstance(error, OSError):
@@ -70,6 +69,14 @@ def _described(error: Exception) -> FeatxError:
         )
     described.__cause__ = error
     return described
+
+
+def _less() -> str:
+    """Say how to use less memory by options that the command has."""
+    if commands.has_option("--batch-size"):
+        return LESS
+    smaller = commands.has_option("--image-size")
+    return "Use a smaller --image-size" if smaller else "Close other programs, or use a machine with more memory"
 
 
 def _fail(error: FeatxError) -> int:

@@ -17,7 +17,7 @@ from featx.cli.columns import print_columns
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
 from featx.runs.layout import MANIFEST
-from featx.text import count_of, images, printable
+from featx.text import amount_of, count_of, images, printable
 
 if TYPE_CHECKING:
     from featx.explore.similarity import Neighbours
@@ -75,7 +75,7 @@ def fetched(value: dict[str, Any], *, as_json: bool) -> None:
         print_json(value)
         return
     out = stdout()
-    out.print(f"{escape(value['output'])}/{value['file']}  {_bytes(value['bytes'])}", soft_wrap=True)
+    out.print(f"{escape(value['output'])}/{value['file']}  {amount_of(value['bytes'])}", soft_wrap=True)
     out.print(f"[dim]sha256 {value['sha256']}, from {escape(value['source'])}[/]", soft_wrap=True)
     out.print(f"Use it with --model local-dir:{escape(value['output'])}", soft_wrap=True)
 
@@ -89,8 +89,8 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
     table = _table("stage", ">images/s", ">threads", "work")
     for stage, threads, work in (
         ("read", "readers", "decode, resize, crop"),
-        ("forward", "forwards", f"batches of {workers['batch_size']}, {workers['threads']} core(s) each"),
-        ("write", "writers", f"lay out, hash, write {_bytes(round(value['bytes_per_image']))}"),
+        ("forward", "forwards", f"batches of {workers['batch_size']}, {count_of(workers['threads'], 'core')} each"),
+        ("write", "writers", f"lay out, hash, write {amount_of(round(value['bytes_per_image']))}"),
         ("commit", "", "wait for the disk"),
     ):
         rate = value["stages"][stage]["images_per_second"]
@@ -157,12 +157,12 @@ def verified(value: Verified, *, as_json: bool) -> None:
 
 
 def _recomputed(value: Recomputed) -> str:
-    skipped = f", {images(value.skipped)} skipped: changed or deleted since" if value.skipped else ""
+    skipped = f", {images(value.skipped)} skipped: changed or deleted since the run" if value.skipped else ""
     versions = f" (now {', '.join(value.versions)})" if value.versions else ""
     failed = f", {len(value.failed)} failed, the first {value.failed[0]}" if value.failed else ""
     rest = printable(f"{skipped}{failed}{versions}")
     if not value.images:
-        return f"no image extracted again{rest}"
+        return f"not reproduced: no image extracted again{rest}" if value.skipped else f"no image extracted again{rest}"
     if not value.where:
         return f"{images(value.images)} extracted again: bit for bit the same{rest}"
     verdict = "within" if value.deviation <= value.tolerance else "beyond"
@@ -188,7 +188,7 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
         "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
         "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
         "other outputs": _other_outputs(value),
-        "bytes per photo": _bytes(value["bytes_per_image"]),
+        "bytes per photo": amount_of(value["bytes_per_image"]),
         **({"licence": value["license"]} if "license" in value else {}),
     }
 
@@ -256,7 +256,7 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
             str(level["channels"]),
             _spacing(level["stride"]),
             f"{level['height']} x {level['width']}" if known else "?",
-            _bytes(size),
+            "?" if size is None else amount_of(size),
         )
     return table
 
@@ -287,12 +287,6 @@ def _spacing(value: float | list[float] | None) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "?"
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _sentence(text: str) -> str:

@@ -29,7 +29,10 @@ def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
     """
     pyramid = load(request_of(summary), device)
     if pyramid.weights.sha256 != summary["weights"]["sha256"]:
-        raise UsageError("The weights are others now than those of the run", "Put the run's own back")
+        raise UsageError(
+            "The weights differ from those the run was made with",
+            "Restore the weights of the run, or extract again with --overwrite",
+        )
     return pyramid
 
 

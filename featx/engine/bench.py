@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from featx import files
+from featx.command_options import BenchOptions
 from featx.engine import checks, isolation, pipeline, resources
 from featx.engine.computing import Computer
 from featx.engine.resources import Workers
@@ -61,16 +62,17 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
     FeatxError
         If the model cannot be run, or no image can be read.
     """
+    asked = BenchOptions(count=count, rounds=rounds)
     job = checks.completed(job)
     devices = choose_devices(job.device)
     pyramids = [load(job.request, device) for device in devices]
     with files.temporary_folder() as scratch:
-        items = _items(job, count, scratch / "photos")
+        items = _items(job, asked.count, scratch / "photos")
         computers, workers = resources.spread(pyramids, job, len(items), {})
         resources.use_backend(computers, workers)
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         with resources.machine(devices, workers):
-            seconds, size, batches = _rounds(computers, workers, reader, items, scratch, rounds)
+            seconds, size, batches = _rounds(computers, workers, reader, items, scratch, asked.rounds)
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
     rates["forward"] *= batches * workers.batch_size / len(items)
     shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
@@ -83,7 +85,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         "dtype": job.dtype,
         "workers": {name: getattr(workers, name) for name in Workers.__slots__},
         "images": len(items),
-        "rounds": rounds,
+        "rounds": asked.rounds,
         "stages": {stage: {"images_per_second": rates[stage]} for stage in STAGES},
         "bytes_per_image": size,
         "limit": limit,
@@ -111,7 +113,7 @@ def _rounds(
     work = pipeline.Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
     ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
-        raise UsageError("There are too few images that can be read", "Give more --images, or none")
+        raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
     batches = _cut(ready, workers.batch_size)
     seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
     sizes: list[int] = []

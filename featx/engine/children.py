@@ -27,6 +27,7 @@ from featx.images import decoding, fitting
 from featx.images.frame import Frame
 from featx.images.placing import Placed, place, reason_of
 from featx.options import Limits
+from featx.text import amount_of
 
 # Seconds that a child has to get ready; it loads torch for timm's transform.
 START = 120.0
@@ -103,9 +104,9 @@ class Child:
         except (EOFError, OSError, RuntimeError) as error:
             reason = str(error) or "it ended at once"
         else:
-            reason = "it never got ready"
+            reason = "it did not become ready"
         raise FeatxError(
-            f"No process could be started to read images in: {reason}",
+            f"Could not start a process to read images: {reason}",
             "Scripts that call featx need `if __name__ == '__main__':` around it",
         )
 
@@ -157,7 +158,7 @@ def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashe
         failure = error if isinstance(error, UnreadableError) else UnreadableError("decode", reason_of(error, locator))
         reason = failure.reason
         if isinstance(failure.__cause__ or error, MemoryError):
-            reason = f"takes more than {limits.memory_limit / 1e9:.3g} GB of memory (--memory-limit)"
+            reason = f"takes more than {amount_of(limits.memory_limit)} of memory (--memory-limit)"
         answer = {"stage": failure.stage, "reason": reason, "sha256": failure.sha256, "messages": _take(captured)}
         pipe.send_bytes(json.dumps(answer).encode())
         return

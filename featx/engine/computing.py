@@ -106,7 +106,7 @@ class Computer:
                 may_halve = isinstance(error, torch.OutOfMemoryError) or self.pyramid.device.type != "cpu"
                 if part == 1 or not may_halve:
                     what = "one image" if part == 1 else f"a batch of {part} images"
-                    raise ModelError(f"{self.pyramid.device} has not enough memory for {what}", LESS) from error
+                    raise ModelError(f"{self.pyramid.device} does not have enough memory for {what}", LESS) from error
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
             if self.largest == part:
                 self.largest = -(-part // 2)

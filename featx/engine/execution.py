@@ -86,7 +86,7 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
                 left.remove(stuck.item)
                 left.appendleft(stuck.item)
                 enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
-            listener(Note("An image hung: from here on images are read in processes of their own"))
+            listener(Note("An image hung: images are now decoded in separate processes"))
             execution.reader.give_up()
     if left:
         raise InterruptedByError

@@ -43,7 +43,7 @@ def of_plan(plan: Plan) -> list[str]:
             f"{key} is stored as {earlier}"
         )
     if plan.gone:
-        texts.append(f"{images(plan.gone)} deleted since; the features are kept")
+        texts.append(f"{images(plan.gone)} no longer {'exists' if plan.gone == 1 else 'exist'}; the features are kept")
     return texts
 
 
@@ -51,16 +51,16 @@ def remarks(found: sources.Found, job: Job) -> list[str]:
     """What was skipped."""
     texts = []
     if found.others:
-        texts.append(f"{count_of(found.others, 'file')} without an image suffix left out")
+        texts.append(f"Skipped {count_of(found.others, 'file')} without an image suffix")
     if found.unread:
-        texts.append("{} skipped; {}".format(*plugins.counted(found.unread)))
+        texts.append("Skipped {}; {}".format(*plugins.counted(found.unread)))
     if found.unfollowed:
-        texts.append(f"{count_of(found.unfollowed, 'linked folder')} not followed")
+        texts.append(f"Skipped {count_of(found.unfollowed, 'linked folder')}")
     if found.closed:
-        texts.append(f"{count_of(found.closed, 'unreadable folder')} left out")
+        texts.append(f"Skipped {count_of(found.closed, 'unreadable folder')}")
     if found.repeated:
         example = ": {} is stored as {}".format(*found.example) if found.example else ""
-        texts.append(f"{images(found.repeated)} named more than once, taken once{example}")
+        texts.append(f"{images(found.repeated)} named more than once, processed once{example}")
     if formats.vectors_only(job.format) and job.maps is None:
         texts.append(f"No maps are kept: {job.format} holds only embeddings")
     return texts

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from featx import paths
+from featx.command_options import SimilarOptions
 from featx.errors import FeatxError, OutputError, UnreadableError, UsageError
 from featx.images import locators
 from featx.options import Limits
@@ -103,6 +104,7 @@ def similar(
     FeatxError
         If the run has no embeddings, the query cannot be read, or the run's model is not available.
     """
+    count = SimilarOptions(count=count).count
     opened = run if isinstance(run, Run) else open_run(run)
     name = "" if isinstance(query, np.ndarray) else os.fspath(query)
     opened.embeddings()  # which says so if there are none, before the model is loaded

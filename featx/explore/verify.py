@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import structs
 
 from featx import files
+from featx.command_options import VerifyOptions
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
@@ -79,8 +80,9 @@ class Recomputed:
 
     @property
     def same(self) -> bool:
-        """Whether everything was reproduced."""
-        return self.deviation <= self.tolerance and not self.failed
+        """Whether everything was reproduced, and there was something that could be."""
+        compared = self.images or not self.skipped
+        return bool(compared) and self.deviation <= self.tolerance and not self.failed
 
 
 @dataclass(slots=True)
@@ -166,6 +168,7 @@ def verify(
     FeatxError
         If the folder is not a run, another run holds it, or the recipe can no longer be followed.
     """
+    recompute = VerifyOptions(recompute=recompute).recompute
     require_summary(folder)  # before looking for its lock
     folder = Path(folder)
     holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
@@ -205,7 +208,7 @@ def _fault(run: Run, key: str) -> str:
         return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line.output), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except FeatxError as error:  # a link leads out of the folder
+    except FeatxError as error:  # a link points outside the folder
         return error.message
     except UNSOUND as error:
         return f"is not an output, or its line is damaged: {type(error).__name__} {error}"

@@ -36,16 +36,16 @@ def loaded(image: Image.Image) -> Image.Image:
     low = _low_bytes(image) if transparent is not None and rawmode == "RGB;16B" else None
     image.load()  # the whole first picture, so that a truncated file fails here and not half-way
     if image.mode == "F":
-        raise DecodeError("floating-point pixels have no agreed range; convert it to 8 or 16 bit")
+        raise DecodeError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
     if image.mode == "I" and image.format not in ("PPM", "PNG"):  # for these two white is 65535
-        raise DecodeError("32-bit or signed pixels have no agreed range; convert it to 8 or 16 bit")
+        raise DecodeError("32-bit or signed pixels have no agreed range; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _to_8_bit(image, transparent)
     if transparent is None:
         return image
     if image.mode == "RGB":
         if max(transparent) > 255 and not rawmode:
-            raise DecodeError("its transparent colour has 16 bits, its pixels have lost theirs; give featx the file")
+            raise DecodeError("its transparent colour has 16 bits, but its pixels only 8; give featx the file instead")
         return _whitened(image, low, transparent)
     return _whitened_grey(image, rawmode, transparent)
 

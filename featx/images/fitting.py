@@ -112,7 +112,7 @@ class Evaluation(Preprocessor):
         known = all(isinstance(step, RESIZES + CROPS) for step in places)
         if not (known and isinstance(to_tensor, MaybeToTensor) and isinstance(normalise, Normalize)):
             raise ModelError(
-                "timm prepares images for this model in steps that featx does not know", "Please report it"
+                "featx does not know all steps by which timm prepares images for this model", "Please report it"
             )
         super().__init__(config, normalise.mean, normalise.std)
         self._places: list[Any] = places
@@ -129,7 +129,9 @@ class Evaluation(Preprocessor):
                 f"{pixels / 1e6:.4g} megapixels, more than the {max_pixels / 1e6:.4g} allowed (--max-pixels)"
             )
         if not pixels:
-            raise DecodeError(f"it is {image.width} x {image.height} pixels; resized, nothing would be left of it")
+            raise DecodeError(
+                f"it is {image.width} x {image.height} pixels; after resizing, nothing would be left of it"
+            )
         for step in self._places:
             image = step(image)
             frame = frame.resized(image.size) if isinstance(step, RESIZES) else frame.centred(image.size)

@@ -87,6 +87,8 @@ def _unmarked(data: bytes) -> str | None:
 
 def _unreadable(name: str, error: OSError | ValueError) -> UsageError:
     if isinstance(error, UnicodeDecodeError):
-        return UsageError(f"{name} begins like {error.encoding}, but is not: {error.reason}", "Write it as UTF-8")
+        return UsageError(
+            f"{name} looks like {error.encoding}, but cannot be decoded: {error.reason}", "Write it as UTF-8"
+        )
     reason = error.strerror if isinstance(error, OSError) else error
     return UsageError(f"{name} cannot be read: {reason or error}", "Check the path")

@@ -15,6 +15,7 @@ from featx.errors import UnreadableError
 from featx.files import sha256_of as file_sha256
 from featx.options import Limits
 from featx.signatures import HEAD, described
+from featx.text import amount_of
 from featx.values import Stat
 
 
@@ -34,7 +35,7 @@ def opened(locator: str, limits: Limits) -> BinaryIO:
     if status.st_size > limits.max_bytes:
         raise UnreadableError(
             "read",
-            f"{status.st_size / 1e6:.4g} MB are more than the {limits.max_bytes / 1e6:.4g} allowed (--max-bytes)",
+            f"{amount_of(status.st_size)} are more than the {amount_of(limits.max_bytes)} allowed (--max-bytes)",
         )
     return Path(locator).open("rb")
 

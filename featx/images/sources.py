@@ -245,7 +245,7 @@ def _without_images(text: str, walk: Walk) -> UsageError:
         names, remedy = plugins.counted(walk.unread)
         return UsageError(f"There are no images in {text} except {names}", remedy)
     if walk.reason:
-        hint = "Check the path, and who may read it"
+        hint = "Check the path and its permissions"
     elif "[" in text and not os.path.lexists(text):
         hint = f"In patterns, [ ] matches one of the characters inside; for a bracket write {glob.escape('[')}"
         hint += f", as in {text.replace('[', glob.escape('['))}"

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from featx.errors import ModelError, UsageError
+from featx.command_options import ListOptions
+from featx.errors import ModelError
 from featx.files import cache_folder, write_atomically
 from featx.models import schema
+from featx.text import count_of
 
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
@@ -122,35 +124,27 @@ def select(entries: dict[str, Entry], filters: Iterable[Filter], start: str) -> 
     return entries
 
 
-def filters(
-    *,
-    pretrained: bool,
-    strides: Sequence[float],
-    min_levels: int | None,
-    max_parameters: int | None,
-    license: str | None,  # noqa: A002 - the word of the command line and of timm
-    family: str | None,
-    any_size: bool,
-) -> list[Filter]:
+def filters(wanted: ListOptions) -> list[Filter]:
     """Return the filters that were asked for; see `featx.list_models`."""
-    found = []
+    found, family, licence = [], wanted.family, wanted.license
     if family:
         found.append(Filter(f"belong to family {family!r}", lambda _, entry: fnmatchcase(entry["family"], family)))
-    if pretrained:
+    if wanted.pretrained:
         found.append(Filter("have pretrained weights", lambda _, entry: bool(entry["pretrained"])))
-    if license:
-        words = f"have weights under a licence called {license!r}"
-        found.append(Filter(words, lambda _, entry: any(licensed(tag, license) for tag in entry["pretrained"])))
-    if any_size:
+    if licence:
+        words = f"have weights under a licence called {licence!r}"
+        found.append(Filter(words, lambda _, entry: any(licensed(tag, licence) for tag in entry["pretrained"])))
+    if wanted.any_size:
         words = "take other image sizes without being rebuilt"
         found.append(Filter(words, lambda _, entry: bool(entry["sizes"]) and not entry["sizes"]["rebuilt"]))
-    found.extend(Filter(f"have a level at stride {stride:g}", _has_stride(stride)) for stride in strides)
-    if min_levels is not None:
-        words = f"have at least {min_levels} levels"
-        found.append(Filter(words, lambda _, entry: len(entry["levels"]) >= min_levels))
-    if max_parameters is not None:
-        words = f"have at most {max_parameters:,} parameters"
-        found.append(Filter(words, lambda _, entry: entry["parameters"] <= max_parameters))
+    found.extend(Filter(f"have a level at stride {stride:g}", _has_stride(stride)) for stride in wanted.strides)
+    least, most = wanted.min_levels, wanted.max_parameters
+    if least is not None:
+        words = f"have at least {count_of(least, 'level')}"
+        found.append(Filter(words, lambda _, entry: len(entry["levels"]) >= least))
+    if most is not None:
+        words = f"have at most {most:,} parameters"
+        found.append(Filter(words, lambda _, entry: entry["parameters"] <= most))
     return found
 
 
@@ -159,19 +153,7 @@ def licensed(tag: dict[str, Any], text: str) -> bool:
     return text.lower() in (tag["license"] or "").lower()
 
 
-def require_order(sort: str) -> None:
-    """Refuse an unknown order.
-
-    Raises
-    ------
-    UsageError
-        If it is neither ``name`` nor ``params``.
-    """
-    if sort not in ("name", "params"):
-        raise UsageError(f"Models cannot be sorted by {sort!r}", "Use name or params")
-
-
-def ordered(entries: dict[str, Entry], sort: Literal["name", "params"]) -> dict[str, Entry]:
+def ordered(entries: dict[str, Entry], sort: str) -> dict[str, Entry]:
     """Sort by name, as they come, or by the number of parameters."""
     if sort == "name":
         return entries

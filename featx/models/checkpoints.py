@@ -183,7 +183,7 @@ def require_checkpoint(path: Path) -> None:
     try:
         found = filetypes.mistaken(path)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check who may read it") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check its permissions") from error
     if found:
         raise WeightsError(f"{path} is not a readable checkpoint: it is {found[0]}", found[1])
 

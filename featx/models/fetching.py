@@ -65,7 +65,7 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     """
     name = model_name(name)
     if library_of(name) != "timm":
-        raise ModelError(f"Only models of timm can be fetched, not {name}", "Give its file with --weights")
+        raise ModelError(f"Only timm models can be fetched, not {name}", "Give its file with --weights")
     reference = resolve(name)
     _require_free(folder)
     found, source = loading.locate(reference)
@@ -80,7 +80,9 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
         with path.open("rb") as weights:
             write_atomically(target, iter(partial(weights.read, 1 << 16), b""))
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}", "Make room, or choose another -o") from error
+        raise OutputError(
+            f"{folder} cannot be written: {error.strerror}", "Free some disk space, or choose another --output"
+        ) from error
     return {"model": name, "architecture": reference.architecture, **fetched, "output": str(folder)}
 
 
@@ -88,10 +90,10 @@ def _require_free(folder: Path) -> None:
     """Refuse a folder that holds anything but what a fetch leaves, finished or interrupted."""
     is_folder = os.path.isdir(folder)  # noqa: PTH112 - a Path raises where the name is too long
     if os.path.lexists(folder) and not is_folder:
-        raise OutputError(f"{folder} is not a folder", "Choose another one with -o")
+        raise OutputError(f"{folder} is not a folder", "Choose another folder with --output")
     names = [path.name for path in folder.iterdir()] if is_folder else []
     if any(name not in OURS and not (name.startswith(".") and name.endswith(".tmp")) for name in names):
-        raise OutputError(f"{folder} holds unexpected files", "Choose another folder with -o")
+        raise OutputError(f"{folder} holds unexpected files", "Choose another folder with --output")
 
 
 def _require_same(folder: Path, source: str) -> None:
@@ -105,7 +107,7 @@ def _require_same(folder: Path, source: str) -> None:
     except (OSError, ValueError, RecursionError):
         earlier = "a model that featx did not fetch"
     if earlier != source:
-        raise OutputError(f"{folder} holds {earlier}, not {source}", "Choose another folder with -o")
+        raise OutputError(f"{folder} holds {earlier}, not {source}", "Choose another folder with --output")
 
 
 def _configuration(reference: Reference) -> dict[str, Any]:

@@ -19,12 +19,12 @@ BEGINNINGS = (
     (
         rb"version https://git-lfs",
         "a Git LFS pointer, not the weights themselves",
-        "Run `git lfs pull` where it comes from",
+        "Run `git lfs pull` in its repository",
     ),
     (
         rb"\s*<(?i:!doctype|html|head|body|!--)",
         "an HTML page, not the weights themselves",
-        "Take the download link of the file, not that of its page",
+        "Use the download link of the file, not the link of its page",
     ),
     (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes them", CONVERT),
     (rb"\x93NUMPY", "a NumPy array", CONVERT),

@@ -68,7 +68,7 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
         except Exception as error:  # the hub client and its transport raise a dozen classes
             raise WeightsError(f"{repository} could not be fetched: {first_line(error)}", WAYS_ON) from error
         return _checked_against_name(Path(path), fresh=True)
-    raise WeightsError(f"{_with_revision(repository, revision)} holds none of {', '.join(names)}", WAYS_ON)
+    raise WeightsError(f"{_with_revision(repository, revision)} has none of {', '.join(names)}", WAYS_ON)
 
 
 def url_file(url: str) -> Found:
@@ -144,7 +144,7 @@ def _checked_against_name(path: Path, *, fresh: bool = False) -> Found:
         if not fresh:
             raise _damaged(blob)
         blob.unlink()
-        raise WeightsError(f"{path.name} does not match the sha256 that the hub states", "Try again; it was damaged")
+        raise WeightsError(f"{path.name} does not match the sha256 on the hub", "Try again; it was damaged")
     return found
 
 

@@ -80,7 +80,7 @@ def library(name: str) -> Library:
         If it is not installed.
     """
     if name not in LIBRARIES:
-        raise UsageError(f"featx knows no library of models called {name!r}", f"Use {' or '.join(LIBRARIES)}")
+        raise UsageError(f"featx has no model library called {name!r}", f"Use {' or '.join(LIBRARIES)}")
     module, _, kind = LIBRARIES[name][1].partition(":")
     found: Library = getattr(import_module(module), kind)()
     return found

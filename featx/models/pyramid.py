@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -14,18 +15,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featx.declaring import keywords
-from featx.errors import UsageError, enough_memory
+from featx.errors import FeatxError, UsageError, enough_memory
 from featx.images import decoding, fitting
 from featx.images.containers import orientation_of
 from featx.images.frame import Frame
+from featx.images.placing import reason_of
 from featx.models import footprint, libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
+from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, device_name
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.values import Description, Field, Input, Level, Weights, plain
 from featx.version import library_versions
+
+USABLE = "Use --device cpu or auto"
 
 
 class Pyramid:
@@ -110,16 +114,18 @@ class Pyramid:
 
         Raises
         ------
-        featx.errors.DecodeError
-            If the image is of a kind that has no agreed way to RGB.
-        Exception
-            Whatever Pillow raises for a broken file.
+        FeatxError
+            If the file is missing or damaged, or the image is of a kind that has no agreed way to RGB.
         """
-        if isinstance(image, Image.Image):
-            rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
-        else:
-            rgb, orientation = decoding.decode(Path(image))
-        return self.preprocessor(rgb, orientation)
+        try:
+            if isinstance(image, Image.Image):
+                rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
+            else:
+                rgb, orientation = decoding.decode(Path(image))
+            return self.preprocessor(rgb, orientation)
+        except Exception as error:  # decoders raise far more than OSError
+            name = "The image" if isinstance(image, Image.Image) else os.fspath(image)
+            raise FeatxError(f"{name} cannot be read: {reason_of(error, name)}", "Try another image") from error
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Make (B, 3, H, W) float32 model inputs of (B, H, W, 3) uint8 pixels, as `preprocess` does."""
@@ -168,7 +174,11 @@ class Pyramid:
         if batch.ndim != 4 or batch.shape[1] != 3:
             raise UsageError(f"Expected a batch of shape (B, 3, H, W), not {tuple(batch.shape)}")
         refusal = f"{self.device} ran out of memory on a batch of {len(batch)}"
-        with enough_memory(refusal), torch.no_grad(), full_precision(self.device):
+        with (
+            enough_memory(refusal, "Use a smaller batch or a smaller image_size"),
+            torch.no_grad(),
+            full_precision(self.device),
+        ):
             values = self.run(batch.to(self.device))
         return {field.key: value for field, value in zip(self.fields, values, strict=True)}
 
@@ -287,8 +297,12 @@ def choose_devices(name: str) -> list[torch.device]:
     UsageError
         If there is no such device on this machine.
     """
+    name = device_name("--device", name)
     if name == "all":
-        name = ",".join(["cuda:0", *map(str, range(1, torch.cuda.device_count()))])
+        count = torch.cuda.device_count()
+        if not count:
+            raise UsageError("This machine has no GPU that torch can use, which --device all needs", USABLE)
+        name = f"cuda:{','.join(map(str, range(count)))}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     first, *others = name.split(",")
@@ -296,15 +310,12 @@ def choose_devices(name: str) -> list[torch.device]:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"{name!r} is not a device", "Use auto, cpu, cuda, cuda:1, cuda:0,1, all or mps") from error
+    device = torch.device(name)
     there = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise UsageError(f"This machine has no {name}, or torch cannot use it", "Use --device cpu or auto")
+        raise UsageError(f"This machine has no {name}, or torch cannot use it", USABLE)
     return device

@@ -284,7 +284,7 @@ def _require_same(converted: Any, module: nn.Module, plan: Plan) -> None:
             largest = max(largest, float(difference))
     if largest > LARGEST_DIFFERENCE:
         raise FeatxError(
-            f"OpenVINO converts this network at this size wrongly: its features differ by {largest:.1%}",
+            f"OpenVINO converts this network incorrectly at this size: its features differ by {largest:.1%}",
             "Use --backend torch, or the model's own size",
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from featx.command_options import ListOptions
 from featx.errors import ModelError
 from featx.models import catalogue, libraries
 from featx.models.catalogue import Catalogue, Entry
@@ -21,7 +22,7 @@ def list_models(
     patterns: str | Sequence[str] = (),
     *,
     pretrained: bool = False,
-    strides: Sequence[float] = (),
+    strides: Sequence[float] | float = (),
     min_levels: int | None = None,
     max_parameters: int | None = None,
     license: str | None = None,  # noqa: A002 - the word of the command line and of timm
@@ -40,7 +41,7 @@ def list_models(
         Glob patterns, or parts of a name; a model that matches one of them is listed.
     pretrained : bool
         Only those with pretrained weights.
-    strides : sequence of float
+    strides : sequence of float or float
         Only those with a level at each of these strides, in model-input pixels.
     min_levels : int or None
         Only those with at least so many levels.
@@ -74,10 +75,21 @@ def list_models(
     ModelError
         If nothing matches; the message has the nearest names, or the filter that left nothing.
     """
-    catalogue.require_order(sort)
+    wanted = ListOptions(
+        pretrained=pretrained,
+        strides=cast(Any, strides),  # which is converted
+        min_levels=min_levels,
+        max_parameters=max_parameters,
+        license=license,
+        family=family,
+        any_size=any_size,
+        source=source,
+        sort=sort,
+        limit=limit,
+    )
     handle = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    models = _current(source, handle)
+    models = _current(wanted.source, handle)
     names = catalogue.matching(models.names, patterns)
     condition = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
@@ -85,20 +97,11 @@ def list_models(
     entries = _entries(models, names, handle)
     if not entries:
         raise ModelError(f"None of the models that {condition} could be measured", "Update featx, or use an older timm")
-    conditions = catalogue.filters(
-        pretrained=pretrained,
-        strides=strides,
-        min_levels=min_levels,
-        max_parameters=max_parameters,
-        license=license,
-        family=family,
-        any_size=any_size,
-    )
-    chosen = catalogue.ordered(catalogue.select(entries, conditions, condition), sort)
-    shown = list(chosen)[:limit]
+    chosen = catalogue.ordered(catalogue.select(entries, catalogue.filters(wanted), condition), wanted.sort)
+    shown = list(chosen)[: wanted.limit]
     if len(shown) < len(chosen):
         handle(Note(f"{len(shown)} of {len(chosen)} models; --limit shows more"))
-    return [catalogue.listed(models.source, name, chosen[name], license) for name in shown]
+    return [catalogue.listed(models.source, name, chosen[name], wanted.license) for name in shown]
 
 
 def describe_model(request: ModelRequest, listener: SearchListener | None = None) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _measure(models: Catalogue, missing: Sequence[str], handle: SearchListener) 
             try:
                 models.entries[name] = library.entry(name)
             except Exception as error:  # noqa: BLE001 - one model that breaks timm must not cost the others
-                handle(Note(f"{name} is left out: {error}"))
+                handle(Note(f"{name} was skipped: {error}"))
             handle(Surveyed(done, len(missing)))
             if done % SAVE_EVERY == 0:
                 _save(models, handle)

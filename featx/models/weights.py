@@ -44,7 +44,7 @@ def hashed(path: Path) -> Found:
     try:
         return Found(path, sha256_of(path))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check who may read it") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror}", "Check its permissions") from error
 
 
 def folder_file(folder: Path) -> Path:
@@ -91,23 +91,26 @@ def require_complete(
     Raises
     ------
     WeightsError
-        If something is missing, of another shape, or not finite.
+        If something is missing, has a different shape, or is not finite.
     """
-    faults = {
-        "missing": [name for name in expected if name not in loaded],
-        "of another shape": [
-            name for name in expected if name in loaded and loaded[name].shape != expected[name].shape
-        ],
-        "not finite": [
-            name for name in expected if name in loaded and name not in infinite and not is_finite(loaded[name])
-        ],
-    }
-    for fault, names in faults.items():
+    there = [name for name in expected if name in loaded]
+    misshapen = [name for name in there if loaded[name].shape != expected[name].shape]
+    faults = (
+        ([name for name in expected if name not in loaded], "is missing from", "are missing from"),
+        (misshapen, "has a different shape in", "have a different shape in"),
+        (
+            [name for name in there if name not in infinite and not is_finite(loaded[name])],
+            "is not finite in",
+            "are not finite in",
+        ),
+    )
+    for names, one, several in faults:
         if names:
             first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            verb = one if len(names) == 1 else several
             raise WeightsError(
-                f"{len(names)} of {len(expected)} parameters of {what} are {fault} in {source}: {first}",
-                (of_another_size if fault == "of another shape" else "")
+                f"{len(names)} of {len(expected)} parameters of {what} {verb} {source}: {first}",
+                (of_another_size if names is misshapen else "")
                 or "This is not a complete checkpoint of that model; check --model and --weights",
             )
 

@@ -108,7 +108,7 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
         now, then = paths[key], to_path(text)
         if exists(then) and not same_image(then, now):
             raise UsageError(
-                f"{then} is stored as {key} in {folder}, and {now} would be",
+                f"{then} is stored as {key} in {folder}, and so would be {now}",
                 "Choose another folder with --output, or give the folder that holds both",
             )
 

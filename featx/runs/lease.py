@@ -65,7 +65,7 @@ class Lease:
             If somebody has.
         """
         if self.lost:
-            raise BusyError(f"Another run has taken over {self._path.parent}", "Wait for it, and run this one again")
+            raise BusyError(f"Another run has taken over {self._path.parent}", "Wait for it to end, and try again")
 
     def end(self) -> None:
         """Give the folder back."""
@@ -131,7 +131,7 @@ def require_free(path: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         who = f" ({first_line(error)})"
     raise BusyError(
-        f"Another run is working in {path.parent}{who}", f"Wait for it, or remove {path} if you know that it has ended"
+        f"Another run is using {path.parent}{who}", f"Wait for it, or remove {path} if you are sure that it has ended"
     )
 
 

@@ -230,7 +230,7 @@ def require_usable(folder: Path) -> None:
             if any(path.name not in EMPTY for path in folder.iterdir()):
                 raise OutputError(f"{folder} holds files that are not part of a run of featx", ELSEWHERE)
         elif not (folder / MANIFEST).exists():
-            raise OutputError(f"The run {folder} has lost its {MANIFEST}", ELSEWHERE)
+            raise OutputError(f"The run {folder} has no {MANIFEST} any more", ELSEWHERE)
         elif not manifest.is_ours(folder):
             raise OutputError(f"{folder / MANIFEST} was written by another program", ELSEWHERE)
     except OSError as error:
@@ -258,7 +258,7 @@ def _open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:
         except BlockingIOError as error:
             os.close(handle)
             raise BusyError(
-                f"Another run is working in {path.parent}", "Wait for it, or choose another folder"
+                f"Another run is using {path.parent}", "Wait for it to end, or choose another folder"
             ) from error
         except OSError as error:
             if error.errno in LOCKLESS:

@@ -165,7 +165,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         except (OSError, ValueError):
             line = None
         if not isinstance(line, Done) or line.key != key:
-            raise FeatxError(f"The run {self.folder} was changed since it was opened", "Open it again")
+            raise FeatxError(f"The run {self.folder} has changed since it was opened", "Open it again")
         return line
 
     def __repr__(self) -> str:

@@ -18,6 +18,12 @@ from featx.requests import Job
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
+# Fields of a recipe, and those that differ because they do.
+FOLLOW = {"model": ("weights", "levels", "input", "rebuilt"), "format": ("maps", "levels"), "maps": ("levels",)}
+
+# What decides which parameters are built; the hash of random ones is made over those.
+PARTS_BUILT = {"levels", "strides", "part", "maps", "final", "embedding", "pool", "format"}
+
 START_OVER = "Choose another folder with --output, or start from scratch with --overwrite"
 
 
@@ -27,7 +33,7 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     Raises
     ------
     OutputError
-        Naming every field that differs, then and now.
+        Naming what differs, then and now, without what only follows from it.
     """
     if earlier is None:
         return
@@ -36,13 +42,23 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     if part and ":" not in flat_then["weights"]:  # an earlier featx named the container in the summary alone
         flat_then["weights"] += f":{part}"
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
-    # One network has several names, and an earlier featx did not write down the versions of all libraries.
+    # One network has several names; an earlier featx did not write down the versions of all libraries, and those of a
+    # library that is used in one of both only say nothing that the model or the backend does not.
     same_network = earlier.get("architecture") == architecture and flat_then["weights"] == flat_now["weights"]
-    unsaid = {name for name in fields if name.startswith("versions.") and name not in flat_then}
+    unsaid = {name for name in fields if name.startswith("versions.") and not (name in flat_then and name in flat_now)}
     fields = [name for name in fields if name not in unsaid and not (name == "model" and same_network)]
+    fields = _causes(fields, random=earlier["weights"]["kind"] == "random")
     if fields:
         changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(f"{folder} holds features of another recipe ({changes})", START_OVER)
+        raise OutputError(f"{folder} holds features made with a different recipe ({changes})", START_OVER)
+
+
+def _causes(fields: Sequence[str], *, random: bool) -> list[str]:
+    """Leave out fields that differ because others do."""
+    follow = {name for field in fields for name in FOLLOW.get(field, ())}
+    if random and not PARTS_BUILT.isdisjoint(fields):
+        follow.add("weights")
+    return [field for field in fields if field.partition(".")[0] not in follow]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from featx.values import Field, Input, Level, Weights
 
 FORMAT = 1
 
-ELSEWHERE = "Check the folder, or choose another one; featx changes nothing that may not be its own"
+ELSEWHERE = "Check the folder, or choose another one; featx changes only what it has written"
 
 Dtype = Literal[options.DTYPES]  # type: ignore[valid-type]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -106,7 +106,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         raise OutputError(f"{path} was not written by featx", ELSEWHERE) from error
     if written_as != FORMAT:
         raise OutputError(
-            f"{folder} was written in format {written_as}, which this featx does not know", "Update featx"
+            f"{folder} was written in format {written_as}, which this version of featx cannot read", "Update featx"
         )
     summary = _completed(summary)
     try:

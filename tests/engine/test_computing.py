@@ -141,7 +141,7 @@ def test_a_processor_that_is_short_of_memory_is_no_riddle_and_halves_nothing(pyr
         raise OF_PROCESSORS[error]
 
     monkeypatch.setattr(Pyramid, "run", exhausted)
-    with pytest.raises(ModelError, match=r"cpu has not enough memory for a batch of 8 images.*--image-size.*--workers"):
+    with pytest.raises(ModelError, match=r"cpu does not have enough memory for a batch of 8.*--image-size.*--workers"):
         Computer(pyramid, [StoredType("float32")], 8)(batch)
     assert sizes == [5]
     with pytest.raises(ModelError, match=r"cpu ran out of memory on a batch of 5.*--batch-size"):

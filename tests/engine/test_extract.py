@@ -357,7 +357,7 @@ def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
     heard.clear()
     extract("photos", tmp_path / "all", listener=heard.append)
     assert isinstance(heard[0], Note)
-    assert heard[0].text == "1 file without an image suffix left out"
+    assert heard[0].text == "Skipped 1 file without an image suffix"
 
 
 def test_the_folder_s_default_name():
@@ -410,7 +410,7 @@ def test_images_that_are_gone_are_said_and_their_features_kept(photos, tmp_path)
     (photos / "4.jpg").unlink()
     heard = []
     report = extract([photos, photos / "4.jpg"][:1], tmp_path / "out", listener=heard.append)
-    assert "2 images deleted since; the features are kept" in [getattr(event, "text", "") for event in heard]
+    assert "2 images no longer exist; the features are kept" in [getattr(event, "text", "") for event in heard]
     assert (report.computed, report.summary["counts"]["done"]) == (0, 11)
     (tmp_path / "list").write_text(f"{photos}/4.jpg\n")
     extract((), tmp_path / "out", from_file=tmp_path / "list")

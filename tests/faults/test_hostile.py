@@ -162,7 +162,7 @@ def test_crash_hang_and_hog_among_good_photos(fresh_command, among_good_ones, tm
         "photos/crash.png": "the decoder crashed (SIGSEGV)",
         "photos/hang.png": "took more than 3 s (--time-limit)",
         "photos/spin.png": "took more than 3 s (--time-limit)",
-        "photos/hog.png": "takes more than 0.3 GB of memory (--memory-limit)",
+        "photos/hog.png": "takes more than 300.0 MB of memory (--memory-limit)",
         "photos/killed.png": "the decoder was killed (SIGKILL), perhaps for its memory",
     }
     assert len(outputs(tmp_path / "out")) == 50
@@ -210,7 +210,7 @@ def test_caps_on_pixels_and_bytes(forge, tmp_path):
     assert forge.extract(tmp_path, folder, "out", *options)["status"] == 3
     found = failures(tmp_path / "out")
     assert found["photos/many.png"] == "4 megapixels are more than the 1 allowed (--max-pixels)"
-    assert found["photos/large.png"].endswith("MB are more than the 0.1 allowed (--max-bytes)")
+    assert found["photos/large.png"].endswith("MB are more than the 100.0 kB allowed (--max-bytes)")
     assert len(found) == 2
     assert forge.extract(tmp_path, folder, "out", "--retry-failed")["status"] == 0
     assert len(outputs(tmp_path / "out")) == 5

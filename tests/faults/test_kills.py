@@ -99,7 +99,7 @@ def test_two_runs_at_once_on_one_folder(forge, photos, tmp_path, fresh_command):
         go_on.touch()
     assert second.returncode == 11
     assert second.stderr == (
-        f"featx: Another run is working in {tmp_path / 'out'}. Wait for it, or choose another folder.\n"
+        f"featx: Another run is using {tmp_path / 'out'}. Wait for it to end, or choose another folder.\n"
     )
     assert first.result()["status"] == 0
     assert len(outputs(tmp_path / "out")) == 500

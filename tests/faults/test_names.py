@@ -86,7 +86,7 @@ def test_a_folder_of_nasty_names(forge, nasty, tmp_path):
     entries = require_sound(tmp_path / "out", nasty, len(NASTY) + 1)
     found = {os.fsencode(paths.to_path(line["path"])) for line in entries}
     assert found == {os.fsencode(tmp_path) + b"/in/" + name for name in (*NASTY, b"link.jpg")}
-    assert "1 linked folder not followed" in done["stderr"]
+    assert "Skipped 1 linked folder" in done["stderr"]
     assert not (tmp_path / "pwned").exists()
 
     again = forge.extract(tmp_path, "in", "out", "--out-indices", 4)
@@ -185,7 +185,7 @@ def test_links_and_names_that_lead_nowhere_are_failures_of_their_own(forge, tmp_
     for inputs in ("in", "in/*", "in/**/*.jpg"):
         done = forge(tmp_path, "extract", inputs, "~old.jpg", *MODEL, "--output", "out", "--overwrite")
         assert done["status"] == 3, done["stderr"]
-        assert "1 linked folder not followed" in done["stderr"]
+        assert "Skipped 1 linked folder" in done["stderr"]
         told = {line["key"]: line.get("error") for line in lines(tmp_path / "out")}
         assert told == {
             "in/~old.jpg": None,
@@ -203,7 +203,7 @@ def test_a_photo_that_is_named_twice_is_computed_once(forge, tmp_path, photos):
     done = forge(tmp_path, "extract", "nest", "nest/1.jpg", "nest/sub", *MODEL, "--output", "out")
     assert done["status"] == 0, done["stderr"]
     assert [line["key"] for line in lines(tmp_path / "out")] == ["nest/1.jpg", "nest/sub/2.jpg"]
-    assert "2 images named more than once, taken once: nest/1.jpg is stored as nest/1.jpg" in done["stderr"]
+    assert "2 images named more than once, processed once: nest/1.jpg is stored as nest/1.jpg" in done["stderr"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
@@ -237,7 +237,7 @@ def test_a_current_folder_that_is_gone_is_said(tmp_path, arguments):
     gone = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -c "from featx.cli.main import main; main()" extract'
     done = shell(f"{gone} {arguments} --model test_resnet --output /dev/null/out", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "featx: The current folder is not there any more." in done.stderr
+    assert "featx: The current folder no longer exists." in done.stderr
 
 
 def shell(script, folder):

@@ -21,7 +21,7 @@ from tests.helpers import MODEL, PHOTO, ROOT, lines, natural_image, outputs
 
 HOMELESS = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "homeless"), str(ROOT))), "TMPDIR": "/dev/null"}
 
-NO_FOLDER = "No folder takes temporary files: "
+NO_FOLDER = "No writable folder for temporary files: "
 
 
 def failures(folder):
@@ -93,7 +93,7 @@ def test_processes_that_cannot_be_started_are_one_error(monkeypatch):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
-    with pytest.raises(FeatxError, match=r"No process could be started to read images in: .*temporarily unavailable"):
+    with pytest.raises(FeatxError, match=r"Could not start a process to read images: .*temporarily unavailable"):
         children.Child({}, Limits(), hashed=False).read("nothing.jpg")
 
 

@@ -284,7 +284,7 @@ def test_a_thin_picture_is_refused_by_what_would_be_made_of_it(tmp_path, size):
 
 def test_a_picture_too_thin_for_a_border_is_refused(tmp_path):
     Image.new("RGB", (3000, 1)).save(tmp_path / "a.png")
-    with pytest.raises(UnreadableError, match="resized, nothing would be left of it"):
+    with pytest.raises(UnreadableError, match="after resizing, nothing would be left of it"):
         place(make(config("border", (224, 224))), str(tmp_path / "a.png"), Limits())
 
 

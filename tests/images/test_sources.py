@@ -419,7 +419,7 @@ def test_without_a_current_folder_whole_paths_are_enough(tree, monkeypatch):
     (tree / "gone").rmdir()
     assert keys(f"{tree}/cats", f"{tree}/dogs/1.jpg", f"{tree}/dogs")[-1] == "1.jpg"
     for inputs, listed in ((["1.jpg"], ()), (["."], ()), (["*"], ()), ((), ["1.jpg"])):
-        with pytest.raises(FeatxError, match="The current folder is not there any more"):
+        with pytest.raises(FeatxError, match="The current folder no longer exists"):
             find(inputs, listed)
 
 

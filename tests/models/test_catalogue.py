@@ -209,7 +209,7 @@ def test_misspelt_names_get_the_nearest():
         search.describe_model(ModelRequest("resnet18."))
     with pytest.raises(ModelError, match=r"no weights tagged 'nonsense'.*a1_in1k"):
         search.describe_model(ModelRequest("resnet18.nonsense"))
-    with pytest.raises(UsageError, match="sorted by 'size'"):
+    with pytest.raises(UsageError, match="--sort: expected name or params, not 'size'"):
         featx.list_models(sort="size")
 
 
@@ -344,7 +344,7 @@ def test_a_model_that_cannot_be_measured_is_said_and_left_out(another_timm, monk
     with pytest.raises(ModelError, match="None of the models that match test_vit2 could be measured"):
         featx.list_models("test_vit2")
     assert search.describe_model(ModelRequest("test_vit2"))["levels"], "what can be built is described all the same"
-    assert Note("test_vit2 is left out: timm cannot build test_vit2: nonsense") in heard
+    assert Note("test_vit2 was skipped: timm cannot build test_vit2: nonsense") in heard
 
 
 def test_what_was_measured_before_an_interruption_is_kept(another_timm, monkeypatch):
@@ -408,10 +408,10 @@ def test_test_sizes_that_there_are_not():
 
 SIZES = {
     "no other": ("efficientformer_l1", (256, 320), "Its only size is 224x224"),
-    "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest that it takes is 252x322; its own is 546x546"),
-    "square": ("nest_tiny", (250, 320), "The nearest that it takes is 320x320"),
-    "halos": ("halonet26t", (257, 400), "The nearest that it takes is 256x512"),
-    "too small": ("vgg11", (16, 16), "The nearest that it takes is 32x32"),
+    "patches of 14": ("deepseek_vit_412m", (256, 320), "The nearest size it accepts is 252x322; its own is 546x546"),
+    "square": ("nest_tiny", (250, 320), "The nearest size it accepts is 320x320"),
+    "halos": ("halonet26t", (257, 400), "The nearest size it accepts is 256x512"),
+    "too small": ("vgg11", (16, 16), "The nearest size it accepts is 32x32"),
 }
 
 
@@ -451,7 +451,7 @@ def test_weights_that_cannot_follow_are_said_beforehand_and_not_blamed(name, tmp
     assert BOOK.entries[name]["sizes"]["resampled"] is False
     assert "pretrained weights cannot be used then" in featx_command("info", "--model", name).stdout
     torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match=f"of another shape.*Weights of {name} cannot be resampled to 256x320"):
+    with pytest.raises(WeightsError, match=f"a different shape.*Weights of {name} cannot be resampled to 256x320"):
         featx.load_pyramid(name, weights=tmp_path / "weights.pth", image_size=(256, 320), device="cpu")
 
 
@@ -488,7 +488,7 @@ def test_a_network_that_is_not_the_catalogue_s_is_stopped(monkeypatch):
     altered["levels"][3]["channels"] += 1
     book = catalogue.Catalogue("timm", BOOK.version, BOOK.names, BOOK.renamed, {"test_resnet": altered})
     monkeypatch.setattr(catalogue, "read", lambda: book)
-    with pytest.raises(ModelError, match="Level 3 of test_resnet has channels 192, in the catalogue 193"):
+    with pytest.raises(ModelError, match="Level 3 of test_resnet has channels 192; the catalogue says 193"):
         featx.load_pyramid("test_resnet", weights="random", device="cpu")
     featx.load_pyramid("test_resnet", weights="random", out_indices=(1, 2), device="cpu")
     altered["levels"][3]["channels"] -= 1

@@ -64,7 +64,10 @@ def test_channels_last_networks_come_out_channels_first():
     assert [tuple(values.shape[1:]) for values in maps] == [level.shape for level in swin.levels]
 
 
-@pytest.mark.parametrize(("name", "words"), [("cuda:7", "no cuda:7"), ("gpu", "is not a device"), ("meta", "no meta")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("cuda:7", "no cuda:7"), ("gpu", "expected auto"), ("meta", "expected auto")],
+)
 def test_a_device_that_is_not_there_is_said(name, words):
     with pytest.raises(UsageError, match=words):
         pyramid_.choose_devices(name)

@@ -213,7 +213,7 @@ FAULTS = {
         r"1 of \d+ parameters.*layer2\.0\.conv1\.weight",
     ),
     "running mean missing": (lambda state: without(state, "bn1.running_mean"), "bn1.running_mean"),
-    "one misshapen": (lambda state: {**state, "conv1.0.weight": torch.zeros(1, 1)}, "of another shape"),
+    "one misshapen": (lambda state: {**state, "conv1.0.weight": torch.zeros(1, 1)}, "has a different shape in"),
     "one NaN": (
         lambda state: {**state, "layer1.0.bn1.bias": torch.full_like(state["layer1.0.bn1.bias"], torch.nan)},
         "not finite",

@@ -199,7 +199,7 @@ def test_a_state_dict_in_safetensors(checkpoint, tmp_path):
 
 
 def test_of_a_checkpoint_of_another_model_nothing_is_taken(checkpoint):
-    with pytest.raises(WeightsError, match="parameters of yolov8s are of another shape"):
+    with pytest.raises(WeightsError, match="parameters of yolov8s have a different shape"):
         featx.load_pyramid("yolov8s", weights=checkpoint[0], device="cpu")
     with pytest.raises(WeightsError, match="another backbone than yolo11n"):
         featx.load_pyramid("yolo11n", weights=checkpoint[0], device="cpu")

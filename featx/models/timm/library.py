@@ -52,7 +52,7 @@ class Timm:
 def _require_backbone(request: ModelRequest) -> None:
     if request.part != "backbone":
         what = "has no neck" if request.part in ("neck", "all") else f"has no part {request.part!r}"
-        raise UsageError(f"{request.model} is one of timm's backbones and {what}", "Leave out --part")
+        raise UsageError(f"{request.model} is a timm backbone, which {what}", "Leave out --part")
 
 
 def _require_as_catalogued(description: Description, request: ModelRequest) -> None:
@@ -76,6 +76,6 @@ def _require_as_catalogued(description: Description, request: ModelRequest) -> N
         for fact in facts:
             if level[fact] != stated.get(fact):
                 raise ModelError(
-                    f"Level {level['index']} of {name} has {fact} {level[fact]}, in the catalogue {stated.get(fact)}",
-                    "The installed timm is not what its version says; reinstall it",
+                    f"Level {level['index']} of {name} has {fact} {level[fact]}; the catalogue says {stated.get(fact)}",
+                    "The installed timm was modified; reinstall it",
                 )

@@ -69,7 +69,8 @@ def locate(reference: Reference) -> tuple[Found, str]:
         found = hashed(folder_file(Path(location)))
         if (reference.config.get("featx") or {}).get("sha256", found.sha256) != found.sha256:
             raise WeightsError(
-                f"{found.path} is not what was fetched: its sha256 does not match config.json", "Fetch it again"
+                f"{found.path} has changed since it was fetched: its sha256 does not match config.json",
+                "Fetch it again",
             )
         return found, str(found.path)
     hub_id = reference.config.get("hf_hub_id") or ""

@@ -53,7 +53,7 @@ def extend(description: Description, request: ModelRequest) -> Description:
         tracer, arrays = trace(tapped, lambda: Tapped(real(plan.reference, arguments), taps).eval(), size)
     except SizeRefusedError as error:
         raise ModelError(
-            f"{description.name} cannot be run to its end at {size[1]}x{size[2]}: {error.__cause__}",
+            f"{description.name} cannot be run to the end at {size[1]}x{size[2]}: {error.__cause__}",
             "Leave out the image size",
         ) from error
     found = dict(zip(tapped.keys, arrays, strict=True))

@@ -67,7 +67,7 @@ def size_error(
     refusal = f"{reference.name} cannot take an input of {size[1]}x{size[2]} pixels"
     if request.image_size is None:
         return ModelError(
-            f"{refusal}, which is its own size: {first_line(refused.__cause__ or refused)}", "Please report this model"
+            f"{refusal}, its own size: {first_line(refused.__cause__ or refused)}", "Please report this model"
         )
     own = own_input(reference)
     taken = sizes_taken(reference)
@@ -76,7 +76,7 @@ def size_error(
     near = nearest_size(reference, request.image_size, taken)
     if near is None:
         return ModelError(refusal, f"Its own size is {own.height}x{own.width}")
-    nearest = f"The nearest that it takes is {near[0]}x{near[1]}"
+    nearest = f"The nearest size it accepts is {near[0]}x{near[1]}"
     return ModelError(refusal, f"{nearest}; its own is {own.height}x{own.width}")
 
 

@@ -149,7 +149,7 @@ class Tapped(nn.Module):
             return to_nchw(taps.final_layout, [end])[0]
         tokens = end[:, taps.skipped :]
         if tokens.shape[1] != taps.grid[0] * taps.grid[1]:
-            raise ModelError("The final map has another size for this input", "Load the model for that image_size")
+            raise ModelError("The final map has a different size for this input", "Load the model with that image_size")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *taps.grid)
 
     def _embedding(self, end: Any, final: Tensor | None = None) -> Tensor:

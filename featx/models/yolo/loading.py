@@ -122,7 +122,9 @@ def _require_same_graph(path: Path, name: str, ours: dict[str, Any], theirs: Any
     their_facts, our_facts = _facts(theirs), _facts(ours)
     others = [fact for fact in our_facts if their_facts[fact] != our_facts[fact]]
     if others:
-        raise WeightsError(f"{path} has another {others[0]} than {name}", "Check --model, or give a file of that model")
+        raise WeightsError(
+            f"{path} has a different {others[0]} from {name}", "Check --model, or give a file of that model"
+        )
 
 
 def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -196,14 +196,14 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
     if fields is not None and vectors_only(name) and not (len(fields) == 1 and fields[0].is_vector):
         given = ", ".join(field.key for field in fields)
         raise UsageError(
-            f"{name} keeps one vector an image, not {given}", "Use --embedding without other outputs, or --format npz"
+            f"{name} stores one vector per image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
     largest = import_module(FORMATS[name].module).Writer.largest
     size = sum(replace(field, dtype="float32" if field.is_vector else dtype).bytes for field in fields or ())
     if size > largest:
         raise UsageError(
-            f"The arrays of one image take {amount_of(size)}, and an {name} file holds {amount_of(largest)}",
-            "Take a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
+            f"The arrays of one image take {amount_of(size)}, but an {name} file holds at most {amount_of(largest)}",
+            "Use a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
         )
 
 

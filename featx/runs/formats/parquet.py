@@ -115,7 +115,7 @@ class Writer:
             table = parquet.read_table(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
-                f"{path} is damaged, and rows have to be taken out of it", "Run `featx verify --repair` on the folder"
+                f"{path} is damaged, and rows must be removed from it", "Run `featx verify --repair` on the folder"
             ) from error
         self._write(path.name, table.filter(pa.array(live)))
 
