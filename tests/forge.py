@@ -13,6 +13,7 @@ A request has ``arguments`` and ``folder``, and may have
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import io
@@ -21,8 +22,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import struct
 import sys
 import tempfile
+import termios
 import threading
 import time
 import warnings
@@ -71,16 +74,18 @@ def serve(request: dict, streams: Path) -> dict:
         require_fork_server()
     (streams / "stdin").write_bytes(request.get("stdin", "").encode("latin-1"))
     steps = [Step(request, *step) for step in request.get("steps", ())]
+    terminal = Terminal(*request["terminal"]) if "terminal" in request else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this process has no threads that would be lost
         pid = os.fork()
     if pid == 0:
         try:
-            run(request, streams)
+            run(request, streams, terminal)
         finally:
             os._exit(1)
     for step in steps:
         step(pid)
+    screen = terminal.read() if terminal else ""
     # It gives up waiting by a signal, which interrupts it.
     signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
     signal.alarm(HANGS)
@@ -91,7 +96,33 @@ def serve(request: dict, streams: Path) -> dict:
         "megabytes": usage.ru_maxrss / 1e3,
         "stdout": (streams / "stdout").read_text(errors="replace"),
         "stderr": (streams / "stderr").read_text(errors="replace"),
+        "screen": screen,
     }
+
+
+class Terminal:
+    """A terminal of a size, in characters, that a command is run in."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        self._ours, self._its = os.openpty()
+        fcntl.ioctl(self._its, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+
+    def take(self) -> None:
+        """Make it this process's own."""
+        os.setsid()
+        for descriptor in range(3):
+            os.dup2(self._its, descriptor)
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+
+    def read(self) -> str:
+        """Return everything that is written to it until nobody has it open."""
+        os.close(self._its)
+        written = b""
+        with suppress(OSError):  # which is how a terminal ends
+            while data := os.read(self._ours, 65536):
+                written += data
+        os.close(self._ours)
+        return written.decode()
 
 
 class Step:
@@ -138,15 +169,19 @@ def require_fork_server() -> None:
             return
 
 
-def run(request: dict, streams: Path) -> None:
+def run(request: dict, streams: Path, terminal: Terminal | None) -> None:
     """Be the command."""
     os.chdir(request["folder"])
+    if terminal:
+        terminal.take()
     for descriptor, name, flags in (
         (0, "stdin", os.O_RDONLY),
         (1, "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
         (2, "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
     ):
-        os.dup2(os.open(streams / name, flags, 0o666), descriptor)
+        handle = os.open(streams / name, flags, 0o666)
+        if not terminal:
+            os.dup2(handle, descriptor)
     take_environment(request.get("environment", {}))
     # Of the one fork server that all runs share, which is no child of this process.
     forkserver._forkserver.ensure_running = lambda: None

@@ -218,7 +218,7 @@ def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, m
         path.touch()
     said = forge(tmp_path, "verify", "out", "--recompute", 2)
     assert said["status"] == 0
-    assert "no image extracted again, 2 images skipped: changed or deleted since" in said["stdout"]
+    assert "no image extracted again, 2 images skipped: changed or deleted since the run" in said["stdout"]
 
 
 def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_path):

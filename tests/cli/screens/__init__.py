@@ -1,0 +1,127 @@
+# Screens: every command in terminals of two sizes, good and wrong, as text that a person has read.
+"""The commands, what they find, and how what they print is made comparable.
+
+``scripts/write_screens.py`` writes the files beside this one; the tests only read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyte
+
+from tests.helpers import natural_image
+
+HERE = Path(__file__).parent
+
+Size = tuple[int, int]
+
+# Columns and lines.
+SIZES = ((80, 24), (120, 40))
+
+SMALL = ("--model", "test_resnet", "--weights", "random", "--device", "cpu")
+
+# What differs between runs and machines, and what stands in its place.
+VARIABLE = (
+    (r"\d+:\d\d(?=[ ,)])", "0:00"),
+    (r"[\d,.]+ images/s", "0.0 images/s"),
+    (r"[\d,.]+ [kMGT]?B (free|available|at most)", r"0 MB \1"),
+    (r"(takes about|and) [\d,.]+ [MGT]B (of memory|are available)", r"\1 0 MB \2"),
+    (r"(--workers 1 takes) [\d,.]+ [MGT]B", r"\1 0 MB"),
+    (r"(that fits is --image-size) \d+", r"\1 000"),
+    (r"\d+\.\d+\.\d+(\.\w+)?(?= is installed)", "0.0.0"),
+    (r"(?m)^(read|forward|write|commit|limit|pipeline)( .*)$", lambda found: re.sub(r"[\d.,]+", "0", found[0])),
+)
+
+# Name, and the arguments.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "nothing": (),
+    "help": ("--help",),
+    "version": ("--version",),
+    **{
+        f"help-{name}": (name, "--help")
+        for name in ("list-models", "info", "extract", "similar", "bench", "fetch", "verify")
+    },
+    "unknown-command": ("extrat", "photos"),
+    "unknown-option": ("extract", "photos", "--modle", "resnet18"),
+    "no-model": ("extract", "photos"),
+    "list": ("list-models", "resnet1*", "convnext_tiny", "vit_base_patch16_224", "--sort", "params"),
+    "list-filtered": (
+        *("list-models", "--license", "apache", "--max-params", "30M", "--stride", "4,8,16,32"),
+        *("--sort", "params", "--limit", "5"),
+    ),
+    "list-nothing": ("list-models", "resnet", "--license", "appache"),
+    "list-unknown": ("list-models", "resnett"),
+    "info": ("info", "resnet50"),
+    "info-transformer": ("info", "vit_base_patch14_dinov2"),
+    "info-unknown": ("info", "dinov2"),
+    "info-twice": ("info", "resnet50", "--model", "resnet18"),
+    "info-size": ("info", "vit_base_patch16_siglip_224", "--image-size", "225"),
+    "extract-dry": ("extract", "photos", *SMALL, "-o", "run", "--embedding", "--dry-run"),
+    "extract": ("extract", "photos", *SMALL, "-o", "run", "--embedding"),
+    "extract-again": ("extract", "photos", *SMALL, "-o", "run", "--embedding"),
+    "extract-recipe": ("extract", "photos", *SMALL, "-o", "run", "--embedding", "--strides", "8,16"),
+    "extract-quiet": ("extract", "photos", *SMALL, "-o", "quiet", "--quiet"),
+    "extract-other-folder": ("extract", "photos", *SMALL, "-o", "photos"),
+    "extract-missing": ("extract", "pictures", *SMALL),
+    "extract-empty": ("extract", "empty", *SMALL),
+    "extract-url": ("extract", "https://example.org/1.jpg", *SMALL),
+    "extract-too-large": ("extract", "photos", *SMALL, "--no-maps", "--embedding", "--image-size", "100000"),
+    "extract-contradiction": ("extract", "photos", *SMALL, "--strides", "8", "--out-indices", "1"),
+    "extract-batch": ("extract", "photos", *SMALL, "--batch-size", "8,16"),
+    "extract-format": ("extract", "photos", *SMALL, "--format", "npz2"),
+    "extract-stride": ("extract", "photos", *SMALL, "--strides", "7"),
+    "extract-device": ("extract", "photos", "--model", "test_resnet", "--weights", "random", "--device", "cpu,1"),
+    "extract-weights": ("extract", "photos", "--model", "test_resnet", "--weights", "none.pth"),
+    "verify": ("verify", "run"),
+    "verify-recompute": ("verify", "run", "--recompute", "2"),
+    "verify-not-a-run": ("verify", "photos"),
+    "similar": ("similar", "run", "photos/1.jpg", "-k", "2"),
+    "similar-sheet": ("similar", "run", "photos/1.jpg", "-k", "2", "-o", "sheet.txt"),
+    "similar-folder": ("similar", "run", "photos"),
+    "similar-no-embeddings": ("similar", "quiet", "photos/1.jpg"),
+    "bench": ("bench", "test_resnet", "--device", "cpu", "--count", "8", "--rounds", "1"),
+    "bench-dtype": ("bench", "test_resnet", "--dtype", "int16"),
+    "fetch-unknown": ("fetch", "resnet999", "-o", "weights"),
+    "fetch-no-output": ("fetch", "resnet18"),
+}
+
+
+def prepare(folder: Path) -> None:
+    """Make what the commands find: three photos and a broken one, and an empty folder."""
+    photos = folder / "photos"
+    photos.mkdir()
+    (folder / "empty").mkdir()
+    for number in range(1, 4):
+        natural_image(number, 320, 240).save(photos / f"{number}.jpg")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
+
+
+def shown(
+    forge: Callable[..., dict], folder: Path, environment: dict, size: tuple[int, int]
+) -> Iterator[tuple[str, str]]:
+    """Run all commands, one after another, in a terminal of a size, and yield the name and the screen of each."""
+    prepare(folder)
+    for name, arguments in COMMANDS.items():
+        done = forge(folder, *arguments, terminal=size, environment={**environment, "COLUMNS": None, "TERM": "xterm"})
+        yield (
+            name,
+            f"$ {' '.join(('featx', *arguments))}\n{rendered(done['screen'], size[0])}\nstatus {done['status']}\n",
+        )
+
+
+def rendered(written: str, columns: int) -> str:
+    """Return what a terminal, as high as need be, shows of it, with what varies replaced."""
+    screen = pyte.Screen(columns, 400)
+    pyte.Stream(screen).feed(written)
+    text = "\n".join(line.rstrip() for line in screen.display).strip("\n")
+    for pattern, replacement in VARIABLE:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def path_of(name: str, size: Size) -> Path:
+    """Return the file of a screen."""
+    return HERE / f"{name}.{size[0]}.txt"
