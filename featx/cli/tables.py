@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.markup import escape
 from rich.table import Table
 
@@ -295,4 +296,5 @@ def _sentence(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    # Indented by msgspec, since json itself takes long for it; not encoded, as its texts may hold lone surrogates.
+    sys.stdout.write(msgspec.json.format(json.dumps(value), indent=2) + "\n")
