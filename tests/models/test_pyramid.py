@@ -110,7 +110,7 @@ def test_running_out_of_memory_names_the_batch(small, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(small.module, "forward", exhausted)
-    with pytest.raises(ModelError, match=r"ran out of memory on a batch of 4.*--batch-size"):
+    with pytest.raises(ModelError, match=r"ran out of memory on a batch of 4.*a smaller batch"):
         small(torch.zeros(4, 3, 32, 32))
 
 
