@@ -222,7 +222,8 @@ def verify(
 ) -> None:
     """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
 
-    Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run holds the folder.
+    Exit status: 0 all is well, 1 something is missing, damaged, not computed yet or not reproduced,
+    11 a run holds the folder.
     """
     from featx.explore.verify import verify as check
 
