@@ -6,6 +6,7 @@ import re
 import pytest
 import typer
 
+from featx.cli import main
 from featx.cli.commands import app
 from tests.helpers import MODEL, make_photos
 
@@ -141,3 +142,22 @@ def test_every_command_has_a_base():
 @pytest.mark.parametrize("arguments", [["nonsense"], ["extrct"], ["--nonsense"], ["--version=1"], ["-x"]])
 def test_what_is_no_command(wrongly, arguments):
     assert wrongly(arguments, refused=True) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (("extract", "photos/0.jpg", *MODEL), "Use a smaller --image-size, a smaller --batch-size or fewer --workers."),
+        (("info", "test_resnet", "--image-size", "64"), "Use a smaller --image-size."),
+        (("similar", "run", "photos/0.jpg"), "Close other programs, or use a machine with more memory."),
+    ],
+)
+def test_a_hint_names_only_options_that_the_command_has(monkeypatch, capsys, command, hint):
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    for place in ("featx.engine.extract.run", "featx.models.search.describe_model", "featx.explore.similarity.similar"):
+        monkeypatch.setattr(place, exhausted)
+    monkeypatch.setattr("sys.argv", ["featx", *command])
+    assert main._status() == 1
+    assert capsys.readouterr().err == f"featx: There is not enough memory. {hint}\n"

@@ -199,17 +199,34 @@ def test_a_torn_last_line_is_done_again(photos, tmp_path):
 def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, change, field):
     extract(photos, tmp_path / "out")
     before = tree(tmp_path / "out")
-    with pytest.raises(OutputError, match="another recipe") as caught:
+    with pytest.raises(OutputError, match="a different recipe") as caught:
         extract(photos, tmp_path / "out", **change)
     assert field in caught.value.message
     assert tree(tmp_path / "out") == before
+
+
+FOLLOWING = [
+    ({"strides": [8]}, "(levels [0, 1, 2, 3, 4] -> [2])"),
+    ({"model": "test_efficientnet"}, "(model test_resnet -> test_efficientnet)"),
+    ({"embedding": True, "maps": False}, "(embedding False -> True, maps True -> False)"),
+    ({"embedding": True, "format": "npy"}, "(embedding False -> True, format npz -> npy)"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), FOLLOWING)
+def test_what_only_follows_from_a_change_is_not_named(photos, tmp_path, change, named):
+    """Other levels have other random weights, and another model has other levels."""
+    extract(photos, tmp_path / "out")
+    with pytest.raises(OutputError, match="a different recipe") as caught:
+        extract(photos, tmp_path / "out", **change)
+    assert caught.value.message.endswith(named)
 
 
 def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypatch):
     extract(photos, tmp_path / "out")
     monkeypatch.setattr(Pyramid, "use_backend", lambda *_: pytest.fail("converted for nothing"))
     assert extract(photos, tmp_path / "out").computed == 0
-    with pytest.raises(OutputError, match="another recipe"):
+    with pytest.raises(OutputError, match="a different recipe"):
         extract(photos, tmp_path / "out", seed=1)
 
 
@@ -526,7 +543,7 @@ def test_another_format_is_another_recipe_and_overwriting_leaves_nothing_of_the_
         "npz": {"photos"},
     }.items():
         if format_ != "npy":
-            with pytest.raises(OutputError, match=r"another recipe .*format "):
+            with pytest.raises(OutputError, match=r"a different recipe .*format "):
                 extract(photos, tmp_path / "out", format=format_, **options)
         extract(photos, tmp_path / "out", format=format_, overwrite=True, **options)
         assert names_in(tmp_path / "out") == {"summary.json", "manifest.jsonl", *names}
