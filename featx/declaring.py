@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from pathlib import Path
+from reprlib import repr as quoted  # which shortens what nobody would read
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
@@ -137,12 +138,12 @@ def as_path(name: str, value: Any) -> Path:
     try:
         return Path(value)
     except TypeError as error:
-        raise UsageError(f"{name}: expected a path, not {value!r}") from error
+        raise UsageError(f"{name}: expected a path, not {quoted(value)}") from error
 
 
 def _switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{name}: expected True or False, not {value!r}")
+        raise UsageError(f"{name}: expected True or False, not {quoted(value)}")
     return value
 
 
@@ -168,7 +169,7 @@ def whole(least: int, most: int = 1 << 62, *, auto: bool = False) -> Convert:
         if auto and value == "auto":
             return None
         if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,30}", str(value)) or not least <= int(value) <= most:
-            raise UsageError(f"{name}: expected {expected}, not {value!r}")
+            raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
         return int(value)
 
     return convert
@@ -183,7 +184,7 @@ def seconds(least: float) -> Convert:
         except (TypeError, ValueError, OverflowError):
             number = -1.0
         if not least <= number <= _MOST_SECONDS:  # NaN is not
-            raise UsageError(f"{name}: expected seconds, from {least:g} to {_MOST_SECONDS}, not {value!r}")
+            raise UsageError(f"{name}: expected seconds, from {least:g} to {_MOST_SECONDS}, not {quoted(value)}")
         return number
 
     return convert
@@ -205,7 +206,7 @@ def _abbreviated(scales: Mapping[str, int], expected: str) -> Convert:
         scale = scales.get(found[2]) if found else None
         number = Decimal(found[1]) * scale if found and scale else Decimal(0)
         if not 1 <= number < 1 << 63 or number % 1:
-            raise UsageError(f"{name}: expected {expected}, not {value!r}")
+            raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
         return int(number)
 
     return convert
@@ -224,7 +225,7 @@ def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert
         except (TypeError, ValueError, OverflowError) as error:
             other = "".join(f", or {word}" for word in words)
             raise UsageError(
-                f"{name}: expected comma-separated numbers, such as {example}{other}, not {value!r}"
+                f"{name}: expected comma-separated numbers, such as {example}{other}, not {quoted(value)}"
             ) from error
 
     return convert
@@ -235,7 +236,7 @@ def size(name: str, value: Any) -> tuple[int, int]:
     pieces = value.lower().split("x") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
     texts = [str(piece) for piece in pieces]
     if not 1 <= len(texts) <= 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
-        raise UsageError(f"{name}: expected one side (384) or height x width (256x320) in pixels, not {value!r}")
+        raise UsageError(f"{name}: expected one side (384) or height x width (256x320) in pixels, not {quoted(value)}")
     return int(texts[0]), int(texts[-1])
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 # What to do when there is not enough disk space, or memory.
 ROOM = "Free some space or repair the disk, and run the same command to resume"
 LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
+
+# What to do without pretrained weights.
+WAYS_ON = (
+    "Use a machine or cache that has them (HF_HOME), give a checkpoint with --weights FILE, "
+    "or take --weights random for shapes and dry runs"
+)
 
 
 class FeatxError(Exception):
@@ -108,9 +115,9 @@ class StoppedError(FeatxError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, or its class name if it has no message."""
+    """The first line of a library's error, of which the first sentence, or its class name if it has no message."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")
+    return re.split(r"(?<=[a-z)])[.] (?=[A-Z])", text.splitlines()[0])[0].rstrip(".:")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,8 @@ REFERENCE, STUB = ROOT / "docs" / "reference.md", ROOT / "featx" / "__init__.pyi
 HEAD = """# Reference
 
 Every command and every option, written by `scripts/write_reference.py` from their declarations. The options have the
-same names in Python: `--image-size 384` is `image_size=384` of `featx.extract` and `featx.load_pyramid`.
+same names in Python: `--image-size 384` is `image_size=384` of `featx.extract` and `featx.load_pyramid`. Counts may be
+abbreviated (`250k`, `30M`, `1.5G`), and sizes in bytes may have units (`500 kB`, `1.5GB`, `4GiB`).
 """
 
 STUB_HEAD = """\

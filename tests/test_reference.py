@@ -9,13 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import featx
+from featx.command_options import SOURCES
 from featx.declaring import declaration, declared
+from featx.engine.bench import bench
 from featx.errors import UsageError
+from featx.explore.similarity import similar
+from featx.explore.verify import verify
 from featx.models import runtimes
 from featx.models.libraries import LIBRARIES
 from featx.options import BACKENDS, GROUPS, RECIPE
+from featx.options import FORMATS as WORDS_OF_FORMATS
 from featx.requests import Job, ModelRequest
 from featx.runs.formats import FORMATS
 
@@ -50,8 +56,7 @@ def test_options_have_one_name_each():
 
 
 def test_formats_are_those_of_the_table():
-    metavar = next(declaration(each).metavar for each in options() if each.name == "format")
-    assert metavar.split("|") == list(FORMATS)
+    assert tuple(FORMATS) == WORDS_OF_FORMATS
 
 
 def test_backends_are_those_of_the_table():
@@ -59,8 +64,7 @@ def test_backends_are_those_of_the_table():
 
 
 def test_libraries_are_those_of_the_table():
-    words = r"\|".join(sorted(LIBRARIES))
-    assert f"`--source {words}`" in write_reference.reference()
+    assert sorted(LIBRARIES) == sorted(SOURCES)
 
 
 def test_the_recipe_is_plain_json():
@@ -122,14 +126,74 @@ LIMITS = [
     ("batch_size", "16", 16),
     ("max_pixels", "30M", 30_000_000),
     ("memory_limit", "1.5G", 1_500_000_000),
+    ("max_pixels", "1_000_000", 1_000_000),
+    ("max_pixels", 1e6, 1_000_000),
     ("max_bytes", 10, 10),
+    ("max_bytes", "500B", 500),
+    ("max_bytes", "4GB", 4 * 10**9),
+    ("max_bytes", "4 GB", 4 * 10**9),
+    ("max_bytes", "4GiB", 4 << 30),
+    ("max_bytes", "512kib", 512 << 10),
+    ("max_bytes", "1.5M", 1_500_000),
+    ("max_bytes", "2TB", 2 * 10**12),
     ("time_limit", "2.5", 2.5),
+    ("device", "cuda:0,1", "cuda:0,1"),
+    ("device", torch.device("cpu"), "cpu"),
+    ("output", "out", Path("out")),
 ]
 
 
 @pytest.mark.parametrize(("name", "given", "expected"), LIMITS)
 def test_amounts(name, given, expected):
     assert getattr(Job("test_resnet", **{name: given}), name) == expected
+
+
+UNFIT = [
+    ("batch_size", "8,16", "expected a whole number from 1 to 65536 or auto, not '8,16'"),
+    ("max_pixels", "30MB", "expected a whole number of at least 1, such as 179M, not '30MB'"),
+    ("max_bytes", "1.5B", "expected a number of bytes, such as 1GB, not '1.5B'"),
+    ("max_bytes", "9" * 400, r"not '9{12}\.\.\.9{13}'"),
+    ("max_bytes", "4 XB", "not '4 XB'"),
+    ("memory_limit", True, "not True"),
+    ("time_limit", "inf", "expected seconds, from 0.1 to 1000000, not 'inf'"),
+    ("time_limit", float("nan"), "not nan"),
+    ("format", "zip", "expected npz, npy or parquet, not 'zip'"),
+    ("device", "cpu,1", "expected auto, cpu, .* not 'cpu,1'. cpu has no number"),
+    ("device", "cuda:0,0", "'cuda:0,0' names a GPU twice"),
+    ("device", "cuda:x", "not 'cuda:x'"),
+    ("embedding", "no", "expected True or False, not 'no'"),
+    ("output", 5, "expected a path, not 5"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "words"), UNFIT)
+def test_what_does_not_fit_is_refused(name, given, words):
+    with pytest.raises(
+        UsageError, match=f"^--{name.replace('_', '-')}: {'.*' if words.startswith('not') else ''}{words}"
+    ):
+        Job("test_resnet", **{name: given})
+
+
+OF_ONE_COMMAND = {
+    "list_models, limit": (lambda: featx.list_models(limit=0), "--limit: expected a whole number of at least 1, not 0"),
+    "list_models, levels": (
+        lambda: featx.list_models(min_levels=-1),
+        "--min-levels: .* of at least 1, not -1",
+    ),
+    "list_models, sort": (lambda: featx.list_models(sort="x"), "--sort: expected name or params, not 'x'"),
+    "list_models, strides": (lambda: featx.list_models(strides="x"), "--stride: expected .* such as 4,8, not 'x'"),
+    "list_models, parameters": (lambda: featx.list_models(max_parameters=0), "--max-params: expected .* such as 30M"),
+    "verify": (lambda: verify("run", recompute=-1), "--recompute: expected a whole number of at least 0, not -1"),
+    "similar": (lambda: similar("run", "1.jpg", count=0), "--count: expected a whole number of at least 1, not 0"),
+    "bench": (lambda: bench(Job("test_resnet"), 7, 1), "--count: expected a whole number from 8 to 100000, not 7"),
+}
+
+
+@pytest.mark.parametrize("case", OF_ONE_COMMAND)
+def test_functions_refuse_what_their_commands_refuse(case):
+    call, words = OF_ONE_COMMAND[case]
+    with pytest.raises(UsageError, match=words):
+        call()
 
 
 CONTRADICTIONS = [

@@ -47,8 +47,9 @@ def run() -> int:
         if not sys.argv[1:]:  # then it is the help
             error.show()
             return int(error.exit_code)
-        command = error.ctx.command_path if error.ctx else "featx"
-        raise UsageError(error.format_message().rstrip("."), f"`{command} --help` shows what there is") from error
+        message, command = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else "featx"
+        hint = "" if message.endswith("?") else f"`{command} --help` shows what there is"
+        raise UsageError(message, hint) from error
 
 
 def has_option(spelling: str) -> bool:
@@ -225,7 +226,8 @@ def verify(
 ) -> None:
     """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
 
-    Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run holds the folder.
+    Exit status: 0 all is well, 1 something is missing, damaged, not computed yet or not reproduced,
+    11 a run holds the folder.
     """
     from featx.explore.verify import verify as check
 

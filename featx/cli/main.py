@@ -11,7 +11,13 @@ import warnings
 
 from featx.cli import commands, progress, streams, tables
 from featx.engine.stopping import InterruptedByError
-from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
+from featx.errors import LESS, WAYS_ON, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
+
+# What to do in commands that lack options of a hint.
+OTHERWISE = {
+    LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory"),
+    WAYS_ON: ("Use a machine with a network, or a cache that has them (HF_HOME)",),
+}
 
 
 def main() -> None:
@@ -52,11 +58,10 @@ def _require_words(arguments: list[str]) -> None:
 def _described(error: Exception) -> FeatxError:
     """Describe an error that has not been described anywhere else."""
     if isinstance(error, FeatxError):
-        if error.hint == LESS:
-            error.hint = _less()
+        error.hint = _suited(error.hint)
         return error
     if is_out_of_memory(error):
-        described = FeatxError("There is not enough memory", _less())
+        described = FeatxError("There is not enough memory", _suited(LESS))
     elif isinstance(error, StuckError):
         described = FeatxError(f"{error.item.path} {error}", "Leave that image out")
     elif isinstance(error, OSError):
@@ -71,12 +76,10 @@ def _described(error: Exception) -> FeatxError:
     return described
 
 
-def _less() -> str:
-    """Say how to use less memory by options that the command has."""
-    if commands.has_option("--batch-size"):
-        return LESS
-    smaller = commands.has_option("--image-size")
-    return "Use a smaller --image-size" if smaller else "Close other programs, or use a machine with more memory"
+def _suited(hint: str) -> str:
+    """Return a hint, or another where the command does not have all of its options."""
+    hints = (hint, *OTHERWISE.get(hint, ()))
+    return next((each for each in hints if all(map(commands.has_option, re.findall("--[a-z-]+", each)))), hint)
 
 
 def _fail(error: FeatxError) -> int:

@@ -19,17 +19,13 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm
 
-from featx.errors import WeightsError, first_line
+from featx.errors import WAYS_ON, WeightsError, first_line
 from featx.files import commit, sha256_of
 from featx.models.weights import Found, hashed
 
 # Seconds that a hub or server has to answer at all; a download in progress is not bounded by it. With the time that
 # torch takes to load, a command without a network ends within ten.
 ANSWER_TIMEOUT = 4.0
-WAYS_ON = (
-    "Use a machine or cache that has them (HF_HOME), give a checkpoint with --weights FILE, "
-    "or take --weights random for shapes and dry runs"
-)
 
 # Shorter endings are not hashes: I-JEPA's count epochs (``-600e.pth.tar``).
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")

@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec.structs import replace
 from torch import Tensor
 
-from featx.errors import ModelError
+from featx.errors import ModelError, UsageError
 from featx.models.tracing import Grid, Tracer
 from featx.values import Field, Level, Spacing
 
@@ -27,13 +27,18 @@ def choose(
 
     Raises
     ------
+    UsageError
+        If none is named.
     ModelError
         If there is no such level; the error says which there are.
     """
+    for name_of, asked in (("--strides", strides), ("--out-indices", out_indices)):
+        if asked is not None and not asked:
+            raise UsageError(f"{name_of} names no level", "Leave it out, or name one")
     if strides is not None:
         deepest = {level.stride: level.index for level in offered}
         absent = [stride for stride in strides if stride not in deepest]
-        if absent or not strides:
+        if absent:
             there = ", ".join(f"{stride:g}" for stride in deepest if isinstance(stride, float | int))
             raise ModelError(
                 f"{name} has no level at stride {', '.join(f'{stride:g}' for stride in absent)}", f"It has {there}"

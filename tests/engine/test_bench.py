@@ -39,5 +39,5 @@ def test_the_table_and_own_photos(featx_command, tmp_path):
 def test_images_that_cannot_be_read_are_no_benchmark(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"no image")
     job = Job(inputs=(str(tmp_path),), model="test_resnet", weights="random", device="cpu")
-    with pytest.raises(UsageError, match="too few images"):
+    with pytest.raises(UsageError, match="Too few readable images"):
         bench.bench(job, 8, 1)

@@ -205,6 +205,23 @@ def test_another_recipe_is_refused_and_nothing_is_touched(photos, tmp_path, chan
     assert tree(tmp_path / "out") == before
 
 
+FOLLOWING = [
+    ({"strides": [8]}, "(levels [0, 1, 2, 3, 4] -> [2])"),
+    ({"model": "test_efficientnet"}, "(model test_resnet -> test_efficientnet)"),
+    ({"embedding": True, "maps": False}, "(embedding False -> True, maps True -> False)"),
+    ({"embedding": True, "format": "npy"}, "(embedding False -> True, format npz -> npy)"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), FOLLOWING)
+def test_what_only_follows_from_a_change_is_not_named(photos, tmp_path, change, named):
+    """Other levels have other random weights, and another model has other levels."""
+    extract(photos, tmp_path / "out")
+    with pytest.raises(OutputError, match="a different recipe") as caught:
+        extract(photos, tmp_path / "out", **change)
+    assert caught.value.message.endswith(named)
+
+
 def test_nothing_is_converted_where_nothing_is_to_do(photos, tmp_path, monkeypatch):
     extract(photos, tmp_path / "out")
     monkeypatch.setattr(Pyramid, "use_backend", lambda *_: pytest.fail("converted for nothing"))

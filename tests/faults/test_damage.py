@@ -217,8 +217,8 @@ def test_images_that_changed_or_fail_now_are_not_called_equal(forge, tmp_path, m
     for path in photos.iterdir():
         path.touch()
     said = forge(tmp_path, "verify", "out", "--recompute", 2)
-    assert said["status"] == 0
-    assert "no image extracted again, 2 images skipped: changed or deleted since the run" in said["stdout"]
+    assert said["status"] == 1
+    assert "not reproduced: no image extracted again, 2 images skipped: changed or deleted since" in said["stdout"]
 
 
 def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_path):

@@ -110,7 +110,7 @@ def test_running_out_of_memory_names_the_batch(small, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(small.module, "forward", exhausted)
-    with pytest.raises(ModelError, match=r"ran out of memory on a batch of 4.*--batch-size"):
+    with pytest.raises(ModelError, match=r"ran out of memory on a batch of 4.*a smaller batch"):
         small(torch.zeros(4, 3, 32, 32))
 
 
@@ -140,3 +140,18 @@ def test_a_batch_of_another_shape_is_refused(shape):
     pyramid = featx.load_pyramid("test_resnet", weights="random", device="cpu")
     with pytest.raises(UsageError, match=r"Expected a batch of shape \(B, 3, H, W\), not "):
         pyramid(torch.zeros(shape))
+
+
+def test_an_image_that_cannot_be_read_is_one_sentence(small, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for path, reason in (("missing.jpg", "no such file"), ("broken.jpg", "cannot identify image file")):
+        with pytest.raises(featx.FeatxError, match=f"{path} cannot be read: {reason}. Try another image$"):
+            small.preprocess(tmp_path / path)
+    with pytest.raises(featx.FeatxError, match="The image cannot be read: floating-point pixels have no agreed range"):
+        small.preprocess(Image.new("F", (8, 8)))
+
+
+@pytest.mark.parametrize("option", ["strides", "out_indices"])
+def test_no_level_at_all_is_refused(option):
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} names no level. Leave it out"):
+        featx.load_pyramid("test_resnet", weights="random", device="cpu", **{option: []})

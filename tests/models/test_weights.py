@@ -560,7 +560,7 @@ def test_without_a_home_the_hub_s_cache_is_not_made_here(served, tmp_path, monke
 
 WRONG = {
     "no repository": (lambda hub: hub.files.clear(), "no public repository timm/test_resnet.r160_in1k"),
-    "no weights in it": (lambda hub: hub.files.pop("timm/test_resnet.r160_in1k/model.safetensors"), "holds none of"),
+    "no weights in it": (lambda hub: hub.files.pop("timm/test_resnet.r160_in1k/model.safetensors"), "has none of"),
     "half the file": (
         lambda hub: hub.truncated.add("timm/test_resnet.r160_in1k/model.safetensors"),
         "could not be fetched",

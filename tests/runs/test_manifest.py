@@ -136,7 +136,7 @@ def test_a_run_that_was_written_anew_is_not_read_with_old_positions(run, tmp_pat
 def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", 1)
     monkeypatch.setattr("featx.runs.formats.npz.Writer.largest", 100_000)
-    with pytest.raises(featx.errors.UsageError, match=r"one image take .* but an npz file holds .*--image-size"):
+    with pytest.raises(featx.errors.UsageError, match=r"The arrays of one image take .* MB.*--image-size"):
         extract(photos, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert extract(photos, tmp_path / "out", out_indices=(4,)).computed == 1
@@ -146,7 +146,7 @@ def test_the_size_of_arrays_is_counted_in_the_type_that_is_written(tmp_path):
     from featx.values import Field
 
     fields = (Field("level_0", (1024, 1024, 1024)), Field("embedding", (1000,)))
-    with pytest.raises(featx.errors.UsageError, match=r"4,29\d MB"):
+    with pytest.raises(featx.errors.UsageError, match="4,295 MB"):
         formats.require("npz", fields)
     formats.require("npz", fields, "float16")
 
