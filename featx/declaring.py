@@ -7,12 +7,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
+from featx.nearest import did_you_mean
 from featx.text import listed
 
 # Converts what was given, text or a value, to the option's value; it gets the option's name for its error messages.
@@ -120,7 +120,8 @@ def one_of(*choices: str) -> Convert:
 
     def convert(name: str, value: Any) -> str:
         if value not in choices:
-            raise UsageError(f"{name}: expected {listed(choices)}, not {value!r}")
+            hint = did_you_mean(str(value), choices)
+            raise UsageError(f"{name}: expected {listed(choices)}, not {value!r}", hint)
         return str(value)
 
     return convert
@@ -214,9 +215,8 @@ def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[F
             unknown = options.keys() - chosen.keys() - {each.name for each in own}
             if unknown:
                 name = min(unknown)
-                near = get_close_matches(name, chosen, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+                what = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                raise TypeError(". ".join(filter(None, (what, did_you_mean(name, chosen)))))
             return function(*values, **options)
 
         more = [_keyword(each) for each in chosen.values()]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal
 
+from featx.declaring import one_of
 from featx.errors import ModelError
 from featx.models import catalogue, libraries
 from featx.models.catalogue import Catalogue, Entry
@@ -74,14 +75,15 @@ def list_models(
     ModelError
         If nothing matches; the message has the nearest names, or the filter that left nothing.
     """
-    catalogue.require_order(sort)
+    one_of("name", "params")("--sort", sort)
+    one_of(*libraries.LIBRARIES)("--source", source)
     handle = listener or _ignore
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     models = _current(source, handle)
     names = catalogue.matching(models.names, patterns)
     condition = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
-        raise ModelError(f"No models {condition}", catalogue.nearest(patterns, models.names))
+        raise ModelError(f"No models {condition}", catalogue.advice(patterns, models.names))
     entries = _entries(models, names, handle)
     if not entries:
         raise ModelError(f"None of the models that {condition} could be measured", "Update featx, or use an older timm")
