@@ -51,6 +51,10 @@ class WeightsError(FeatxError):
     """The weights are not available, or must not be used."""
 
 
+class UnavailableError(WeightsError):
+    """Pretrained weights are in no cache, and cannot be fetched; who can do without them says so in the hint."""
+
+
 class OutputError(FeatxError):
     """The output folder cannot be used, or holds something else."""
 

@@ -20,7 +20,7 @@ APART = {("models", "runs"), ("runs", "models")}
 
 # Imported by some modules only.
 ALONE = {
-    "typer": {"cli.arguments", "cli.commands"},
+    "typer": {"cli.arguments", "cli.commands", "cli.usage"},
     "rich": {"cli.progress", "cli.streams", "cli.tables"},
     "timm": {
         *("models.timm.building", "models.timm.input", "models.timm.loading", "models.timm.outputs"),

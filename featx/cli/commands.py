@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from featx.cli import progress, streams, tables
-from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
+from featx.cli import completion, progress, streams, tables
+from featx.cli.arguments import Debug, Json, Quiet, number, read_lists, switch, takes
+from featx.cli.usage import Command, Group
 from featx.declaring import amount, numbers
 from featx.engine.stopping import Stop
-from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
+from featx.options import (
+    GROUPS,
+    ImageOptions,
+    KeepOptions,
+    ModelOptions,
+    NetworkOptions,
+    OutputOptions,
+    RunOptions,
+    StoreOptions,
+)
 from featx.requests import Job, ModelRequest
 from featx.version import __version__
 
@@ -20,62 +31,112 @@ app = typer.Typer(
     name="featx",
     help="Turn image files into the multi-scale feature maps of any timm backbone.",
     epilog="Example: featx extract photo.jpg --model resnest26d",
-    no_args_is_help=True,
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+command = partial(app.command, cls=Command)
+
 STOP = Stop()
+
+
+# Panels of the help for options that one command has.
+WHICH, LIST, CHECKS = "Which models", "List", "Checks"
 
 
 @app.callback(invoke_without_command=True)
 def common(
+    context: typer.Context,
     version: Annotated[bool, switch("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Print the version."""
+    """Print the version, or what there is where no command was given."""
     if version:
         print(f"featx {__version__}")  # noqa: T201 - data, for scripts
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.get_help()  # which prints it
+        raise typer.Exit(2)
 
 
-@app.command(
+@command(
     "list-models",
     epilog="Example: featx list-models --license apache --max-params 30M --stride 4,8,16,32 --sort params --limit 20",
 )
 def list_models(
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; a model must match one of them."),
+        typer.Argument(
+            metavar="PATTERN",
+            help="Glob patterns, or parts of names; a model must match one of them.",
+            autocompletion=completion.models,
+        ),
     ] = None,
-    pretrained: Annotated[bool, switch("--pretrained", help="Only models with pretrained weights.")] = False,
-    stride: Annotated[
-        list[str] | None, typer.Option(metavar="8|4,8", help="Only models with a level at each of these strides.")
-    ] = None,
-    min_levels: Annotated[int | None, typer.Option(metavar="N", help="Only models with at least N levels.")] = None,
-    max_params: Annotated[
-        str | None,
-        typer.Option(metavar="30M", help="Only models with at most this many parameters, not counting the head."),
-    ] = None,
+    pretrained: Annotated[
+        bool, switch("--pretrained", help="Only models with pretrained weights.", rich_help_panel=WHICH)
+    ] = False,
     license_: Annotated[
         str | None,
-        typer.Option("--license", metavar="TEXT", help="Only models with weights whose licence has TEXT in its name."),
+        typer.Option(
+            "--license",
+            metavar="TEXT",
+            help="Only models with weights whose licence has TEXT in its name.",
+            rich_help_panel=WHICH,
+            autocompletion=completion.licences,
+        ),
     ] = None,
-    family: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only models of this family: timm's module, such as resnet.")
+    max_params: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Only models with at most N parameters, such as 30M, not counting the head.",
+            rich_help_panel=WHICH,
+        ),
+    ] = None,
+    stride: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,N", help="Only models with a level at each of these strides, such as 4,8.", rich_help_panel=WHICH
+        ),
+    ] = None,
+    min_levels: Annotated[
+        int | None, number("--min-levels", 1, "Only models with at least N levels.", rich_help_panel=WHICH)
     ] = None,
     any_size: Annotated[
         bool,
-        switch("--any-size", help="Only models that take other image sizes without being rebuilt."),
+        switch(
+            "--any-size", help="Only models that take other image sizes without being rebuilt.", rich_help_panel=WHICH
+        ),
     ] = False,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Only models of this family: timm's module, such as resnet.",
+            rich_help_panel=WHICH,
+            autocompletion=completion.families,
+        ),
+    ] = None,
     source: Annotated[
         str,
         typer.Option(
-            metavar="timm|ultralytics", help="Library that the models come from; ultralytics needs featx\\[yolo]."
+            metavar="timm|ultralytics",
+            help="Library that the models come from; ultralytics needs featx\\[yolo].",
+            rich_help_panel=WHICH,
+            autocompletion=completion.completing("source", "timm|ultralytics"),
         ),
     ] = "timm",
-    sort: Annotated[str, typer.Option(metavar="name|params", help="Order of the list.")] = "name",
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N models.")] = None,
-    names: Annotated[bool, switch("--names", help="Only the names, one per line.")] = False,
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="name|params",
+            help="Order of the list.",
+            rich_help_panel=LIST,
+            autocompletion=completion.completing("sort", "name|params"),
+        ),
+    ] = "name",
+    limit: Annotated[int | None, number("--limit", 1, "At most N models.", rich_help_panel=LIST)] = None,
+    names: Annotated[bool, switch("--names", help="Only the names, one per line.", rich_help_panel=LIST)] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -92,30 +153,29 @@ def list_models(
         "any_size": any_size,
         "source": source,
         "sort": sort,
-        "limit": limit,
     }
     with progress.searching() as listener:
         found = find(patterns or (), **wanted, listener=listener)
-    tables.models(found, names=names, as_json=as_json)
+    tables.models(found, limit=limit, wanted=wanted, names=names, as_json=as_json)
 
 
-@app.command(epilog="Example: featx info regnety_032 --image-size 384")
-@takes(ModelOptions, ImageOptions, without=("weights", "seed"), optional=("model",))
-def info(
-    options: dict[str, Any],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model, as for --model.")] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show a model's levels, input and weights, without fetching any weights."""
+@command(epilog="Example: featx info regnety_032 --image-size 384")
+@takes(ModelOptions, ImageOptions, without=("weights", "seed"), bare=True)
+def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
+    """Show a model's levels, input and weights.
+
+    No weights are fetched for it.
+    """
     from featx.models.search import describe_model
 
     with progress.searching() as listener:
-        described = describe_model(ModelRequest(**{**options, "model": one_model(name, options)}), listener)
+        described = describe_model(ModelRequest(**options), listener)
     tables.description(described, as_json=as_json)
 
 
-@app.command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
+@app.command(
+    cls=Command, epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos"
+)
 @takes(*GROUPS)
 def extract(
     options: dict[str, Any],
@@ -126,16 +186,18 @@ def extract(
     from_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="LIST",
+            metavar="FILE",
             rich_help_panel=ImageOptions.panel,
-            help="File with one path per line (or with NUL between them).",
+            help="List of images: one path per line (or with NUL between them).",
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the feature maps of images; run the same command again to resume.
+    """Write the feature maps of images.
+
+    Run the same command again to resume.
 
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
     11 another run holds the output, 130 or 143 stopped.
@@ -151,20 +213,30 @@ def extract(
     raise typer.Exit(3 if report.failures else 0)
 
 
-@app.command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
+@command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
 @takes(RunOptions, only=("device",))
 def similar(
     options: dict[str, Any],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
-    query: Annotated[Path, typer.Argument(metavar="QUERY", help="An image.")],
-    count: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of images to find.")] = 10,
+    query: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
+    count: Annotated[int, number("-k", 1, "Number of images to find.", rich_help_panel=OutputOptions.panel)] = 10,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of the results, with scores.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Picture of the results with their scores, such as sheet.png.",
+            rich_help_panel=OutputOptions.panel,
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a run that are most similar to a query image, by the cosine of their embeddings."""
+    """Find the images of a run that are most similar to yours.
+
+    They are compared by the cosine of their embeddings.
+    """
     from featx.explore import similarity
 
     if output:
@@ -176,27 +248,31 @@ def similar(
         similarity.draw(found, output)
 
 
-@app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
+@command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")
 @takes(
     *(ModelOptions, ImageOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
     without=("weights", "seed", "format", "isolate"),
+    bare=True,
 )
 def bench(
     options: dict[str, Any],
     images: Annotated[
         str | None,
-        typer.Option(metavar="DIR", rich_help_panel=ImageOptions.panel, help="Photos to use.", show_default="made up"),
+        typer.Option(
+            metavar="FOLDER", rich_help_panel=ImageOptions.panel, help="Photos to use.", show_default="made up"
+        ),
     ] = None,
-    count: Annotated[
-        int, typer.Option(min=8, max=100_000, rich_help_panel=ImageOptions.panel, help="Photos in a round.")
-    ] = 64,
+    count: Annotated[int, number("--count", 8, "Photos in a round.", rich_help_panel=ImageOptions.panel)] = 64,
     rounds: Annotated[
-        int, typer.Option(min=1, max=1000, rich_help_panel=ImageOptions.panel, help="Rounds to take medians over.")
+        int, number("--rounds", 1, "Rounds to take medians over.", rich_help_panel=ImageOptions.panel)
     ] = 3,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show where the time goes on this machine: each stage alone, then all together; weights are random."""
+    """Show where the time goes on this machine.
+
+    Each stage is timed alone, then all together; weights are random.
+    """
     job = Job(inputs=() if images is None else (images,), weights="random", **options)
     from featx.engine import bench as benchmark
 
@@ -205,25 +281,39 @@ def bench(
     tables.timings(value, as_json=as_json)
 
 
-@app.command(epilog="Example: featx fetch --model resnet50.a1_in1k --output models/resnet50")
-@takes(ModelOptions, only=("model",))
+@command(epilog="Example: featx fetch resnet50.a1_in1k --output models/resnet50")
+@takes(ModelOptions, only=("model",), bare=True)
 def fetch(
     options: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write them to.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder to write them to.",
+            show_default="models/MODEL",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch weights and configuration into a folder, for --model local-dir:DIR on a machine without a network."""
+    """Fetch a model into a folder, for a machine without a network.
+
+    There, --model local-dir:FOLDER takes its weights and configuration.
+    """
     from featx.models import fetching
 
     tables.fetched(fetching.fetch(options["model"], output), as_json=as_json)
 
 
-@app.command(epilog="Example: featx verify features/photos --recompute 20")
+@command(epilog="Example: featx verify features/photos --recompute 20")
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     recompute: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Extract N random images again, and compare the results.")
+        int,
+        number("--recompute", 0, "Extract N random images again, and compare the results.", rich_help_panel=CHECKS),
     ] = 0,
     repair: Annotated[
         bool,
@@ -231,12 +321,15 @@ def verify(
             "--repair",
             metavar="",
             help="Forget missing and damaged outputs, so that the next extract recreates them.",
+            rich_help_panel=CHECKS,
         ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
+    """Check every output of a run against its manifest.
+
+    Compares sha256, arrays, shapes, types, and makes sure that numbers are finite.
 
     Exit status: 0 all is well, 1 something is missing, damaged or not computed yet, 11 a run holds the folder.
     """

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 
-from featx.cli import commands, streams, tables
+from featx.cli import commands, streams, tables, usage
 from featx.engine.stopping import InterruptedByError
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
@@ -27,14 +27,14 @@ def _status() -> int:
     """Run a command, and return its exit status."""
     try:
         _require_words(sys.argv[1:])
-        commands.app(prog_name="featx")
+        status = commands.app(prog_name="featx", standalone_mode=False)  # errors are ours to show
+        return status if isinstance(status, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
     except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
-        return _fail(_described(error))
-    return 0
+        return _fail(usage.wrong_usage(error) or _described(error))
 
 
 def _require_words(arguments: list[str]) -> None:
