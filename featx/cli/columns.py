@@ -15,6 +15,9 @@ from featx.text import listed, spacing
 # The widest column of a list of models, and the widths to which it is cut: next to others, and at worst.
 LEVELS, LEVELS_WIDTHS = "stride·channels", (44, 20)
 
+# The same for other columns, if they have to stay.
+TEXT_WIDTHS = (100, 10)
+
 GAP = "  "
 
 
@@ -93,8 +96,11 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
         more = [each for each in columns if each in shown or each is column]
         if _total([each.cut_to(each.cut[each is column]) for each in more]) <= width:
             shown = more
-    spare = width - _total([each for each in shown if not each.cut[0]]) - len(GAP)
-    return [each.cut_to(max(spare, each.cut[1])) for each in shown]
+    for place, column in enumerate(shown):
+        excess = _total(shown) - width
+        if excess > 0:
+            shown[place] = column.cut_to(max(column.width - excess, column.cut[1]))
+    return shown
 
 
 def _total(columns: Sequence[Column]) -> int:
@@ -118,7 +124,7 @@ def _columns(entries: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[
             cells,
             right=heading in ("params", "input"),
             leave=0 if heading == "model" or stay[heading] else order.index(heading) + 1,
-            cut=LEVELS_WIDTHS if heading == LEVELS else (0, 0),
+            cut=LEVELS_WIDTHS if heading == LEVELS else TEXT_WIDTHS if stay.get(heading) else (0, 0),
         )
         for heading, *cells in zip(headings, *map(_model_row, entries), strict=True)
     ]

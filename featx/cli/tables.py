@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
 
 
+# Strides that differ by less, of themselves, are the same but for rounding.
+SAME_STRIDE = 1e-4
+
 # How the tables describe where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
 
@@ -67,7 +70,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(_levels(value["levels"]))
     if shown < depth:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
-    if text := _misleading_ratios(value["levels"]):
+    if text := _misleading_ratio(value["levels"]):
         out.print(f"[dim]{text}[/]")
     out.print()
     out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
@@ -263,17 +266,22 @@ def _levels(levels: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _misleading_ratios(levels: Sequence[dict[str, Any]]) -> str:
-    """Say which stride to use where the size of the input over that of a map gives another."""
-    ratios = {
-        level["index"]: spacing(level["ratio"]).split(" x ")
-        for level in levels
-        if "ratio" in level and any(abs(ratio - level["stride"]) > 0.01 for ratio in level["ratio"])
-    }
-    if not ratios:
+def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
+    """Say which stride to use where the size of the input over that of a map is another; name the worst level."""
+    worst = max(levels, key=_off)
+    if _off(worst) < SAME_STRIDE:
         return ""
-    others = ", ".join(f"{' x '.join(dict.fromkeys(texts))} at level {index}" for index, texts in ratios.items())
-    return f"Use these strides, the measured distance between cells; input size over map size gives {others}."
+    ratio = " x ".join(dict.fromkeys(f"{number:.4g}" for number in worst["ratio"]))
+    return (
+        "Use these strides, the measured spacing of cells, and not input size over map size, "
+        f"which is {ratio} at level {worst['index']}."
+    )
+
+
+def _off(level: dict[str, Any]) -> float:
+    """How much of a level's stride input size over map size is off."""
+    stride, ratios = level["stride"], level.get("ratio", ())
+    return max(abs(ratio / stride - 1) for ratio in ratios) if ratios and isinstance(stride, int | float) else 0.0
 
 
 def _tags(value: dict[str, Any]) -> Table:

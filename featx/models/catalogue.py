@@ -26,7 +26,7 @@ PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
 # So many licences or families are all named where none was found.
-FEW = 5
+FEW = 8
 
 # Of the entries; a cache in another format is not read.
 FORMAT = 2
