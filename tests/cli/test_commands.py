@@ -54,7 +54,7 @@ def test_the_table_and_the_files_of_one_photo(fresh_command, photo, tmp_path):
     assert done.returncode == 0, done.stderr
     output = tmp_path / "features" / MODEL
     assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
-    assert re.search(r"^ +2 +layer2 +48 +8 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ +2 +layer2 +48 +8 +0 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
     assert "random weights: shapes are right, values carry nothing learned (seed 0)" in done.stdout
     assert f"features/{MODEL}/" in done.stdout
     assert "1 image to compute" in done.stderr
@@ -191,7 +191,7 @@ def test_info(featx_command):
     assert done.returncode == 0, done.stderr
     for words in ("17.9 M", "224 x 224", "crop 0.95", "apache-2.0", "ra_in1k", "8, 16, 32", "3.93 MB"):
         assert words in done.stdout
-    assert re.search(r"^ +4 +s4 +1512 +32 +7 x 7", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +4 +s4 +1512 +32 +0 +7 x 7", done.stdout, re.MULTILINE)
 
 
 def test_info_says_which_stride_to_use_where_two_could_be_meant(featx_command):
