@@ -23,7 +23,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, --help with those that every command has."""
-        found = _without_types(super().get_params(ctx))
+        found = _adapted(super().get_params(ctx), ctx)
         for each in found:
             if "--help" in each.opts:
                 vars(each)["rich_help_panel"] = MESSAGES
@@ -35,15 +35,18 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters."""
-        return _without_types(super().get_params(ctx))
+        return _adapted(super().get_params(ctx), ctx)
 
 
-def _without_types(parameters: list[Any]) -> list[Any]:
+def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
     """Keep the types of Python out of the help: flags have none, and an argument's name says what it is.
 
-    The help of all commands fits on a screen of 24 lines, if that of every option fits on one.
+    The help of all commands fits on a screen of 24 lines, if that of every option fits on one. A shell that asks for
+    completions waits for them, and converting values would load pydantic.
     """
     for each in parameters:
+        if ctx.resilient_parsing:
+            vars(each)["process_value"] = lambda _, value: value
         if each.param_type_name == "argument":
             vars(each)["display_type_rich"] = lambda **_: None
         elif each.is_flag and each.metavar is None:
