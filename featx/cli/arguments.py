@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,10 @@ def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as t
 
 def number(spelling: str, least: int, help: str, **more: Any) -> Any:  # noqa: A002 - as typer has it
     """Declare an option of a command that takes a whole number."""
-    convert = partial(whole(least, LARGEST), spelling)
+
+    def convert(text: str) -> Any:
+        return whole(least, LARGEST)(spelling, text)
+
     return typer.Option(spelling, metavar="N", parser=convert, help=help, **more)
 
 

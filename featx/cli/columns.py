@@ -67,7 +67,7 @@ def print_models(entries: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> N
         notes.print(f"[dim]{group[0]}: {count} levels of stride {stride} with {channels} channels[/]")
     left_out = [column.heading for column in columns if column.heading not in printed]
     if left_out:
-        text = f"{listed(left_out, 'and')} left out: the terminal is {notes.width} columns wide; --json has all"
+        text = f"{listed(left_out, 'and')} left out: the terminal is {stdout().width} columns wide; --json has all"
         notes.print(f"[dim]{text}[/]", soft_wrap=True)
 
 
@@ -110,6 +110,7 @@ def _total(columns: Sequence[Column]) -> int:
 def _columns(entries: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[Column]:
     """Make the columns of a list of models, and decide which stay on a narrow terminal."""
     stay = {
+        "model": True,
         LEVELS: bool(wanted["strides"]) or wanted["min_levels"] is not None,
         "params": wanted["max_parameters"] is not None or wanted["sort"] == "params",
         "weights": wanted["pretrained"],
@@ -117,14 +118,15 @@ def _columns(entries: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[
         "input": wanted["any_size"],
     }
     order = ("input", "licence", "weights", "params", LEVELS)
+    cuts = {"model": (0, 0), LEVELS: LEVELS_WIDTHS}
     headings = ("model", LEVELS, "params", "input", "weights", "licence")
     return [
         Column(
             heading,
             cells,
             right=heading in ("params", "input"),
-            leave=0 if heading == "model" or stay[heading] else order.index(heading) + 1,
-            cut=LEVELS_WIDTHS if heading == LEVELS else TEXT_WIDTHS if stay.get(heading) else (0, 0),
+            leave=0 if stay[heading] else order.index(heading) + 1,
+            cut=cuts.get(heading, TEXT_WIDTHS if stay[heading] else (0, 0)),
         )
         for heading, *cells in zip(headings, *map(_model_row, entries), strict=True)
     ]

@@ -20,7 +20,6 @@ from featx.errors import ModelError
 from featx.files import cache_folder, write_atomically
 from featx.models import schema
 from featx.nearest import Weight, named_alike, nearest
-from featx.text import listed as enumerated
 
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
@@ -78,10 +77,8 @@ class Filter:
     def hint(self, entries: Iterable[Entry]) -> str:
         """Say what to do where none of some entries passes: take one of the names that they have."""
         there = sorted({value for entry in entries for value in self.values(entry) if value})
-        near = nearest(self.asked, there)
-        if near:
-            return f"Nearest: {', '.join(near)}"
-        return f"There is {enumerated(there)}" if 0 < len(there) <= FEW else "Leave out that filter, or widen it"
+        few = f"Possible: {', '.join(there)}" if 0 < len(there) <= FEW else "Leave out that filter, or widen it"
+        return _suggested(nearest(self.asked, there), few)
 
 
 def read(path: Path = PACKAGED) -> Catalogue | None:
@@ -246,10 +243,9 @@ def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str], libr
     if name in renamed:
         return ModelError(f"{library} has renamed {name}", f"Use {renamed[name]}")
     if "/" in name and library == "timm":
-        elsewhere = f"rite hf-hub:{name} for a repository, or local-dir:{name} for a folder"
         near = named_alike(name, names, _weights())
-        hint = f"Nearest: {', '.join(near)}; or w{elsewhere}" if near else f"W{elsewhere}"
-        return ModelError(f"timm has no model {name!r}", hint)
+        elsewhere = f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
+        return ModelError(f"timm has no model {name!r}", _suggested(near, elsewhere))
     return ModelError(f"{library} has no model {name!r}", advice([name], names))
 
 
@@ -257,15 +253,21 @@ def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> ModelError:
     """Return the error of weights that an architecture does not have; it names the nearest, or all that it has."""
     tags = list(tags)
     near = [f"{architecture}.{known}" for known in nearest(tag, tags)]
-    hint = f"Nearest: {', '.join(near)}" if near else f"It has {', '.join(tags) or 'none'}"
-    return ModelError(f"{architecture} has no weights tagged {tag!r}", hint)
+    return ModelError(
+        f"{architecture} has no weights tagged {tag!r}", _suggested(near, f"It has {', '.join(tags) or 'none'}")
+    )
 
 
 def advice(asked: Sequence[str], names: Sequence[str]) -> str:
     """Name the models that were most probably meant."""
     weights = _weights()
     near = dict.fromkeys(name for text in asked for name in nearest(text, names, weights))
-    return f"Nearest: {', '.join(near)}" if near else "`featx list-models` shows all"
+    return _suggested(near, "`featx list-models` shows all")
+
+
+def _suggested(near: Iterable[str], otherwise: str) -> str:
+    names = ", ".join(near)
+    return f"Nearest: {names}" if names else otherwise
 
 
 def _weights() -> Weight:

@@ -253,7 +253,7 @@ def test_nothing_is_suggested_that_nobody_can_have_meant(asked):
         ({"family": "ConvNeXt"}, "Nearest: convnext$"),
         ({"family": "zzz"}, "Leave out that filter"),
         ({"license": "appache"}, r"Nearest: apache-2\.0$"),
-        ({"license": "gpl", "patterns": "resnet18"}, r"There is apache-2\.0"),
+        ({"license": "gpl", "patterns": "resnet18"}, r"Possible: apache-2\.0"),
         ({"source": "tim"}, r"expected ultralytics or timm, not 'tim'\. Did you mean timm\?"),
     ],
 )
