@@ -20,11 +20,11 @@ def extract(
     from_file: str | PathLike[str] | None = None,
     listener: Listener | None = None,
     weights: str | PathLike[str] = "pretrained",
-    seed: int = 0,
     out_indices: Sequence[int] | int | Literal["all"] | None = None,
     strides: Sequence[float] | float | None = None,
     output_stride: int | None = None,
     part: str = "backbone",
+    seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     embedding: bool = False,
@@ -68,18 +68,18 @@ def extract(
         `featx.engine.events`.
     weights : str | PathLike[str]
         Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by others.
-    seed : int
-        Random seed, used with --weights random.
     out_indices : Sequence[int] | int | Literal["all"] | None
-        Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
+        Levels by timm's index, such as 0,2,-1; negative ones count from the end. Default: timm's choice for the model.
     strides : Sequence[float] | float | None
-        Levels by stride; for each stride, the deepest level.
+        Levels by stride, such as 8,16,32; for each stride, the deepest level.
     output_stride : int | None
-        Dilate the network so that no level is coarser; about a third of the networks support it.
+        Dilate the network so that no level has a larger stride; about a third of the networks support it.
     part : str
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
+    seed : int
+        Random seed, used with --weights random.
     image_size : int | tuple[int, int] | None
-        Size of the model's input: one side, or height x width. Default: the model's own.
+        Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
     embedding : bool
@@ -113,7 +113,7 @@ def extract(
     backend : str
         What runs the network.
     device : str
-        Where to compute.
+        Where to compute; cuda:0,1 takes these GPUs.
     batch_size : int | Literal["auto"] | None
         Images in one forward pass. Default: auto.
     workers : int | None
@@ -145,11 +145,11 @@ def load_pyramid(
     *,
     device: str = "auto",
     weights: str | PathLike[str] = "pretrained",
-    seed: int = 0,
     out_indices: Sequence[int] | int | Literal["all"] | None = None,
     strides: Sequence[float] | float | None = None,
     output_stride: int | None = None,
     part: str = "backbone",
+    seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     embedding: bool = False,
@@ -170,18 +170,18 @@ def load_pyramid(
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     weights : str | PathLike[str]
         Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. Pretrained weights are never replaced by others.
-    seed : int
-        Random seed, used with --weights random.
     out_indices : Sequence[int] | int | Literal["all"] | None
-        Levels by timm's index; negative ones count from the end. Default: timm's choice for the model.
+        Levels by timm's index, such as 0,2,-1; negative ones count from the end. Default: timm's choice for the model.
     strides : Sequence[float] | float | None
-        Levels by stride; for each stride, the deepest level.
+        Levels by stride, such as 8,16,32; for each stride, the deepest level.
     output_stride : int | None
-        Dilate the network so that no level is coarser; about a third of the networks support it.
+        Dilate the network so that no level has a larger stride; about a third of the networks support it.
     part : str
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
+    seed : int
+        Random seed, used with --weights random.
     image_size : int | tuple[int, int] | None
-        Size of the model's input: one side, or height x width. Default: the model's own.
+        Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
     embedding : bool

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
-from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from pathlib import Path
@@ -16,6 +15,7 @@ from reprlib import repr as quoted  # which shortens what nobody would read
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
+from featx.nearest import did_you_mean
 from featx.text import listed
 
 # Converts what was given, text or a value, to the option's value; it gets the option's name for its error messages.
@@ -152,7 +152,8 @@ def one_of(*choices: str) -> Convert:
 
     def convert(name: str, value: Any) -> str:
         if value not in choices:
-            raise UsageError(f"{name}: expected {listed(choices)}, not {value!r}")
+            hint = did_you_mean(str(value), choices)
+            raise UsageError(f"{name}: expected {listed(choices)}, not {value!r}", hint)
         return str(value)
 
     return convert
@@ -253,9 +254,8 @@ def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[F
             unknown = options.keys() - chosen.keys() - {each.name for each in own}
             if unknown:
                 name = min(unknown)
-                near = get_close_matches(name, chosen, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+                what = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                raise TypeError(". ".join(filter(None, (what, did_you_mean(name, chosen)))))
             return function(*values, **options)
 
         more = [_keyword(each) for each in chosen.values()]

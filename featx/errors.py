@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 ROOM = "Free some space or repair the disk, and run the same command to resume"
 LESS = "Use a smaller --image-size, a smaller --batch-size or fewer --workers"
 
-# What to do without pretrained weights.
-WAYS_ON = (
-    "Use a machine or cache that has them (HF_HOME), give a checkpoint with --weights FILE, "
-    "or take --weights random for shapes and dry runs"
-)
-
 
 class FeatxError(Exception):
     """A failure that the user can act on.
@@ -56,6 +50,10 @@ class ModelError(FeatxError):
 
 class WeightsError(FeatxError):
     """The weights are not available, or must not be used."""
+
+
+class UnavailableError(WeightsError):
+    """Pretrained weights are in no cache, and cannot be fetched; who can do without them says so in the hint."""
 
 
 class OutputError(FeatxError):

@@ -95,36 +95,30 @@ class ModelOptions(Options):
         help="Where the parameters come from; FILE:PART takes one of several networks in a checkpoint. "
         "Pretrained weights are never replaced by others.",
         convert=as_text,
-        metavar="pretrained|random|FILE",
+        metavar="random|FILE",
         accepts="str | PathLike[str]",
-    )
-    seed: int = option(
-        default=0,
-        help="Random seed, used with --weights random.",
-        convert=whole(-(1 << 63), (1 << 64) - 1),
-        metavar="N",
     )
     out_indices: tuple[int, ...] | Literal["all"] | None = option(
         default=None,
-        help="Levels by timm's index; negative ones count from the end.",
+        help="Levels by timm's index, such as 0,2,-1; negative ones count from the end.",
         convert=numbers(int, "0,2,-1", "all"),
-        metavar="0,2,-1|all",
+        metavar="N,N|all",
         shown="timm's choice for the model",
         accepts='Sequence[int] | int | Literal["all"] | None',
     )
     strides: tuple[float, ...] | None = option(
         default=None,
-        help="Levels by stride; for each stride, the deepest level.",
+        help="Levels by stride, such as 8,16,32; for each stride, the deepest level.",
         convert=numbers(float, "8,16,32"),
-        metavar="8,16,32",
+        metavar="N,N",
         accepts="Sequence[float] | float | None",
         in_recipe=True,
     )
     output_stride: int | None = option(
         default=None,
-        help="Dilate the network so that no level is coarser; about a third of the networks support it.",
+        help="Dilate the network so that no level has a larger stride; about a third of the networks support it.",
         convert=whole(1, 1 << 20),
-        metavar="8",
+        metavar="N",
         in_recipe=True,
     )
     part: str = option(
@@ -134,19 +128,25 @@ class ModelOptions(Options):
         metavar="|".join(PARTS),
         in_recipe=True,
     )
+    seed: int = option(
+        default=0,
+        help="Random seed, used with --weights random.",
+        convert=whole(-(1 << 63), (1 << 64) - 1),
+        metavar="N",
+    )
 
 
 @group
 class ImageOptions(Options):
     """How a photo is fitted to the model's input."""
 
-    panel: ClassVar[str] = "Images"
+    panel: ClassVar[str] = "Image"
 
     image_size: tuple[int, int] | None = option(
         default=None,
-        help="Size of the model's input: one side, or height x width.",
+        help="Size of the model's input: one side (384), or height x width (256x320).",
         convert=size,
-        metavar="384|256x320",
+        metavar="N|HxW",
         shown="the model's own",
         accepts="int | tuple[int, int] | None",
     )
@@ -221,7 +221,7 @@ class OutputOptions(Options):
         default=None,
         help="Folder of the run.",
         convert=as_path,
-        metavar="DIR",
+        metavar="FOLDER",
         flags=("-o",),
         shown="features/MODEL",
         accepts="str | PathLike[str] | None",
@@ -241,7 +241,7 @@ class OutputOptions(Options):
 class NetworkOptions(Options):
     """The network's precision, and the backend that runs it."""
 
-    panel: ClassVar[str] = "Run"
+    panel: ClassVar[str] = "Speed"
 
     precision: str = option(
         default="fp32",
@@ -263,10 +263,13 @@ class NetworkOptions(Options):
 class RunOptions(Options):
     """How the work is spread over the machine."""
 
-    panel: ClassVar[str] = "Run"
+    panel: ClassVar[str] = "Speed"
 
     device: str = option(
-        default="auto", help="Where to compute.", convert=device_name, metavar="auto|cpu|cuda|cuda:0,1|all|mps"
+        default="auto",
+        help="Where to compute; cuda:0,1 takes these GPUs.",
+        convert=device_name,
+        metavar="auto|cpu|cuda|all|mps",
     )
     batch_size: int | None = option(
         default=None,
@@ -301,7 +304,7 @@ class Limits(Options):
         default=179_000_000,
         help="Width times height, as stored and as resized; an image that exceeds it fails.",
         convert=amount("179M"),
-        metavar="179M",
+        metavar="N",
         shown="179M",
         accepts="int | str",
     )
@@ -309,18 +312,18 @@ class Limits(Options):
         default=1_000_000_000,
         help="Size of the file; a larger one fails.",
         convert=size_in_bytes("1GB"),
-        metavar="1GB",
+        metavar="SIZE",
         shown="1GB",
         accepts="int | str",
     )
     time_limit: float = option(
-        default=120.0, help="Seconds to read and decode an image.", convert=seconds(0.1), metavar="SECONDS", shown="120"
+        default=120.0, help="Seconds to read and decode an image.", convert=seconds(0.1), metavar="N", shown="120"
     )
     memory_limit: int = option(
         default=4_000_000_000,
         help="Memory to decode an image; enforced with --isolate, on Linux.",
         convert=size_in_bytes("4GB"),
-        metavar="4GB",
+        metavar="SIZE",
         shown="4GB",
         accepts="int | str",
     )

@@ -16,10 +16,17 @@ def images(count: int) -> str:
     return count_of(count, "image")
 
 
-def listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str], conjunction: str = "or") -> str:
     """Write words as English has them: ``fp32, bf16 or fp16``."""
     *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def spacing(value: float | Sequence[float] | None) -> str:
+    """Write a stride or an offset, which may differ between y and x."""
+    if value is None:
+        return "?"
+    return f"{value:g}" if isinstance(value, (int, float)) else " x ".join(f"{number:g}" for number in value)
 
 
 def printable(text: str) -> str:

@@ -53,15 +53,13 @@ def _command(name: str, command: Any) -> str:
     panels: dict[str, list[Any]] = {}
     for each in command.params:
         if each.param_type_name == "option" and not each.hidden:
-            panels.setdefault(getattr(each, "rich_help_panel", None) or "Options", []).append(each)
-    panels["Options"] = panels.pop("Options", [])  # last, since they are the least particular
+            panels.setdefault(each.rich_help_panel, []).append(each)
     sections = [f"\n## featx {name}\n\n{inspect.cleandoc(command.help)}\n\n    {usage}\n"]
     if arguments:
         rows = (f"| {_code(_argument(each))} | {_cell(each.help or '')} |\n" for each in arguments)
         sections.append("\n| argument | |\n|---|---|\n" + "".join(rows))
     for panel, options in panels.items():
-        if options:
-            sections.append(f"\n| {panel} | default | |\n|---|---|---|\n" + "".join(map(_option, options)))
+        sections.append(f"\n| {panel} | default | |\n|---|---|---|\n" + "".join(map(_option, options)))
     example = command.epilog.removeprefix("Example: ")
     return "".join(sections) + f"\nExample: `{example}`\n"
 

@@ -20,7 +20,7 @@ APART = {("models", "runs"), ("runs", "models")}
 
 # Imported by some modules only.
 ALONE = {
-    "typer": {"cli.arguments", "cli.commands"},
+    "typer": {"cli.arguments", "cli.commands", "cli.usage"},
     "rich": {"cli.progress", "cli.reports", "cli.streams", "cli.tables"},
     "timm": {
         *("models.timm.building", "models.timm.input", "models.timm.loading", "models.timm.outputs"),
@@ -166,6 +166,21 @@ def test_public_names_are_what_the_package_promises():
         assert callable(getattr(featx, name))
     with pytest.raises(AttributeError, match="nonsense"):
         featx.nonsense  # noqa: B018
+
+
+def test_completing_loads_nothing_heavy():
+    script = f"""
+import os, sys
+os.environ.update(_FEATX_COMPLETE="complete_bash", COMP_WORDS="featx info resnet50.", COMP_CWORD="2")
+from featx.cli.commands import app
+try:
+    app(prog_name="featx")
+except SystemExit:
+    print([module for module in {(*HEAVY, "pydantic")} if module in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "resnet50.a1_in1k" in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 # What one can still read at a sitting: lines of a module, and of a function without its signature and docstring.

@@ -122,7 +122,7 @@ def test_commands_in_the_text_can_be_parsed(page):
 
 
 def test_options_in_the_text_exist():
-    parameters = [parameter for command in GROUP.commands.values() for parameter in command.params]
+    parameters = [parameter for command in (GROUP, *GROUP.commands.values()) for parameter in command.params]
     options = {flag for each in parameters for flag in (*each.opts, *each.secondary_opts)} | {"--help"}
     for page, text in PAGES.items():
         mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))

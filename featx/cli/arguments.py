@@ -13,8 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
+from featx.cli import completion
+from featx.cli.usage import MESSAGES
+from featx.command_options import FilterOptions, OrderOptions, VerifyOptions
 from featx.declaring import Options, declaration, declared, spellings
 from featx.errors import UsageError
+from featx.options import GROUPS
 
 
 def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as typer has it
@@ -22,13 +26,26 @@ def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as t
     return typer.Option(*spellings, metavar="", help=help, **more)
 
 
-Json = Annotated[bool, switch("--json", help="Print one JSON document to standard output, and nothing else.")]
-Debug = Annotated[bool, switch("--debug", help="Show the traceback of an error.")]
-Quiet = Annotated[bool, switch("--quiet", "-q", help="Print nothing but failures and errors.")]
+# In the order of the help.
+SHOWN: tuple[type[Options], ...] = (FilterOptions, OrderOptions, *GROUPS, VerifyOptions)
+PANELS = list(dict.fromkeys([*(group.panel for group in SHOWN), MESSAGES]))
+
+Json = Annotated[
+    bool,
+    switch("--json", help="Print one JSON document to standard output, and nothing else.", rich_help_panel=MESSAGES),
+]
+Debug = Annotated[bool, switch("--debug", help="Show the traceback of an error.", rich_help_panel=MESSAGES)]
+Quiet = Annotated[
+    bool, switch("--quiet", "-q", help="Print nothing but failures and errors.", rich_help_panel=MESSAGES)
+]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="The model, as for --model.", autocompletion=completion.models),
+]
 
 
 def takes(
-    *groups: type[Options], only: Sequence[str] = (), without: Sequence[str] = (), optional: Sequence[str] = ()
+    *groups: type[Options], only: Sequence[str] = (), without: Sequence[str] = (), bare: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some groups; those that were typed are passed as its argument ``options``.
 
@@ -38,11 +55,11 @@ def takes(
         In the order of the help.
     only, without : sequence of str
         Names of the only options that it takes, or of those that it does not.
-    optional : sequence of str
-        Names of options without a default that need not be typed.
+    bare : bool
+        Whether the model may be named without --model, as an argument.
     """
     chosen = {
-        each.name: _parameter(group, each, needed=each.name not in optional)
+        each.name: _parameter(group, each, needed=not (bare and each.name == "model"))
         for group in groups
         for each in declared(group, without=without)
         if not only or each.name in only
@@ -53,13 +70,16 @@ def takes(
 
         @wraps(command)
         def run(**values: Any) -> None:
+            if bare:
+                values["model"] = _one_model(command.__name__, values.pop("name"), values["model"])
             typed = {name: values.pop(name) for name in chosen}
             command(
                 options={name: _joined(value) for name, value in typed.items() if value not in (None, [])}, **values
             )
 
+        name = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Name)
         rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "options"]
-        parameters = [*chosen.values(), *rest]
+        parameters = sorted([*([name] if bare else []), *chosen.values(), *rest], key=_place)
         vars(run)["__signature__"] = inspect.Signature(parameters)  # which is what typer reads
         return run
 
@@ -68,6 +88,12 @@ def takes(
 
 def _joined(value: Any) -> Any:
     return ",".join(value) or None if isinstance(value, list) else value
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Order the panels of the help: arguments, the groups in their order, and what every command has."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return PANELS.index(panel) if panel in PANELS else -1
 
 
 def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspect.Parameter:
@@ -84,6 +110,7 @@ def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspe
         help=about.help,
         metavar=about.metavar,
         rich_help_panel=group.panel or None,
+        autocompletion=completion.completing(each.name, about.metavar),
         show_default=about.shown or False if default in (None, MISSING) else default is not False,
     )
     kind: Any = bool if is_flag else list[str] if about.repeated else str
@@ -95,7 +122,7 @@ def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspe
     )
 
 
-def one_model(name: str | None, options: dict[str, Any]) -> str:
+def _one_model(command: str, *named: str | None) -> str:
     """Return the model given as an argument or with --model.
 
     Raises
@@ -103,10 +130,12 @@ def one_model(name: str | None, options: dict[str, Any]) -> str:
     UsageError
         If it is named twice, or not at all.
     """
-    named = [text for text in (name, options.get("model")) if text is not None]
-    if len(named) != 1:
-        raise UsageError("Expected one model, such as featx info resnet50")
-    return str(named[0])
+    models = [name for name in named if name is not None]
+    if not models:
+        raise UsageError(f"{command} needs the name of a model", f"Write, for example, featx {command} resnet50")
+    if len(models) > 1:
+        raise UsageError(f"Two models are named: {models[0]} and --model {models[1]}", "Name one")
+    return models[0]
 
 
 def read_lists(inputs: Sequence[str], from_file: Path | None) -> tuple[str, ...]:

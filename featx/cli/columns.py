@@ -1,40 +1,158 @@
-# Columns: a plain table of any length, printed at once and cut off at the terminal's right edge.
+# Columns: the list of models, printed at once whatever its length; a narrow terminal gets fewer columns.
 """Tables that are too long for rich, which needs half a second for a thousand rows."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from featx.cli.streams import stdout
+from featx.cli.streams import stderr, stdout
+from featx.command_options import ListOptions
+from featx.text import listed, spacing
 
-# Maximum width of a model's levels in a list on a terminal.
-LEVELS_WIDTH = 44
+# The widest column of a list of models, and the widths to which it is cut: next to others, and at worst.
+LEVELS, LEVELS_WIDTHS = "stride·channels", (44, 20)
+
+# The same for other columns, if they have to stay.
+TEXT_WIDTHS = (100, 10)
+
+GAP = "  "
 
 
-def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table of any length at once, cut off at the terminal's right edge; rich would be slow."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    heading : str
+        Its name.
+    cells : sequence of str
+        Its texts, from the top.
+    right : bool
+        Whether they are aligned to the right.
+    leave : int
+        Where it is in the order in which columns leave a narrow terminal, beginning with 1; 0 for one that stays.
+    cut : int, int
+        Widths to which its cells may be cut: with other columns beside it, and at worst. Zeros: never.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    right: bool = False
+    leave: int = 0
+    cut: tuple[int, int] = (0, 0)
+
+    @property
+    def width(self) -> int:
+        """Width of the widest text."""
+        return max(map(len, (self.heading, *self.cells)))
+
+    def cut_to(self, width: int) -> Column:
+        """Cut the cells that are wider, where they may be cut."""
+        if not self.cut[0] or self.width <= width:
+            return self
+        return replace(self, cells=[f"{text[: width - 1]}…" if len(text) > width else text for text in self.cells])
+
+
+def print_models(entries: Sequence[dict[str, Any]], wanted: ListOptions) -> None:
+    """Print a list of models, and below it what is short in it; what it was filtered or sorted by stays."""
+    columns, notes = _columns(entries, wanted), stderr()
+    printed = {column.heading: column for column in print_columns(columns)}
+    groups = (re.search(r"(\S+)·(\d+) \((\d+)\)", text) for text in printed[LEVELS].cells) if LEVELS in printed else ()
+    if group := next(filter(None, groups), None):
+        stride, channels, count = group.groups()
+        notes.print(f"[dim]{group[0]}: {count} levels of stride {stride} with {channels} channels[/]")
+    left_out = [column.heading for column in columns if column.heading not in printed]
+    if left_out:
+        text = f"{listed(left_out, 'and')} left out: the terminal is {stdout().width} columns wide; --json has all"
+        notes.print(f"[dim]{text}[/]", soft_wrap=True)
+
+
+def print_columns(columns: Sequence[Column]) -> list[Column]:
+    """Print a table: all of it to a file or a pipe, what fits to a terminal; return the columns as printed."""
     out = stdout()
-    if sys.stdout.isatty():
-        rows = [[row[0], _cut(row[1], LEVELS_WIDTH), *row[2:]] for row in rows]
-    titles = [heading.lstrip(">") for heading in headings]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    right = [heading.startswith(">") for heading in headings]
+    shown = fitting(columns, out.width) if sys.stdout.isatty() else list(columns)
+    widths = [column.width for column in shown]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if aligned else cell.ljust(width)
-            for cell, width, aligned in zip(cells, widths, right, strict=True)
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, width, column in zip(cells, widths, shown, strict=True)
         )
-        return "  ".join(padded).rstrip()
+        return _printable(GAP.join(padded).rstrip())
 
-    lines = [_cut(line(row), out.width) for row in rows]
-    out.print(f"[bold]{_cut(_printable(line(titles)), out.width)}[/]", soft_wrap=True)
-    sys.stdout.write("".join(f"{_printable(text)}\n" for text in lines))
+    out.print(f"[bold]{line([column.heading for column in shown])}[/]", soft_wrap=True)
+    sys.stdout.write("".join(f"{line(row)}\n" for row in zip(*(column.cells for column in shown), strict=True)))
+    return shown
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns that fit, cells cut where they may be; those that stay are there even if they do not fit."""
+    shown = [column for column in columns if not column.leave]
+    for column in sorted((each for each in columns if each.leave), key=lambda each: -each.leave):
+        more = [each for each in columns if each in shown or each is column]
+        if _total([each.cut_to(each.cut[each is column]) for each in more]) <= width:
+            shown = more
+    for place, column in enumerate(shown):
+        excess = _total(shown) - width
+        if excess > 0:
+            shown[place] = column.cut_to(max(column.width - excess, column.cut[1]))
+    return shown
+
+
+def _total(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
+
+
+def _columns(entries: Sequence[dict[str, Any]], wanted: ListOptions) -> list[Column]:
+    """Make the columns of a list of models, and decide which stay on a narrow terminal."""
+    stay = {
+        "model": True,
+        LEVELS: bool(wanted.strides) or wanted.min_levels is not None,
+        "params": wanted.max_parameters is not None or wanted.sort == "params",
+        "weights": wanted.pretrained,
+        "licence": wanted.license is not None,
+        "input": wanted.any_size,
+    }
+    order = ("input", "licence", "weights", "params", LEVELS)
+    cuts = {"model": (0, 0), LEVELS: LEVELS_WIDTHS}
+    headings = ("model", LEVELS, "params", "input", "weights", "licence")
+    return [
+        Column(
+            heading,
+            cells,
+            right=heading in ("params", "input"),
+            leave=0 if stay[heading] else order.index(heading) + 1,
+            cut=cuts.get(heading, TEXT_WIDTHS if stay[heading] else (0, 0)),
+        )
+        for heading, *cells in zip(headings, *map(_model_row, entries), strict=True)
+    ]
+
+
+def _model_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    tags = entry["pretrained"]
+    more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
+    return (
+        entry["name"],
+        _strides_and_channels(entry),
+        f"{entry['parameters'] / 1e6:.1f} M",
+        f"{entry['input']['height']}x{entry['input']['width']}",
+        f"{tags[0]['tag'] or 'yes'}{more}" if tags else "-",
+        tags[0]["license"] or "not stated" if tags else "-",
+    )
+
+
+def _strides_and_channels(entry: dict[str, Any]) -> str:
+    """One text per stride and width, with the number of levels if more than one."""
+    counts: dict[str, int] = {}
+    for level in entry["levels"]:
+        text = f"{spacing(level['stride']).replace(' ', '')}·{level['channels']}"
+        counts[text] = counts.get(text, 0) + 1
+    return "  ".join(text if count == 1 else f"{text} ({count})" for text, count in counts.items())
 
 
 def _printable(text: str) -> str:

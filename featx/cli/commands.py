@@ -4,17 +4,35 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from featx.cli import progress, reports, streams, tables
-from featx.cli.arguments import Debug, Json, Quiet, one_model, read_lists, switch, takes
-from featx.command_options import BenchOptions, ListOptions, SimilarOptions, VerifyOptions
+from featx.cli import completion, progress, reports, streams, tables
+from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes
+from featx.cli.usage import Command, Group
+from featx.command_options import (
+    BenchOptions,
+    FilterOptions,
+    ListOptions,
+    OrderOptions,
+    SimilarOptions,
+    VerifyOptions,
+)
 from featx.engine.stopping import Stop
 from featx.errors import UsageError
-from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
+from featx.options import (
+    GROUPS,
+    ImageOptions,
+    KeepOptions,
+    ModelOptions,
+    NetworkOptions,
+    OutputOptions,
+    RunOptions,
+    StoreOptions,
+)
 from featx.requests import ONE, Job, ModelRequest
 from featx.version import __version__
 
@@ -22,34 +40,14 @@ app = typer.Typer(
     name="featx",
     help="Turn image files into the multi-scale feature maps of any timm backbone.",
     epilog="Example: featx extract photo.jpg --model resnest26d",
-    no_args_is_help=True,
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+command = partial(app.command, cls=Command)
+
 STOP = Stop()
-
-# What typer raises for a command line that it cannot read: click's, in whichever package typer has it.
-_Misused: Any = typer.BadParameter.__base__
-
-
-def run() -> int:
-    """Run the command that was typed, and return its exit status.
-
-    Raises
-    ------
-    UsageError
-        If there is no such command or option, or one is missing.
-    """
-    try:
-        return app(prog_name="featx", standalone_mode=False) or 0
-    except _Misused as error:
-        if not sys.argv[1:]:  # then it is the help
-            error.show()
-            return int(error.exit_code)
-        message, command = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else "featx"
-        hint = "" if message.endswith("?") else f"`{command} --help` shows what there is"
-        raise UsageError(message, hint) from error
 
 
 def has_option(spelling: str) -> bool:
@@ -61,26 +59,36 @@ def has_option(spelling: str) -> bool:
 
 @app.callback(invoke_without_command=True)
 def common(
+    context: typer.Context,
     version: Annotated[bool, switch("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Print the version."""
+    """Print the version, or what there is where no command was given."""
     if version:
         print(f"featx {__version__}")  # noqa: T201 - data, for scripts
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.get_help()  # which prints it
+        raise typer.Exit(2)
 
 
-@app.command(
+@command(
     "list-models",
     epilog="Example: featx list-models --license apache --max-params 30M --stride 4,8,16,32 --sort params --limit 20",
 )
-@takes(ListOptions)
+@takes(FilterOptions, OrderOptions)
 def list_models(
     options: dict[str, Any],
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATTERN", help="Glob patterns, or parts of names; a model must match one of them."),
+        typer.Argument(
+            metavar="PATTERN",
+            help="Glob patterns, or parts of names; a model must match one of them.",
+            autocompletion=completion.models,
+        ),
     ] = None,
-    names: Annotated[bool, switch("--names", help="Only the names, one per line.")] = False,
+    names: Annotated[
+        bool, switch("--names", help="Only the names, one per line.", rich_help_panel=OrderOptions.panel)
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -89,28 +97,29 @@ def list_models(
 
     if names and as_json:
         raise UsageError("--names and --json both choose what is printed", ONE)
+    wanted = ListOptions(**options)
     with progress.searching() as listener:
-        found = find(patterns or (), **options, listener=listener)
-    tables.models(found, names=names, as_json=as_json)
+        found = find(patterns or (), **{**options, "limit": None}, listener=listener)
+    tables.models(found, wanted, names=names, as_json=as_json)
 
 
-@app.command(epilog="Example: featx info regnety_032 --image-size 384")
-@takes(ModelOptions, ImageOptions, without=("weights", "seed"), optional=("model",))
-def info(
-    options: dict[str, Any],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model, as for --model.")] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show a model's levels, input and weights, without fetching any weights."""
+@command(epilog="Example: featx info regnety_032 --image-size 384")
+@takes(ModelOptions, ImageOptions, without=("weights", "seed"), bare=True)
+def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
+    """Show a model's levels, input and weights.
+
+    No weights are fetched for it.
+    """
     from featx.models.search import describe_model
 
     with progress.searching() as listener:
-        described = describe_model(ModelRequest(**{**options, "model": one_model(name, options)}), listener)
+        described = describe_model(ModelRequest(**options), listener)
     tables.description(described, as_json=as_json)
 
 
-@app.command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
+@app.command(
+    cls=Command, epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos"
+)
 @takes(*GROUPS)
 def extract(
     options: dict[str, Any],
@@ -121,16 +130,18 @@ def extract(
     from_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="LIST",
+            metavar="FILE",
             rich_help_panel=ImageOptions.panel,
-            help="File with one path per line (or with NUL between them).",
+            help="List of images: one path per line (or with NUL between them).",
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the feature maps of images; run the same command again to resume.
+    """Write the feature maps of images.
+
+    Run the same command again to resume.
 
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
     11 another run holds the output, 130 or 143 stopped.
@@ -146,22 +157,37 @@ def extract(
     raise typer.Exit(3 if report.failures else 0)
 
 
-@app.command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
+@command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
 @takes(SimilarOptions, RunOptions, only=("count", "device"))
 def similar(
     options: dict[str, Any],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="An image.")],
+    query: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="SHEET.png", help="Picture of the results, with scores.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Picture of the results with their scores, such as sheet.png.",
+            rich_help_panel=OutputOptions.panel,
+        ),
     ] = None,
     with_self: Annotated[
-        bool, switch("--with-self", help="Keep the query itself among the results, if it is one of the run's images.")
+        bool,
+        switch(
+            "--with-self",
+            help="Keep the image itself among the results, if it is one of the run's.",
+            rich_help_panel=OutputOptions.panel,
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a run that are most similar to a query image, by the cosine of their embeddings."""
+    """Find the images of a run that are most similar to yours.
+
+    They are compared by the cosine of their embeddings.
+    """
     from featx.explore import similarity
 
     if output:
@@ -174,57 +200,74 @@ def similar(
         tables.drawn(found, output, as_json=as_json)
 
 
-@app.command(epilog="Example: featx bench --model resnet50 --images photos/ --precision bf16")
+@command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")
 @takes(
     *(ModelOptions, ImageOptions, BenchOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
     without=("weights", "seed", "format", "isolate"),
+    bare=True,
 )
-def bench(
-    options: dict[str, Any],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show where the time goes on this machine: each stage alone, then all together; weights are random."""
-    images, own = options.pop("images", None), {name: options.pop(name) for name in ("count", "rounds")}
-    job = Job(inputs=() if images is None else (images,), weights="random", **options)
+def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
+    """Show where the time goes on this machine.
+
+    Each stage is timed alone, then all together; weights are random.
+    """
+    asked = BenchOptions(
+        **{each.name: options.pop(each.name) for each in declared(BenchOptions) if each.name in options}
+    )
+    job = Job(inputs=() if asked.images is None else (asked.images,), weights="random", **options)
     from featx.engine import bench as benchmark
 
     with progress.waiting("timing"):
-        value = benchmark.bench(job, **own)
+        value = benchmark.bench(job, asked.count, asked.rounds)
     tables.timings(value, as_json=as_json)
 
 
-@app.command(epilog="Example: featx fetch --model resnet50.a1_in1k --output models/resnet50")
-@takes(ModelOptions, only=("model",))
+@command(epilog="Example: featx fetch resnet50.a1_in1k --output models/resnet50")
+@takes(ModelOptions, only=("model",), bare=True)
 def fetch(
     options: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write them to.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder to write them to.",
+            show_default="models/MODEL",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch weights and configuration into a folder, for --model local-dir:DIR on a machine without a network."""
+    """Fetch a model into a folder, for a machine without a network.
+
+    There, --model local-dir:FOLDER takes its weights and configuration.
+    """
     from featx.models import fetching
 
     tables.fetched(fetching.fetch(options["model"], output), as_json=as_json)
 
 
-@app.command(epilog="Example: featx verify features/photos --recompute 20")
+@command(epilog="Example: featx verify features/photos --recompute 20")
 @takes(VerifyOptions)
 def verify(
     options: dict[str, Any],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the run.")],
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")],
     repair: Annotated[
         bool,
-        typer.Option(
+        switch(
             "--repair",
-            metavar="",
             help="Forget missing and damaged outputs, so that the next extract recreates them.",
+            rich_help_panel=VerifyOptions.panel,
         ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every output of a run against the manifest: sha256, arrays, shapes, types, finite numbers.
+    """Check every output of a run against its manifest.
+
+    Compares sha256, arrays, shapes, types, and makes sure that numbers are finite.
 
     Exit status: 0 all is well, 1 something is missing, damaged, not computed yet or not reproduced,
     11 a run holds the folder.

@@ -9,15 +9,12 @@ import sys
 import traceback
 import warnings
 
-from featx.cli import commands, progress, streams, tables
+from featx.cli import commands, progress, streams, tables, usage
 from featx.engine.stopping import InterruptedByError
-from featx.errors import LESS, WAYS_ON, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
+from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
 # What to do in commands that lack options of a hint.
-OTHERWISE = {
-    LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory"),
-    WAYS_ON: ("Use a machine with a network, or a cache that has them (HF_HOME)",),
-}
+OTHERWISE = {LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory")}
 
 
 def main() -> None:
@@ -34,11 +31,14 @@ def _status() -> int:
     """Run a command, and return its exit status."""
     try:
         _require_words(sys.argv[1:])
-        return commands.run()
+        status = commands.app(prog_name="featx", standalone_mode=False)  # errors are ours to show
+        return status if isinstance(status, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
     except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
-        return _fail(_described(error))
+        return _fail(usage.wrong_usage(error) or _described(error))
 
 
 def _require_words(arguments: list[str]) -> None:

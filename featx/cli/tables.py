@@ -14,16 +14,20 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from featx.cli.columns import print_columns
+from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
 from featx.runs.layout import MANIFEST
-from featx.text import amount_of, count_of, images, printable
+from featx.text import amount_of, count_of, images, printable, spacing
 
 if TYPE_CHECKING:
+    from featx.command_options import ListOptions
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
 
+
+# Strides that differ by less, of themselves, are the same but for rounding.
+SAME_STRIDE = 1e-4
 
 # How the tables describe where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
@@ -36,15 +40,18 @@ def error(failure: Exception) -> None:
     stderr().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
 
 
-def models(entries: Sequence[dict[str, Any]], *, names: bool, as_json: bool) -> None:
-    """Show a list of models."""
+def models(entries: Sequence[dict[str, Any]], wanted: ListOptions, *, names: bool, as_json: bool) -> None:
+    """Show a list of models, or the first of them; what they were chosen by stays on a narrow terminal."""
+    shown = entries[: wanted.limit]
     if as_json:
-        print_json(entries)
+        print_json(shown)
     elif names:
-        sys.stdout.write("".join(f"{entry['name']}\n" for entry in entries))
+        sys.stdout.write("".join(f"{entry['name']}\n" for entry in shown))
     else:
-        headings = ("model", "levels (stride·channels)", ">params", ">input", "weights", "licence")
-        print_columns(headings, [_model_row(entry) for entry in entries])
+        print_models(shown, wanted)
+    if len(shown) < len(entries):
+        stderr().print(f"{len(shown)} of {len(entries)} models; --limit shows more")
+    elif not names and not as_json:
         stderr().print(count_of(len(entries), "model"))
 
 
@@ -63,11 +70,10 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(levels_table(value["levels"]))
     if shown < depth:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
-    for level in value["levels"]:
-        if "ratio" in level:
-            out.print(f"[dim]level {level['index']}: one cell covers {_spacing(level['ratio'])} pixels of the input[/]")
+    if text := _misleading_ratio(value["levels"]):
+        out.print(f"[dim]{text}[/]")
     out.print()
-    out.print(_tags(value["pretrained"]) if value["pretrained"] else "[dim]no pretrained weights[/]")
+    out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
 
 
 def fetched(value: dict[str, Any], *, as_json: bool) -> None:
@@ -221,31 +227,9 @@ def _size(feed: dict[str, Any]) -> str:
     return f"{feed['height']} x {feed['width']}"
 
 
-def _model_row(entry: dict[str, Any]) -> tuple[str, ...]:
-    tags = entry["pretrained"]
-    more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
-    return (
-        entry["name"],
-        _strides_and_channels(entry),
-        f"{entry['parameters'] / 1e6:.1f} M",
-        f"{entry['input']['height']}x{entry['input']['width']}",
-        f"{tags[0]['tag'] or 'yes'}{more}" if tags else "-",
-        tags[0]["license"] or "not stated" if tags else "-",
-    )
-
-
-def _strides_and_channels(entry: dict[str, Any]) -> str:
-    """One text per stride and width, with the number of levels if more than one."""
-    counts: dict[str, int] = {}
-    for level in entry["levels"]:
-        text = f"{_spacing(level['stride']).replace(' ', '')}·{level['channels']}"
-        counts[text] = counts.get(text, 0) + 1
-    return "  ".join(text if count == 1 else f"{text} ({count})" for text, count in counts.items())
-
-
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
     """Make the table of levels."""
-    table = _table(">level", "module", ">channels", ">stride", ">map", ">bytes")
+    table = _table(">level", "module", ">channels", ">stride", ">offset", ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
         each = 2 if level.get("dtype") == "float16" else 4
@@ -255,19 +239,47 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
             part if level["index"] < 0 else f"{part} {level['index']}".strip(),
             level["name"],
             str(level["channels"]),
-            _spacing(level["stride"]),
+            spacing(level["stride"]),
+            spacing(level["offset"]),
             f"{level['height']} x {level['width']}" if known else "?",
             "?" if size is None else amount_of(size),
         )
     return table
 
 
-def _tags(tags: Sequence[dict[str, Any]]) -> Table:
-    table = _table("pretrained tag", "licence", ">input")
-    for tag in tags:
+def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
+    """Say which stride to use where the size of the input over that of a map is another; name the worst level."""
+    worst = max(levels, key=_off)
+    if _off(worst) < SAME_STRIDE:
+        return ""
+    ratio = " x ".join(dict.fromkeys(f"{number:.4g}" for number in worst["ratio"]))
+    return (
+        "Use these strides, the measured spacing of cells, and not input size over map size, "
+        f"which is {ratio} at level {worst['index']}."
+    )
+
+
+def _off(level: dict[str, Any]) -> float:
+    """How much of a level's stride input size over map size is off."""
+    stride, ratios = level["stride"], level.get("ratio", ())
+    return max(abs(ratio / stride - 1) for ratio in ratios) if ratios and isinstance(stride, int | float) else 0.0
+
+
+def _tags(value: dict[str, Any]) -> Table:
+    """Make the table of pretrained weights, those that the name stands for being marked."""
+    table = _table("pretrained tag", "licence", ">input", "")
+    _, dot, chosen = value["model"].partition(".")
+    for number, tag in enumerate(value["pretrained"]):
         size = f"{tag['input_size'][1]}x{tag['input_size'][2]}"
-        table.add_row(tag["tag"], tag["license"] or "not stated", size)
+        marks = ["default"] * (not number) + ["chosen"] * (bool(dot) and tag["tag"] == chosen)
+        table.add_row(tag["tag"], tag["license"] or "not stated", size, ", ".join(marks))
     return table
+
+
+def _no_weights(value: dict[str, Any]) -> str:
+    if value["source"] == "ultralytics":
+        return f"featx fetches no weights for it; give extract --weights {value['model']}.pt"
+    return "no pretrained weights"
 
 
 def _table(*columns: str) -> Table:
@@ -278,12 +290,6 @@ def _table(*columns: str) -> Table:
         heading = column.lstrip(">")
         table.add_column(heading, justify="right" if right else "left", no_wrap=right or not number, overflow="fold")
     return table
-
-
-def _spacing(value: float | list[float] | None) -> str:
-    if value is None:
-        return "?"
-    return " x ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -9,7 +9,6 @@ libraries, they are measured once, and kept in the user's cache folder.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +20,14 @@ from featx.command_options import ListOptions
 from featx.errors import ModelError
 from featx.files import cache_folder, write_atomically
 from featx.models import schema
+from featx.nearest import Weight, named_alike, nearest
 from featx.text import count_of
 
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
+
+# So many licences or families are all named where none was found.
+FEW = 8
 
 # Of the entries; a cache in another format is not read.
 FORMAT = 2
@@ -63,10 +66,21 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A condition on models, and the words for it that follow "models that …"."""
+    """A condition on models, and the words for it that follow "models that …".
+
+    Where a name was asked for, `asked`, the names that an entry has of its kind are its `values`.
+    """
 
     words: str
     holds: Callable[[str, Entry], bool]
+    asked: str = ""
+    values: Callable[[Entry], Iterable[str | None]] = lambda _: ()
+
+    def hint(self, entries: Iterable[Entry]) -> str:
+        """Say what to do where none of some entries passes: take one of the names that they have."""
+        there = sorted({value for entry in entries for value in self.values(entry) if value})
+        few = f"Possible: {', '.join(there)}" if 0 < len(there) <= FEW else "Leave out that filter, or widen it"
+        return _suggested(nearest(self.asked, there), few)
 
 
 def read(path: Path = PACKAGED) -> Catalogue | None:
@@ -118,7 +132,7 @@ def select(entries: dict[str, Entry], filters: Iterable[Filter], start: str) -> 
         left = {name: entry for name, entry in entries.items() if condition.holds(name, entry)}
         if not left:
             before = f"{len(entries)} models" + (f" that {' and '.join(passed)}" if passed else "")
-            raise ModelError(f"None of the {before} {condition.words}", "Leave out that filter, or widen it")
+            raise ModelError(f"None of the {before} {condition.words}", condition.hint(entries.values()))
         entries = left
         passed.append(condition.words)
     return entries
@@ -128,12 +142,13 @@ def filters(wanted: ListOptions) -> list[Filter]:
     """Return the filters that were asked for; see `featx.list_models`."""
     found, family, licence = [], wanted.family, wanted.license
     if family:
-        found.append(Filter(f"belong to family {family!r}", lambda _, entry: fnmatchcase(entry["family"], family)))
+        words = f"belong to family {family!r}"
+        found.append(Filter(words, lambda _, entry: fnmatchcase(entry["family"], family), family, _families))
     if wanted.pretrained:
         found.append(Filter("have pretrained weights", lambda _, entry: bool(entry["pretrained"])))
     if licence:
         words = f"have weights under a licence called {licence!r}"
-        found.append(Filter(words, lambda _, entry: any(licensed(tag, licence) for tag in entry["pretrained"])))
+        found.append(Filter(words, _has_licence(licence), licence, _licences))
     if wanted.any_size:
         words = "take other image sizes without being rebuilt"
         found.append(Filter(words, lambda _, entry: bool(entry["sizes"]) and not entry["sizes"]["rebuilt"]))
@@ -222,21 +237,38 @@ def unknown_model(name: str, names: Sequence[str], renamed: dict[str, str], libr
     if name in renamed:
         return ModelError(f"{library} has renamed {name}", f"Use {renamed[name]}")
     if "/" in name and library == "timm":
-        return ModelError(
-            f"timm has no model {name!r}", f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
-        )
-    return ModelError(f"{library} has no model {name!r}", nearest([name], names))
+        near = named_alike(name, names, _weights())
+        elsewhere = f"Write hf-hub:{name} for a repository, or local-dir:{name} for a folder"
+        return ModelError(f"timm has no model {name!r}", _suggested(near, elsewhere))
+    return ModelError(f"{library} has no model {name!r}", advice([name], names))
 
 
 def unknown_tag(architecture: str, tag: str, tags: Iterable[str]) -> ModelError:
-    """Return the error of weights that an architecture does not have; it names those that it has."""
-    return ModelError(f"{architecture} has no weights tagged {tag!r}", f"It has {', '.join(tags) or 'none'}")
+    """Return the error of weights that an architecture does not have; it names the nearest, or all that it has."""
+    tags = list(tags)
+    near = [f"{architecture}.{known}" for known in nearest(tag, tags)]
+    return ModelError(
+        f"{architecture} has no weights tagged {tag!r}", _suggested(near, f"It has {', '.join(tags) or 'none'}")
+    )
 
 
-def nearest(asked: Sequence[str], names: Sequence[str]) -> str:
-    """Name the models with the most similar names."""
-    near = [match for text in asked for match in difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)]
-    return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "`featx list-models` shows all"
+def advice(asked: Sequence[str], names: Sequence[str]) -> str:
+    """Name the models that were most probably meant."""
+    weights = _weights()
+    near = dict.fromkeys(name for text in asked for name in nearest(text, names, weights))
+    return _suggested(near, "`featx list-models` shows all")
+
+
+def _suggested(near: Iterable[str], otherwise: str) -> str:
+    names = ", ".join(near)
+    return f"Nearest: {names}" if names else otherwise
+
+
+def _weights() -> Weight:
+    """Count a model's pretrained weights: of several models of a kind, most people mean the one with many."""
+    packaged = read()
+    counts = {name: len(entry["pretrained"]) for name, entry in packaged.entries.items()} if packaged else {}
+    return lambda name: counts.get(name, 0)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -245,6 +277,18 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _has_stride(stride: float) -> Callable[[str, Entry], bool]:
     return lambda _, entry: any(level["stride"] == stride for level in entry["levels"])
+
+
+def _has_licence(text: str) -> Callable[[str, Entry], bool]:
+    return lambda _, entry: any(licensed(tag, text) for tag in entry["pretrained"])
+
+
+def _licences(entry: Entry) -> list[str | None]:
+    return [tag["license"] for tag in entry["pretrained"]]
+
+
+def _families(entry: Entry) -> list[str]:
+    return [entry["family"]]
 
 
 def _without_changes(tag: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from featx.models.checkpoints import is_safetensors
 from featx.models.libraries import library_of
 from featx.models.timm import loading
 from featx.models.timm.reference import CONFIGURATION, Reference, resolve
-from featx.options import model_name
+from featx.options import folder_name, model_name
 
 # What a fetched folder is allowed to hold.
 OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")
@@ -38,7 +38,7 @@ class _Configuration(Struct):
 _DECODE = Decoder(_Configuration).decode
 
 
-def fetch(name: str, folder: Path) -> dict[str, Any]:
+def fetch(name: str, folder: Path | None = None) -> dict[str, Any]:
     """Put a model's pretrained weights and its configuration into a folder.
 
     The folder is one of timm's: ``local-dir:FOLDER`` names it, in featx and in timm. The weights stay the file that was
@@ -48,8 +48,9 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     ----------
     name : str
         ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
-    folder : Path
-        Made if it is not there. If it already holds the same model, damaged or missing files are replaced.
+    folder : Path or None
+        Made if it is not there; ``models/NAME`` by default. If it already holds the same model, damaged or missing
+        files are replaced.
 
     Returns
     -------
@@ -65,7 +66,11 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     """
     name = model_name(name)
     if library_of(name) != "timm":
-        raise ModelError(f"Only timm models can be fetched, not {name}", "Give its file with --weights")
+        raise ModelError(
+            f"Only timm models can be fetched, not {name}",
+            f"Get {name}.pt from ultralytics, and give it to extract with --weights {name}.pt",
+        )
+    folder = folder or Path("models", folder_name(name))
     reference = resolve(name)
     _require_free(folder)
     found, source = loading.locate(reference)

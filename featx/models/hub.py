@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm
 
-from featx.errors import WAYS_ON, WeightsError, first_line
+from featx.errors import UnavailableError, WeightsError, first_line
 from featx.files import commit, sha256_of
 from featx.models.weights import Found, hashed
 
@@ -62,9 +62,11 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
                 f"{repository!r} is not the name of a hub repository", "Write it as hf-hub:owner/name"
             ) from error
         except Exception as error:  # the hub client and its transport raise a dozen classes
-            raise WeightsError(f"{repository} could not be fetched: {first_line(error)}", WAYS_ON) from error
+            raise _unavailable(repository, error, "HF_HOME") from error
         return _checked_against_name(Path(path), fresh=True)
-    raise WeightsError(f"{_with_revision(repository, revision)} has none of {', '.join(names)}", WAYS_ON)
+    raise UnavailableError(
+        f"{_with_revision(repository, revision)} has none of {', '.join(names)}", "Check that it is a timm model"
+    )
 
 
 def url_file(url: str) -> Found:
@@ -99,7 +101,7 @@ def url_file(url: str) -> Found:
                 raise WeightsError(f"{url} does not match the sha256 in its name", "Try again; it was damaged")
             commit({arrived: target})
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
-        raise WeightsError(f"{url} could not be fetched: {first_line(error)}", WAYS_ON) from error
+        raise _unavailable(url, error, "TORCH_HOME") from error
     return found
 
 
@@ -155,6 +157,11 @@ def _damaged(path: Path) -> WeightsError:
         f"{path.name} in the cache is damaged: it does not match the hash in its name",
         f"Delete {path}, and run the command again",
     )
+
+
+def _unavailable(what: str, error: Exception, cache: str) -> UnavailableError:
+    hint = f"Check the network, or set {cache} to a cache that has it"
+    return UnavailableError(f"{what} could not be fetched: {first_line(error)}", hint)
 
 
 def _require_home(cache: Path, variable: str) -> None:

@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featx.errors import UsageError
 from featx.models.catalogue import Catalogue, Entry
 from featx.requests import ModelRequest
 from featx.values import Description, Weights
@@ -74,13 +73,9 @@ def library(name: str) -> Library:
 
     Raises
     ------
-    UsageError
-        If featx knows no such library.
     FeatxError
         If it is not installed.
     """
-    if name not in LIBRARIES:
-        raise UsageError(f"featx has no model library called {name!r}", f"Use {' or '.join(LIBRARIES)}")
     module, _, kind = LIBRARIES[name][1].partition(":")
     found: Library = getattr(import_module(module), kind)()
     return found

@@ -93,7 +93,7 @@ def list_models(
     names = catalogue.matching(models.names, patterns)
     condition = f"match {' or '.join(patterns)}" if patterns else ""
     if not names:
-        raise ModelError(f"No models {condition}", catalogue.nearest(patterns, models.names))
+        raise ModelError(f"No models {condition}", catalogue.advice(patterns, models.names))
     entries = _entries(models, names, handle)
     if not entries:
         raise ModelError(f"None of the models that {condition} could be measured", "Update featx, or use an older timm")

@@ -59,7 +59,7 @@ def test_the_table_and_the_files_of_one_photo(fresh_command, photo, tmp_path):
     assert done.returncode == 0, done.stderr
     output = tmp_path / "features" / MODEL
     assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
-    assert re.search(r"^ +2 +layer2 +48 +8 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ +2 +layer2 +48 +8 +0 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
     assert "random weights: shapes are right, values carry nothing learned (seed 0)" in done.stdout
     assert f"features/{MODEL}/" in done.stdout
     assert "1 image to compute" in done.stderr
@@ -197,7 +197,68 @@ def test_info(featx_command):
     assert done.returncode == 0, done.stderr
     for words in ("17.9 M", "224 x 224", "crop 0.95", "apache-2.0", "ra_in1k", "8, 16, 32", "3.93 MB"):
         assert words in done.stdout
-    assert re.search(r"^ +4 +s4 +1512 +32 +7 x 7", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +4 +s4 +1512 +32 +0 +7 x 7", done.stdout, re.MULTILINE)
+
+
+def test_info_says_which_stride_to_use_where_two_could_be_meant(featx_command):
+    unpadded = featx_command("info", "efficientnet_b1").stdout
+    assert re.search(r"^ +4 +blocks\.6 +320 +32 +0 +8 x 8", unpadded, re.MULTILINE)
+    assert "Use these strides" in unpadded
+    assert "not input size over map size, which is 30 at level 4." in unpadded
+    for model in ("resnet18", "crossvit_9_240"):
+        assert "Use these strides" not in featx_command("info", model).stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "marks"),
+    [("resnet18", {"default": "a1_in1k"}), ("resnet18.a2_in1k", {"default": "a1_in1k", "chosen": "a2_in1k"})],
+)
+def test_info_marks_the_weights_that_a_name_stands_for(featx_command, model, marks):
+    rows = re.findall(r"^(\w+_in1k) .* (default|chosen) *$", featx_command("info", model).stdout, re.MULTILINE)
+    assert {mark: tag for tag, mark in rows} == marks
+
+
+@pytest.mark.parametrize("command", ["info", "bench", "fetch"])
+def test_a_model_may_be_named_with_or_without_its_option(featx_command, tmp_path, command):
+    missing = [featx_command(command, *named) for named in (["nonsense"], ["--model", "nonsense"])]
+    assert [(done.returncode, done.stdout) for done in missing] == [(1, "")] * 2
+    assert missing[0].stderr == missing[1].stderr
+    assert "timm has no model 'nonsense'" in missing[0].stderr
+    twice = featx_command(command, "resnet18", "--model", "resnet18")
+    assert (twice.returncode, twice.stderr.count("\n")) == (2, 1)
+    assert "Two models are named" in twice.stderr
+    never = featx_command(command)
+    assert (never.returncode, never.stdout) == (2, "")
+    assert f"Write, for example, featx {command} resnet50" in never.stderr
+    assert not list(tmp_path.iterdir())
+
+
+WRONG_USAGE = {
+    "an option of nearly that name": (["extract", "--batchsize", "3"], "no option --batchsize. Did you mean --batch-s"),
+    "an option of another command": (["info", "x", "--weights", "y"], "no option --weights. See `featx info --help`"),
+    "an option that is missing": (["extract", "photo.jpg"], "extract needs --model NAME. Example: featx extract "),
+    "an argument that is missing": (["verify"], "verify needs RUN. Example: featx verify "),
+    "an unknown command": (["extrct"], "No such command 'extrct'. Did you mean 'extract'?"),
+    "no value": (["extract", "--seed"], "requires an argument"),
+    "a number that cannot be": (["list-models", "--limit", "0"], "--limit: expected a whole number from 1 to"),
+    "a value of nearly that name": (["list-models", "--source", "tim"], "not 'tim'. Did you mean timm?"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USAGE)
+def test_wrong_usage_is_one_line_with_the_way_out(featx_command, case):
+    arguments, said = WRONG_USAGE[case]
+    done = featx_command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("featx: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_models_that_are_not_fetched_say_where_their_weights_go(featx_command):
+    fetched = featx_command("fetch", "yolov8n")
+    assert fetched.returncode == 1
+    assert "--weights yolov8n.pt" in fetched.stderr
 
 
 def test_info_as_json(featx_command):
@@ -264,12 +325,6 @@ def test_every_command_s_help_has_an_example(featx_command, command):
 
 def test_version(fresh_command):
     assert fresh_command("--version").stdout == f"featx {featx.__version__}\n"
-
-
-def test_wrong_usage_is_status_two(featx_command):
-    assert featx_command("extract", "photo.jpg").returncode == 2
-    assert featx_command("extract", "--nonsense").returncode == 2
-    assert featx_command("nonsense").returncode == 2
 
 
 def test_a_terminal_without_utf_8_and_without_colour_is_respected(fresh_command, photos):

@@ -576,7 +576,7 @@ def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, form
         ({"format": "npy"}, "holds only embeddings, and none were asked for. Add --embedding"),
         ({"format": "npy", "embedding": True, "maps": True}, "holds only embeddings. Leave out --maps"),
         ({"format": "parquet", "embedding": True, "norm": True}, "holds only embeddings. Leave out --norm"),
-        ({"format": "hdf5"}, "expected npz, npy or parquet, not 'hdf5'"),
+        ({"format": "hdf5"}, "--format: expected npz, npy or parquet, not 'hdf5'"),
         ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
         ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but --no-maps keeps none"),
     ],

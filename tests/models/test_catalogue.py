@@ -14,7 +14,7 @@ import torch
 from timm.data import resolve_data_config
 
 import featx
-from featx.errors import ModelError, UsageError, WeightsError
+from featx.errors import FeatxError, ModelError, UsageError, WeightsError
 from featx.models import catalogue, search
 from featx.models.timm import survey
 from featx.requests import ModelRequest
@@ -211,6 +211,75 @@ def test_misspelt_names_get_the_nearest():
         search.describe_model(ModelRequest("resnet18.nonsense"))
     with pytest.raises(UsageError, match="--sort: expected name or params, not 'size'"):
         featx.list_models(sort="size")
+
+
+ADVICE = {
+    "dinov2": "vit_base_patch14_dinov2",
+    "ResNet18": "resnet18",
+    "resnet-18": "resnet18",
+    "resnet": "resnet50",
+    "convnextv2": "convnextv2_base",
+    "convnxt_tiny": "convnext_tiny",
+    "renset50": "resnet50",
+    "vit-b": "vit_base_patch16_224",
+    "ViT-B/16": "vit_base_patch16_224",
+    "efficientnetv2": "efficientnetv2_rw_m",
+    "efficientnet-B0": "efficientnet_b0",
+    "dinov3-base": "vit_base_patch16_dinov3",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "swin-t": "swin_s3_tiny_224",
+    "resnett": "resnet10t",
+}
+
+
+@same_timm
+@pytest.mark.parametrize("asked", ADVICE)
+def test_the_first_suggestion_is_what_most_people_mean(asked):
+    with pytest.raises(ModelError, match=rf"Nearest: {ADVICE[asked]}\b"):
+        search.describe_model(ModelRequest(asked))
+
+
+@pytest.mark.parametrize("asked", ["googlenet", "xyz", "someone/net"])
+def test_nothing_is_suggested_that_nobody_can_have_meant(asked):
+    with pytest.raises(ModelError, match=r"list-models` shows all|Write hf-hub:someone/net for a repository"):
+        search.describe_model(ModelRequest(asked))
+
+
+@same_timm
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ({"family": "resnt"}, "Nearest: resnet, "),
+        ({"family": "ConvNeXt"}, "Nearest: convnext$"),
+        ({"family": "zzz"}, "Leave out that filter"),
+        ({"license": "appache"}, r"Nearest: apache-2\.0$"),
+        ({"license": "gpl", "patterns": "resnet18"}, r"Possible: apache-2\.0"),
+        ({"source": "tim"}, r"expected ultralytics or timm, not 'tim'\. Did you mean timm\?"),
+    ],
+)
+def test_filters_by_a_misspelt_name_have_the_nearest(wanted, hint):
+    with pytest.raises(FeatxError, match=hint):
+        featx.list_models(**wanted)
+
+
+@same_timm
+def test_misspelt_tags_have_the_nearest_as_names_that_can_be_copied():
+    with pytest.raises(ModelError, match=r"no weights tagged 'a1_in2k'\. Nearest: resnet50\.a1_in1k, "):
+        search.describe_model(ModelRequest("resnet50.a1_in2k"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("precision", "bf-16", r"expected fp32, bf16 or fp16, not 'bf-16'\. Did you mean bf16\?"),
+        ("precision", "16", r"Did you mean bf16 or fp16\?"),
+        ("backend", "OpenVINO", r"Did you mean openvino\?"),
+        ("backend", "tensorrt", "not 'tensorrt'$"),
+    ],
+)
+def test_misspelt_values_have_the_nearest(name, value, hint):
+    with pytest.raises(UsageError, match=hint):
+        ModelRequest("resnet18", **{name: value})
 
 
 @pytest.mark.parametrize(

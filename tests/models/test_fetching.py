@@ -53,6 +53,21 @@ def test_a_fetched_folder_needs_no_hub(hub, featx_command, photo, tmp_path, stat
     assert all(torch.equal(theirs[name], value) for name, value in state.items())
 
 
+def test_without_a_network_only_what_fetch_has_is_advised(featx_command, tmp_path):
+    done = featx_command("fetch", MODEL, HF_ENDPOINT="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Check the network, or set HF_HOME to a cache that has it." in done.stderr
+    assert "--weights" not in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_folder_is_named_after_the_model(hub, featx_command, tmp_path):
+    done = featx_command("fetch", MODEL, HF_ENDPOINT=hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert f"--model local-dir:models/{MODEL}" in done.stdout
+    assert (tmp_path / "models" / MODEL / "model.safetensors").exists()
+
+
 def test_what_was_fetched_is_said_as_json_and_can_be_fetched_again(hub, featx_command, tmp_path):
     command = ("fetch", "--model", MODEL, "-o", "net", "--json")
     first, again = (featx_command(*command, HF_ENDPOINT=hub.endpoint) for _ in range(2))

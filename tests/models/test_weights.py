@@ -616,8 +616,13 @@ def test_without_a_network_the_ways_on_are_said(featx_command, photo, tmp_path, 
         done = featx_command("extract", photo, "--model", model, "-o", tmp_path / "out", **environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
-    for words in (model.removeprefix("hf-hub:"), "HF_HOME", "--weights FILE", "--weights random"):
-        assert words in done.stderr
+    repository = model.removeprefix("hf-hub:")
+    cache = "TORCH_HOME" if network == "refused" and model == "gcvit_xxtiny" else "HF_HOME"
+    assert f"Check the network, or set {cache} to a cache that has it" in done.stderr
+    assert repository in done.stderr
+    # A repository's configuration, which says what network it is, has no substitute.
+    for words in ("--weights FILE", "--weights random"):
+        assert (words in done.stderr) == (repository == model)
     assert not (tmp_path / "out").exists()
 
 

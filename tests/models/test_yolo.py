@@ -459,5 +459,5 @@ def test_the_table_of_libraries():
         "timm",
         "timm",
     ]
-    with pytest.raises(UsageError, match="no library of models called 'torch'"):
-        libraries.library("torch")
+    with pytest.raises(UsageError, match="--source: expected ultralytics or timm, not 'torch'"):
+        featx.list_models(source="torch")

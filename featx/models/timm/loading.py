@@ -13,7 +13,7 @@ import torch
 from timm.models import _builder
 from torch import Tensor, nn
 
-from featx.errors import WeightsError
+from featx.errors import UnavailableError, WeightsError
 from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.models.hub import hub_file, url_file
 from featx.models.timm.building import create
@@ -37,7 +37,7 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
     if request.weights == "random":
         return _build_random(description, request.seed)
     if request.weights == "pretrained":
-        found, source = locate(description.plan.reference)
+        found, source = _pretrained(description.plan.reference)
         path, kind = found.path, "pretrained"
         checkpoint = read_checkpoint(path, source, found.sha256)
     else:
@@ -52,6 +52,15 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
         path=str(path.absolute()),
     )
     return module, weights
+
+
+def _pretrained(reference: Reference) -> tuple[Found, str]:
+    """Return a pretrained checkpoint, or say what a network can be filled with instead."""
+    try:
+        return locate(reference)
+    except UnavailableError as error:
+        others = "give a checkpoint with --weights FILE, or take --weights random for shapes and dry runs"
+        raise UnavailableError(error.message, f"{error.hint}; or {others}") from error
 
 
 def locate(reference: Reference) -> tuple[Found, str]:
@@ -85,9 +94,9 @@ def locate(reference: Reference) -> tuple[Found, str]:
         if url:
             return url_file(url), url
     except WeightsError as error:
-        raise WeightsError(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
-    raise WeightsError(
-        f"timm has no pretrained weights for {reference.name}", "Give --weights FILE, or --weights random for a dry run"
+        raise type(error)(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
+    raise UnavailableError(
+        f"timm has no pretrained weights for {reference.name}", "Choose one of `featx list-models --pretrained`"
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from msgspec.structs import replace
 
+from featx.declaring import one_of
 from featx.errors import UsageError
 from featx.runs.manifest import Done
 from featx.text import amount_of
@@ -191,8 +192,7 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
     FeatxError
         If a library that it needs is not installed.
     """
-    if name not in FORMATS:
-        raise UsageError(f"There is no format {name!r}", f"Use {', '.join(FORMATS)}")
+    one_of(*FORMATS)("--format", name)
     if fields is not None and vectors_only(name) and not (len(fields) == 1 and fields[0].is_vector):
         given = ", ".join(field.key for field in fields)
         raise UsageError(

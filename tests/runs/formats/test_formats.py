@@ -187,7 +187,7 @@ def test_what_a_format_cannot_hold_is_refused():
     for fields in ([level], [level, *FIELDS], []):
         with pytest.raises(UsageError, match="keeps one vector an image"):
             formats.require("parquet", fields)
-    with pytest.raises(UsageError, match=r"no format 'hdf5'\. Use npz, npy, parquet"):
+    with pytest.raises(UsageError, match="--format: expected npz, npy or parquet, not 'hdf5'"):
         formats.require("hdf5")
 
 

@@ -1,0 +1,76 @@
+# Usage: how the help of commands is laid out, and what is said of wrong usage, in place of typer's own.
+"""Commands and groups of typer whose help names no types of Python, and its errors as featx's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from featx.errors import UsageError
+from featx.nearest import did_you_mean
+
+# The panel of what every command has.
+MESSAGES = "Messages"
+
+# What typer raises for a wrong command line; the class is click's, which typer has a copy of, or imports.
+_WRONG_USAGE: Any = typer.BadParameter.__bases__[0]
+
+
+class Command(TyperCommand):
+    """A command of featx."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, --help with those that every command has."""
+        found = _adapted(super().get_params(ctx), ctx)
+        for each in found:
+            if "--help" in each.opts:
+                vars(each)["rich_help_panel"] = MESSAGES
+        return found
+
+
+class Group(TyperGroup):
+    """All commands of featx."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _adapted(super().get_params(ctx), ctx)
+
+
+def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
+    """Keep the types of Python out of the help: flags have none, and an argument's name says what it is.
+
+    The help of all commands fits on a screen of 24 lines, if that of every option fits on one. A shell that asks for
+    completions waits for them, and converting values would load pydantic.
+    """
+    for each in parameters:
+        if ctx.resilient_parsing:
+            vars(each)["process_value"] = lambda _, value: value
+        if each.param_type_name == "argument":
+            vars(each)["display_type_rich"] = lambda **_: None
+        elif each.is_flag and each.metavar is None:
+            each.metavar = ""
+        if "--show-completion" in each.opts:
+            each.help = "Show it, to copy or change it."
+    return parameters
+
+
+def wrong_usage(error: Exception) -> UsageError | None:
+    """Return an error that typer raised for a wrong command line as one of featx's; None for any other."""
+    if not isinstance(error, _WRONG_USAGE):
+        return None
+    wrong: Any = error
+    command, path = (wrong.ctx.info_name, wrong.ctx.command_path) if wrong.ctx else ("featx", "featx")
+    if hasattr(wrong, "option_name") and hasattr(wrong, "possibilities"):
+        flags = [
+            text for each in wrong.ctx.command.get_params(wrong.ctx) for text in (*each.opts, *each.secondary_opts)
+        ]
+        hint = did_you_mean(wrong.option_name, [text for text in flags if text.startswith("--")])
+        return UsageError(f"{command} has no option {wrong.option_name}", hint or f"See `{path} --help`")
+    if hasattr(wrong, "param_type") and wrong.param is not None:
+        is_argument = wrong.param.param_type_name == "argument"
+        missing = wrong.param.metavar if is_argument else f"{wrong.param.opts[0]} {wrong.param.metavar}"
+        return UsageError(f"{command} needs {missing}", wrong.ctx.command.epilog or "")
+    said = wrong.format_message().strip()
+    return UsageError(said.rstrip("."), "" if said.endswith("?") else f"See `{path} --help`")
