@@ -211,9 +211,7 @@ def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) 
 
     Each stage is timed alone, then all together; weights are random.
     """
-    asked = BenchOptions(
-        **{each.name: options.pop(each.name) for each in declared(BenchOptions) if each.name in options}
-    )
+    asked = BenchOptions(**{name: options.pop(name) for name in ("images", "count", "rounds") if name in options})
     job = Job(inputs=() if asked.images is None else (asked.images,), weights="random", **options)
     from featx.engine import bench as benchmark
 

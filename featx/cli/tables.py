@@ -17,8 +17,10 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
+from featx.images import coverage
 from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable, spacing
+from featx.values import Input
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
@@ -37,7 +39,8 @@ def error(failure: Exception) -> None:
     """Print one line: what went wrong, and how to fix it."""
     message, hint = (failure.message, failure.hint) if isinstance(failure, FeatxError) else (str(failure), "")
     text = printable(_sentence(message) + (_sentence(f" {hint}") if hint else ""))
-    stderr().print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=True)
+    out = stderr()
+    out.print(f"[bold red]featx:[/] {escape(text)}", soft_wrap=not out.is_terminal)
 
 
 def models(entries: Sequence[dict[str, Any]], wanted: ListOptions, *, names: bool, as_json: bool) -> None:
@@ -191,6 +194,7 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
         "family": value["family"],
         "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
         "input": f"{_size(feed)}{sizes}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}{other}",
+        "sees": coverage.described(msgspec.convert(feed, Input)),
         "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
         "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
         "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
