@@ -19,26 +19,26 @@ from featx.declaring import Options, declaration, declared, flag, whole
 from featx.errors import UsageError
 from featx.options import GROUPS
 
+# A larger number on the command line is a typing error.
+LARGEST = 1 << 31
+
 
 def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as typer has it
     """Declare an option of a command that takes no value."""
     return typer.Option(*spellings, metavar="", help=help, **more)
 
 
-def number(spelling: str, least: int, help: str, **more: Any) -> Any:  # noqa: A002 - as typer has it
+def number(spelling: str, least: int, help: str, most: int = LARGEST, **more: Any) -> Any:  # noqa: A002 - as typer has it
     """Declare an option of a command that takes a whole number."""
 
     def convert(text: str) -> Any:
-        return whole(least, LARGEST)(spelling, text)
+        return whole(least, most)(spelling, text)
 
     return typer.Option(spelling, metavar="N", parser=convert, help=help, **more)
 
 
 # In the order of the help.
 PANELS = list(dict.fromkeys([*(group.panel for group in GROUPS), MESSAGES]))
-
-# A larger number on the command line is a typing error.
-LARGEST = 1 << 31
 
 Json = Annotated[
     bool,

@@ -262,9 +262,9 @@ def bench(
             metavar="FOLDER", rich_help_panel=ImageOptions.panel, help="Photos to use.", show_default="made up"
         ),
     ] = None,
-    count: Annotated[int, number("--count", 8, "Photos in a round.", rich_help_panel=ImageOptions.panel)] = 64,
+    count: Annotated[int, number("--count", 8, "Photos in a round.", 100_000, rich_help_panel=ImageOptions.panel)] = 64,
     rounds: Annotated[
-        int, number("--rounds", 1, "Rounds to take medians over.", rich_help_panel=ImageOptions.panel)
+        int, number("--rounds", 1, "Rounds to take medians over.", 1000, rich_help_panel=ImageOptions.panel)
     ] = 3,
     as_json: Json = False,
     debug: Debug = False,
