@@ -353,7 +353,7 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
     done = featx_command("list-models", *asked, COLUMNS="100")
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()
-    assert header.split() == ["model", "levels", "(stride·channels)", "params", "input", "weights", "licence"]
+    assert header.split() == ["model", "stride·channels", "params", "input", "weights", "licence"]
     assert len(rows) == 20
     assert all(re.search(r"4·\d+.*8·\d+.*16·\d+.*32·\d+ .* M +\d+x\d+ ", row) for row in rows), rows
     millions = [float(re.search(r"([\d.]+) M", row)[1]) for row in rows]
