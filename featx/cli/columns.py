@@ -69,7 +69,7 @@ def print_models(entries: Sequence[dict[str, Any]], wanted: ListOptions) -> None
     left_out = [column.heading for column in columns if column.heading not in printed]
     if left_out:
         text = f"{listed(left_out, 'and')} left out: the terminal is {stdout().width} columns wide; --json has all"
-        notes.print(f"[dim]{text}[/]", soft_wrap=True)
+        notes.print(f"[dim]{text}[/]", soft_wrap=not notes.is_terminal)
 
 
 def print_columns(columns: Sequence[Column]) -> list[Column]:

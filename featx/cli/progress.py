@@ -127,7 +127,7 @@ class _Lines:
         if isinstance(event, Planned):
             self._rates = Rates(event.to_do, event.summary["recipe"]["batch_size"])
             self._say(_opening(event))
-            for outcome in event.failures:
+            for outcome in event.failures if self._quiet else ():  # otherwise the report counts them
                 self._print(_failure(outcome, "earlier and unchanged"))
         elif isinstance(event, Outcome):
             self._rates.enter(event)
@@ -193,8 +193,6 @@ class _Bar:
 
         self._waiting.stop()
         self._console.print(printable(_opening(plan)), markup=False, highlight=False)
-        for outcome in plan.failures:
-            self._fail(_failure(outcome, "earlier and unchanged"))
         if not plan.to_do:
             return
         self._rates = Rates(plan.to_do, plan.summary["recipe"]["batch_size"])

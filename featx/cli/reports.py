@@ -29,14 +29,15 @@ REASONS = 5
 def forecast_lines(event: Foreseen) -> list[str]:
     """Say what a run will make and take, before it begins."""
     value, feed = event.forecast, event.input
-    lines = [f"input    {feed.height} x {feed.width}, {feed.fit} {feed.crop_pct:g}{_seen(value)}"]
-    if value.images:
-        each = f"{amount_of(value.bytes_per_image)} an image"
-        total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
-        free = f"; {amount_of(value.free)} free" if value.free is not None else ""
-        lines.append(f"output   {each}{total}{free}")
-        lines.append(f"memory   {_memory(value)}")
-    return lines
+    if not value.images:
+        return []
+    total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
+    free = f"; {amount_of(value.free)} free" if value.free is not None else ""
+    return [
+        f"input    {feed.height} x {feed.width}, {feed.fit} {feed.crop_pct:g}{_seen(value)}",
+        f"output   {amount_of(value.bytes_per_image)} an image{total}{free}",
+        f"memory   {_memory(value)}",
+    ]
 
 
 def _seen(value: Forecast) -> str:
@@ -68,7 +69,8 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
         return
     out = stdout()
     if dry_run:
-        what = f"{images(value.forecast.images)} to compute" if value.forecast else "nothing to compute"
+        count = value.forecast.images if value.forecast else 0
+        what = f"{images(count)} to compute" if count else "nothing to compute"
         out.print(f"Dry run: {what}; nothing was written", highlight=False)
         return
     call, counts = value.summary.get("call", {}), value.summary["counts"]

@@ -123,7 +123,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
-    stderr().print(f"[dim]of {images(value.images)}[/]")
+    stderr().print(f"[dim]{len(value.found)} of {images(value.images)}[/]")
 
 
 def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import typer
@@ -49,6 +50,8 @@ def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
             vars(each)["process_value"] = lambda _, value: value
         if each.param_type_name == "argument":
             vars(each)["display_type_rich"] = lambda **_: None
+            if each.required:  # which typer puts into braces
+                vars(each)["_usage_display_name"] = partial(str, each.metavar)
         elif each.is_flag and each.metavar is None:
             each.metavar = ""
         if "--show-completion" in each.opts:

@@ -174,7 +174,7 @@ def _named(text: str) -> _Input:
             return _patterned(text, path)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             hint = "Check the path; quote patterns, so that featx expands them"
-            raise UsageError(f"There is no {text}", hint) from error
+            raise UsageError(f"There is no file or folder {text}", hint) from error
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{text} cannot be read: {reason}", "Check the path") from error
     if is_folder:

@@ -148,8 +148,8 @@ def test_a_pattern_with_dots_in_it_stays_inside(forge, tmp_path, photos):
     ("inputs", "said"),
     [
         (["loop"], "loop cannot be read: Too many levels of symbolic links"),
-        (["0.jpg/x"], "There is no 0.jpg/x"),
-        (["through"], "There is no through"),
+        (["0.jpg/x"], "There is no file or folder 0.jpg/x"),
+        (["through"], "There is no file or folder through"),
         (["long"], "long cannot be read: File name too long"),
         (["x" * 300], "x cannot be read: File name too long"),
         (["~nobody.jpg"], "There is no ~nobody.jpg"),

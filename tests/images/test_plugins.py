@@ -207,7 +207,9 @@ def test_the_size_is_known_before_a_pixel_is_decoded(name):
 
 
 @pytest.mark.parametrize(
-    ("write", "owner", "name"), [(heic, pillow_heif.HeifImage, "load"), (jpeg_xl, jpegxl, "decoded")], ids=str
+    ("write", "owner", "name"),
+    [(heic, pillow_heif.HeifImage, "load"), (jpeg_xl, jpegxl, "decoded")],
+    ids=["HEIC", "JPEG XL"],
 )
 def test_large_ones_are_decoded_alone(tmp_path, monkeypatch, write, owner, name):
     (tmp_path / "a").write_bytes(write())
