@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("second", nargs="?", default=REPOSITORY, help="the other one (default: this repository)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--planned", type=int, default=100_000, help="images in the run that is planned")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="of start, one, many, planning")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="of start, one, many, again, planning")
     options = parser.parse_args()
     measures: dict[str, Callable[[Path, Path], Figures]] = {
         "start": time_start,
         "one": time_one,
         "many": time_many,
+        "again": time_again,
         "planning": partial(time_planning, planned=options.planned),
     }
     chosen = [name for name in measures if fnmatchcase(name, options.only)]
@@ -83,7 +84,12 @@ def make_photos(place: Path, count: int) -> None:
 
 def time_start(version: Path, root: Path) -> Figures:
     """Time the commands that have to answer at once."""
-    commands = {"--help": ("--help",), "list-models": ("list-models",), "info": ("info", "--model", "resnet50")}
+    commands = {
+        "--help": ("--help",),
+        "list-models": ("list-models",),
+        "list-models --json": ("list-models", "--json"),
+        "info": ("info", "--model", "resnet50"),
+    }
     figures = {}
     for name, words in commands.items():
         figures |= run(f"featx {name}", version, root, *FEATX, *words)[0]
@@ -101,6 +107,15 @@ def time_many(version: Path, root: Path) -> Figures:
     figures, printed = run(name, version, root, *FEATX, "extract", "photos", *RESNET, "--output", "many", "--json")
     summary = json.loads(printed)
     return {f"{name}, images/s": summary["counts"]["done"] / summary["seconds"], **figures}
+
+
+def time_again(version: Path, root: Path) -> Figures:
+    """Time a finished run that is run again, so that nothing is to do."""
+    words = ("extract", "photos", "--model", "resnet18", "--weights", "random", "--output", f"again-{version.name}")
+    command = (*FEATX, *words)
+    if not (root / command[-1]).exists():
+        run("first", version, root, *command)
+    return run("a finished run", version, root, *command)[0]
 
 
 def time_planning(version: Path, root: Path, planned: int) -> Figures:
