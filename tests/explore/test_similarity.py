@@ -144,5 +144,5 @@ def test_weights_that_are_others_by_now_are_refused(photos, tmp_path):
     featx.extract(photos, "test_vit", tmp_path / "run", weights="random", embedding=True, device="cpu")
     run = featx.open_run(tmp_path / "run")
     run.summary["weights"]["sha256"] = "0" * 64
-    with pytest.raises(FeatxError, match="weights are others now"):
+    with pytest.raises(FeatxError, match="weights differ from those the run was made with"):
         similarity.similar(run, photos / "1.png")

@@ -201,7 +201,7 @@ def test_a_state_dict_in_safetensors(checkpoint, tmp_path):
 def test_of_a_checkpoint_of_another_model_nothing_is_taken(checkpoint):
     with pytest.raises(WeightsError, match="parameters of yolov8s have a different shape"):
         featx.load_pyramid("yolov8s", weights=checkpoint[0], device="cpu")
-    with pytest.raises(WeightsError, match="another backbone than yolo11n"):
+    with pytest.raises(WeightsError, match="a different backbone from yolo11n"):
         featx.load_pyramid("yolo11n", weights=checkpoint[0], device="cpu")
 
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_activation_is_refused(checkpoint, tmp_path):
     loaded = torch.load(path, weights_only=False)
     loaded["model"].yaml = {**model.yaml, "activation": "torch.nn.ReLU()"}
     torch.save(loaded, tmp_path / "relu.pt")
-    with pytest.raises(WeightsError, match="another activation than yolov8n"):
+    with pytest.raises(WeightsError, match="a different activation from yolov8n"):
         featx.load_pyramid("yolov8n", weights=tmp_path / "relu.pt", device="cpu")
 
 
@@ -459,5 +459,5 @@ def test_the_table_of_libraries():
         "timm",
         "timm",
     ]
-    with pytest.raises(UsageError, match="no library of models called 'torch'"):
+    with pytest.raises(UsageError, match="no model library called 'torch'"):
         libraries.library("torch")
