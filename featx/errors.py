@@ -21,6 +21,7 @@ WAYS_ON = (
     "Use a machine or cache that has them (HF_HOME), give a checkpoint with --weights FILE, "
     "or take --weights random for shapes and dry runs"
 )
+FROM_FILE = "Give --weights FILE, or --weights random for a dry run"
 
 
 class FeatxError(Exception):

@@ -11,12 +11,13 @@ import warnings
 
 from featx.cli import commands, streams, tables
 from featx.engine.stopping import InterruptedByError
-from featx.errors import LESS, WAYS_ON, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
+from featx.errors import FROM_FILE, LESS, WAYS_ON, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
 # What to do in commands that lack options of a hint.
 OTHERWISE = {
     LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory"),
     WAYS_ON: ("Use a machine with a network, or a cache that has them (HF_HOME)",),
+    FROM_FILE: ("Choose a model with pretrained weights",),
 }
 
 

@@ -67,7 +67,9 @@ def fetch(name: str, folder: Path) -> dict[str, Any]:
     """
     name = model_name(name)
     if library_of(name) != "timm":
-        raise ModelError(f"Only timm models can be fetched, not {name}", "Give its file with --weights")
+        raise ModelError(
+            f"Only timm models can be fetched, not {name}", "Give its file to `featx extract` with --weights"
+        )
     reference = resolve(name)
     _require_free(folder)
     found, source = loading.locate(reference)

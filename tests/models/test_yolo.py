@@ -418,7 +418,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, command):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "featx: ultralytics is not installed. pip install 'featx[yolo]'.\n"
+    assert done.stderr == "featx: ultralytics is not installed. Run `pip install 'featx[yolo]'`.\n"
 
 
 def test_models_are_listed_and_described(featx_command, tmp_path):

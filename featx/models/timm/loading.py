@@ -13,7 +13,7 @@ import torch
 from timm.models import _builder
 from torch import Tensor, nn
 
-from featx.errors import WeightsError
+from featx.errors import FROM_FILE, WeightsError
 from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
 from featx.models.hub import hub_file, url_file
 from featx.models.timm.building import create
@@ -78,9 +78,7 @@ def locate(reference: Reference) -> tuple[Found, str]:
             return url_file(url), url
     except WeightsError as error:
         raise WeightsError(f"No pretrained weights for {reference.name}: {error.message}", error.hint) from error
-    raise WeightsError(
-        f"timm has no pretrained weights for {reference.name}", "Give --weights FILE, or --weights random for a dry run"
-    )
+    raise WeightsError(f"timm has no pretrained weights for {reference.name}", FROM_FILE)
 
 
 def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weights]:
