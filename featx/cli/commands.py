@@ -267,8 +267,8 @@ def verify(
 
     Compares sha256, arrays, shapes, types, and makes sure that numbers are finite.
 
-    Exit status: 0 all is well, 1 something is missing, damaged, not computed yet or not reproduced,
-    11 a run holds the folder.
+    Exit status: 0 all is well, 1 something is missing, damaged, not computed yet
+    or not reproduced, 11 a run holds the folder.
     """
     from featx.explore.verify import verify as check
 

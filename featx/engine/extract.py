@@ -217,7 +217,7 @@ def _load(
     """Load the model once per device, unless this is a dry run, or it cannot fit; say beforehand what it will take."""
     listener(Phase("loading torch and timm"))
     # They take seconds, and a wrong path should not cost them.
-    from featx.engine.forecast import foresee, require_room
+    from featx.engine.forecast import foresee, require_room, tight
     from featx.engine.hardware import slow_precision
     from featx.models.pyramid import build, choose_devices, draw_up
 
@@ -231,7 +231,7 @@ def _load(
     workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
     forecast = foresee(blueprint, job, images, output, workers)
     listener(Foreseen(forecast, job.model, output, blueprint.description.input))
-    for text in slow_precision(job, devices[0]):
+    for text in (*tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
         return [], forecast

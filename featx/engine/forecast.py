@@ -167,6 +167,14 @@ def _peak(blueprint: Blueprint, fields: Sequence[Field], one: int, workers: Work
     return memory.used + FIXED + weights + passes + WAITING * arrays + ahead
 
 
+def tight(forecast: Forecast) -> list[str]:
+    """Warn of a run that may not fit into memory, although that is not certain enough to refuse it."""
+    needed, available = forecast.memory, forecast.available_memory
+    if needed is None or available is None or needed <= available:
+        return []
+    return [f"The run may not fit into memory: {amount_of(needed)} at most; --batch-size and --workers reduce it"]
+
+
 def _free(output: Path) -> int | None:
     """Return the free bytes where a folder is, or will be."""
     place = output.absolute()

@@ -162,7 +162,7 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
     for keys, rows in blocks:
         if rows.shape[1] != len(exact):
             raise UsageError(
-                f"The rows have {rows.shape[1]} numbers, the query {len(exact)}", "Use the run's own model"
+                f"The embeddings have {rows.shape[1]} numbers, the query has {len(exact)}", "Use the run's own model"
             )
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
@@ -224,7 +224,7 @@ def require_drawable(path: Path) -> None:
         If it has no image suffix, its folder does not exist, or it would replace something else.
     """
     if path.suffix.lower() not in SHEETS:
-        raise OutputError(f"{path} is not the name of a picture", f"End it with {listed(SHEETS)}")
+        raise OutputError(f"{path} is not the name of an image file", f"Use a name that ends in {listed(SHEETS)}")
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder {path.parent}", "Make it, or choose another --output")
     if os.path.lexists(path) and not _is_ours(path):

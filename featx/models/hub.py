@@ -95,10 +95,12 @@ def url_file(url: str) -> Found:
             arrived = Path(place) / target.name
             torch.hub.download_url_to_file(url, str(arrived), progress=sys.stderr.isatty())
             if sizes[0] is not None and arrived.stat().st_size != int(sizes[0]):
-                raise WeightsError(f"{url} arrived incomplete", "Try again")
+                raise WeightsError(f"{url} was not fetched completely", "Try again")
             found = Found(target, sha256_of(arrived))
             if stated and not found.sha256.startswith(stated[1]):
-                raise WeightsError(f"{url} does not match the sha256 in its name", "Try again; it was damaged")
+                raise WeightsError(
+                    f"{url} does not match the sha256 in its name", "Try again; the download was damaged"
+                )
             commit({arrived: target})
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise _unavailable(url, error, "TORCH_HOME") from error
@@ -142,7 +144,7 @@ def _checked_against_name(path: Path, *, fresh: bool = False) -> Found:
         if not fresh:
             raise _damaged(blob)
         blob.unlink()
-        raise WeightsError(f"{path.name} does not match the sha256 on the hub", "Try again; it was damaged")
+        raise WeightsError(f"{path.name} does not match the sha256 on the hub", "Try again; the download was damaged")
     return found
 
 

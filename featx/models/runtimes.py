@@ -158,7 +158,7 @@ def _openvino() -> Any:
         try:
             return import_module("openvino")
         except ImportError as error:
-            raise FeatxError("OpenVINO is not installed", "pip install 'featx[openvino]'") from error
+            raise FeatxError("OpenVINO is not installed", "Run `pip install 'featx[openvino]'`") from error
         finally:
             del sys.modules[telemetry]
             sys.modules.update(before)

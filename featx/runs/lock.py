@@ -63,8 +63,8 @@ class LockedFolder:
             files.make_folders(self.unfinished)
             if not files.synchronise(self._folder):
                 self.notes.append(
-                    f"{self._folder} is on a file system that cannot say when names are safe on the disk: "
-                    "after a power cut, the last images may have to be computed again"
+                    f"{self._folder} is on a file system that cannot confirm that names are safe on the disk: "
+                    "after a power cut, the last images may need to be computed again"
                 )
         except OSError as error:
             raise OutputError(f"{self._folder} cannot be written: {error.strerror}", ROOM) from error
@@ -226,11 +226,11 @@ def require_usable(folder: Path) -> None:
             raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
         if read_summary(folder) is None:
             if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
-                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} of featx", ELSEWHERE)
+                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} from featx", ELSEWHERE)
             if any(path.name not in EMPTY for path in folder.iterdir()):
                 raise OutputError(f"{folder} holds files that are not part of a run of featx", ELSEWHERE)
         elif not (folder / MANIFEST).exists():
-            raise OutputError(f"The run {folder} has no {MANIFEST} any more", ELSEWHERE)
+            raise OutputError(f"The run {folder} no longer has its {MANIFEST}", ELSEWHERE)
         elif not manifest.is_ours(folder):
             raise OutputError(f"{folder / MANIFEST} was written by another program", ELSEWHERE)
     except OSError as error:

@@ -126,7 +126,7 @@ def parsed(text: bytes) -> Line:
     if "\0" in line.key or "\0" in line.path or "\0" in output:
         raise ValueError("a name contains a NUL character")
     if not is_inside(output):
-        raise ValueError(f"the output is outside of the folder: {output}")
+        raise ValueError(f"the output is outside the folder: {output}")
     return line
 
 

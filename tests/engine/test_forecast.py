@@ -15,7 +15,7 @@ from featx.errors import ModelError, OutputError
 from featx.models.pyramid import draw_up
 from featx.requests import Job, ModelRequest
 from featx.text import amount_of
-from tests.helpers import extract, lines, make_photos
+from tests.helpers import extract, lines, make_photos, notes
 
 
 def foreseen(inputs, output, **options):
@@ -79,6 +79,15 @@ def test_what_cannot_fit_into_memory_is_refused_with_the_size_that_fits(photos, 
     assert foreseen(photos, tmp_path / "out", image_size=fits, batch_size=32, out_indices=-1).memory <= (
         resources.memory().used + 500_000_000
     )
+
+
+def test_what_may_not_fit_into_memory_is_said(photos, tmp_path, monkeypatch):
+    needed = foreseen(photos, tmp_path / "first", dry_run=True).memory
+    used = resources.memory().used
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(used, int(needed / 1.1) - used))
+    heard = []
+    assert extract(photos, tmp_path / "out", listener=heard.append).computed == 3
+    assert any(text.startswith("The run may not fit into memory: ") for text in notes(heard))
 
 
 def test_force_tries_what_seems_too_large(photos, tmp_path, monkeypatch):

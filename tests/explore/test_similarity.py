@@ -67,7 +67,7 @@ def test_equal_rows_come_in_their_order():
 def test_a_query_without_direction_or_of_another_length():
     with pytest.raises(UsageError, match="zero"):
         similarity.nearest([], np.zeros(4), 1)
-    with pytest.raises(UsageError, match="rows have 4 numbers, the query 5"):
+    with pytest.raises(UsageError, match="embeddings have 4 numbers, the query has 5"):
         similarity.nearest([(["a"], np.ones((1, 4), np.float32))], np.ones(5), 1)
 
 

@@ -81,7 +81,7 @@ def test_what_find_prints_comes_back(names):
 @pytest.mark.parametrize("data", [codecs.BOM_UTF16_LE + b"abc", codecs.BOM_UTF16_LE + b"\x00\xdc\n\0"])
 def test_a_list_that_begins_like_utf16_and_is_none_is_refused(tmp_path, data):
     (tmp_path / "list").write_bytes(data)
-    with pytest.raises(UsageError, match=r"list begins like utf-16.*Write it as UTF-8"):
+    with pytest.raises(UsageError, match=r"list looks like utf-16.*Write it as UTF-8"):
         read_file(tmp_path / "list")
 
 

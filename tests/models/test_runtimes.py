@@ -188,7 +188,7 @@ def test_openvino_is_for_processors():
 
 def test_without_openvino_the_way_to_it_is_said(photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(FeatxError, match=r"OpenVINO is not installed. pip install 'featx\[openvino\]'"):
+    with pytest.raises(FeatxError, match=r"OpenVINO is not installed. Run `pip install 'featx\[openvino\]'"):
         extract(photos, "out", backend="openvino")
 
 

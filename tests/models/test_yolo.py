@@ -201,7 +201,7 @@ def test_a_state_dict_in_safetensors(checkpoint, tmp_path):
 def test_of_a_checkpoint_of_another_model_nothing_is_taken(checkpoint):
     with pytest.raises(WeightsError, match="parameters of yolov8s have a different shape"):
         featx.load_pyramid("yolov8s", weights=checkpoint[0], device="cpu")
-    with pytest.raises(WeightsError, match="another backbone than yolo11n"):
+    with pytest.raises(WeightsError, match="a different backbone from yolo11n"):
         featx.load_pyramid("yolo11n", weights=checkpoint[0], device="cpu")
 
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_activation_is_refused(checkpoint, tmp_path):
     loaded = torch.load(path, weights_only=False)
     loaded["model"].yaml = {**model.yaml, "activation": "torch.nn.ReLU()"}
     torch.save(loaded, tmp_path / "relu.pt")
-    with pytest.raises(WeightsError, match="another activation than yolov8n"):
+    with pytest.raises(WeightsError, match="a different activation from yolov8n"):
         featx.load_pyramid("yolov8n", weights=tmp_path / "relu.pt", device="cpu")
 
 
@@ -418,7 +418,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, command):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "featx: ultralytics is not installed. pip install 'featx[yolo]'.\n"
+    assert done.stderr == "featx: ultralytics is not installed. Run `pip install 'featx[yolo]'`.\n"
 
 
 def test_models_are_listed_and_described(featx_command, tmp_path):

@@ -114,7 +114,7 @@ def _build_skeleton(reference: Reference, request: ModelRequest, arguments: dict
             taken = [str(stride) for stride in output_strides(reference)]
             raise ModelError(
                 f"{reference.name} cannot be built with output stride {request.output_stride}",
-                f"It accepts {', '.join(taken)}" if taken else "It has only its own strides; leave --output-stride out",
+                f"It accepts {', '.join(taken)}" if taken else "It has only its own strides; leave out --output-stride",
             ) from error
         raise ModelError(f"timm cannot build {reference.name}: {first_line(error)}") from error
 

@@ -40,7 +40,7 @@ def data_config(reference: Reference, request: ModelRequest) -> dict[str, Any]:
         If the weights have no test size.
     """
     if request.test_size and tested_input(reference.config) is None:
-        raise ModelError(f"{reference.name} has no test size other than its own", "Leave --test-size out")
+        raise ModelError(f"{reference.name} has no test size other than its own", "Leave out --test-size")
     asked = {"input_size": (3, *request.image_size)} if request.image_size else {}
     config: dict[str, Any] = resolve_data_config(
         asked, pretrained_cfg=reference.config, use_test_size=request.test_size

@@ -54,7 +54,7 @@ def extend(description: Description, request: ModelRequest) -> Description:
     except SizeRefusedError as error:
         raise ModelError(
             f"{description.name} cannot be run to the end at {size[1]}x{size[2]}: {error.__cause__}",
-            "Leave out the image size",
+            "Leave out --image-size",
         ) from error
     found = dict(zip(tapped.keys, arrays, strict=True))
     maps = [found[level.key] for level in levels]

@@ -38,7 +38,7 @@ def import_tasks() -> Any:
         with ALONE, _undisturbed():
             from ultralytics.nn import tasks
     except ModuleNotFoundError as error:  # of its metadata, too
-        raise FeatxError("ultralytics is not installed", "pip install 'featx[yolo]'") from error
+        raise FeatxError("ultralytics is not installed", "Run `pip install 'featx[yolo]'`") from error
     except ImportError as error:  # on machines without a screen OpenCV often misses libGL
         raise FeatxError(
             f"ultralytics cannot be imported: {error}",

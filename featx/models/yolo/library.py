@@ -189,7 +189,9 @@ class Ultralytics:
 def _unknown(name: str, names: Sequence[str]) -> ModelError:
     """Return the error of a model that does not exist, or that featx does not run."""
     if any(word in name for word in LEFT_OUT):
-        return ModelError(f"featx cannot run {name}", "Use a plain yolo model; `featx list-models` shows them")
+        return ModelError(
+            f"featx cannot run {name}", "Use a plain YOLO model; `featx list-models --source ultralytics` shows them"
+        )
     plain = name.removesuffix(".pt")
     if plain in names:
         return ModelError(f"{name} is a file of weights, not a model", f"Use --model {plain} --weights {name}")
@@ -206,7 +208,7 @@ def _require_possible(request: ModelRequest) -> None:
     }
     asked = [option for option, value in refused.items() if value]
     if asked:
-        raise UsageError(f"{request.model} is a model of ultralytics, which has no {asked[0]}", "Leave it out")
+        raise UsageError(f"{request.model} is an ultralytics model, which has no {asked[0]}", "Leave it out")
     if request.part == "all" and request.out_indices not in (None, "all"):
         raise UsageError("--out-indices does not say which part it means", "Use --strides, or choose one --part")
 

@@ -185,7 +185,7 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
         padding = _padding(position + LOCAL_HEADER + len(filename))
         size = len(header) + len(data)
         if position + size >= LARGEST:
-            raise ValueError(f"{position + size} bytes are more than a file of features can hold")
+            raise ValueError(f"{position + size} bytes are more than an npz file can hold")
         # Version 2.0, no flags, stored, no time, checksum, size twice: the part that both headers share.
         common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, zlib.crc32(data, zlib.crc32(header)), size, size)
         lengths = struct.pack("<2H", len(filename), len(padding))

@@ -29,7 +29,7 @@ try:
     import pyarrow as pa
     from pyarrow import parquet
 except ImportError as error:
-    raise FeatxError("The format parquet needs pyarrow", "pip install 'featx[parquet]'") from error
+    raise FeatxError("The format parquet needs pyarrow", "Run `pip install 'featx[parquet]'`") from error
 
 FLOAT32 = np.dtype("<f4")
 

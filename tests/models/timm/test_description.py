@@ -132,7 +132,7 @@ REFUSED = {
     "output stride of a vit": (("test_vit",), {"output_stride": 8}, "only its own strides"),
     "output stride of swin": (("swin_tiny_patch4_window7_224",), {"output_stride": 16}, "only its own strides"),
     "output stride of densenet": (("densenet121",), {"output_stride": 8}, "cannot be built with output stride 8"),
-    "odd output stride": (("resnet50",), {"output_stride": 7}, "It takes 8, 16, 32"),
+    "odd output stride": (("resnet50",), {"output_stride": 7}, "It accepts 8, 16, 32"),
     "misspelt": (("resnest26",), {}, r"no model 'resnest26'.*resnest26d"),
     "no tag": (("resnet18.nonsense",), {}, r"no weights tagged 'nonsense'.*a1_in1k"),
     "old name": (("convnext_tiny_in22ft1k",), {}, r"renamed.*convnext_tiny\.fb_in22k_ft_in1k"),

@@ -170,7 +170,7 @@ def test_a_checkpoint_needs_no_classifier_and_everything_before_it(tmp_path):
     featx.load_pyramid("test_efficientnet", embedding=True, **options)
     torch.save({name: value for name, value in without.items() if "conv_head" not in name}, tmp_path / "weights.pth")
     featx.load_pyramid("test_efficientnet", **options)
-    with pytest.raises(WeightsError, match=r"parameters of the network test_efficientnet are missing .* conv_head"):
+    with pytest.raises(WeightsError, match=r"parameters of the network test_efficientnet is missing .* conv_head"):
         featx.load_pyramid("test_efficientnet", embedding=True, **options)
 
 

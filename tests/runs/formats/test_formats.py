@@ -185,7 +185,7 @@ def test_what_a_format_cannot_hold_is_refused():
     formats.require("npz", [level, *FIELDS])
     formats.require("npy", FIELDS)
     for fields in ([level], [level, *FIELDS], []):
-        with pytest.raises(UsageError, match="keeps one vector an image"):
+        with pytest.raises(UsageError, match="stores one vector per image"):
             formats.require("parquet", fields)
     with pytest.raises(UsageError, match="--format: expected npz, npy or parquet, not 'hdf5'"):
         formats.require("hdf5")

@@ -77,7 +77,7 @@ def test_arrays_are_not_copied():
 
 def test_what_zip_cannot_hold_is_refused(monkeypatch):
     monkeypatch.setattr(formats, "LARGEST", 1000)
-    with pytest.raises(ValueError, match="more than a file of features can hold"):
+    with pytest.raises(ValueError, match="more than an npz file can hold"):
         pack_npz(ARRAYS)
 
 
