@@ -38,7 +38,7 @@ def _status() -> int:
     except InterruptedByError:
         return _fail(StoppedError("Stopped", signal=commands.STOP.signal))
     except Exception as error:  # noqa: BLE001 - outermost: the user gets one line, not a traceback
-        return _fail(usage.wrong_usage(error) or _described(error))
+        return _fail(usage.wrong_usage(error) or _described(usage.original(error)))
 
 
 def _require_words(arguments: list[str]) -> None:

@@ -59,6 +59,12 @@ def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
     return parameters
 
 
+def original(error: Exception) -> Exception:
+    """Return the error that typer hid: an EOFError becomes its own `Abort`."""
+    hidden = error.__cause__
+    return hidden if isinstance(error, typer.Abort) and isinstance(hidden, Exception) else error
+
+
 def wrong_usage(error: Exception) -> UsageError | None:
     """Return an error that typer raised for a wrong command line as one of featx's; None for any other."""
     if not isinstance(error, _WRONG_USAGE):

@@ -100,7 +100,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_bytes())  # which takes names that are not UTF-8, as paths of models may be
         written_as = summary["featx_format"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{path} was not written by featx", ELSEWHERE) from error

@@ -127,7 +127,7 @@ def test_a_quoted_pattern_and_an_image_size(featx_command, photos, tmp_path):
 
 # Everything here ends before torch is loaded.
 AT_ONCE = {
-    "no such input": (["nothing.jpg"], 2, "There is no nothing.jpg"),
+    "no such input": (["nothing.jpg"], 2, "There is no file or folder nothing.jpg"),
     "no input": ([], 2, "no images to work on"),
     "an empty folder": (["empty"], 2, "no images in empty"),
     "a bad size": (["photos", "--image-size", "huge"], 2, "height x width (256x320) in pixels, not 'huge'"),

@@ -152,7 +152,7 @@ def test_a_pattern_with_dots_in_it_stays_inside(forge, tmp_path, photos):
         (["through"], "There is no file or folder through"),
         (["long"], "long cannot be read: File name too long"),
         (["x" * 300], "x cannot be read: File name too long"),
-        (["~nobody.jpg"], "There is no ~nobody.jpg"),
+        (["~nobody.jpg"], "There is no file or folder ~nobody.jpg"),
         ([""], "One of the arguments is empty"),
         (["0.jpg", ""], "One of the arguments is empty"),
         (["[2020] trips/*.jpg"], "[[]2020] trips/*.jpg"),

@@ -297,7 +297,7 @@ def test_what_is_there_is_taken_as_it_is_called(tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         ("", "An input is empty"),
-        ("~nobody-at-all.jpg", "There is no ~nobody-at-all.jpg"),
+        ("~nobody-at-all.jpg", "There is no file or folder ~nobody-at-all.jpg"),
         ("cats/1.jpg/x", "There is no file or folder cats/1.jpg/x"),
         ("loop", "loop cannot be read: Too many levels of symbolic links"),
         ("x" * 300, "x cannot be read: File name too long"),
