@@ -103,9 +103,9 @@ def extract(
     retry_failed : bool
         Retry images that failed before, even if unchanged.
     dry_run : bool
-        Only say what would be made: images, bytes, memory; nothing is computed or written.
+        Only forecast the run (images, bytes, memory); nothing is computed or written.
     force : bool
-        Begin even if the output or the network seems too large to fit.
+        Run even if disk space or memory seems too small.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
     precision : str
@@ -113,7 +113,7 @@ def extract(
     backend : str
         What runs the network.
     device : str
-        Where to compute; cuda:0,1 takes these GPUs.
+        Where to compute; cuda:0,1 uses these GPUs.
     batch_size : int | Literal["auto"] | None
         Images in one forward pass. Default: auto.
     workers : int | None
@@ -207,5 +207,5 @@ def load_pyramid(
     Raises
     ------
     ModelError, WeightsError, UsageError
-        If the model, its levels, its weights or the device cannot be found; each error says what there is instead.
+        If the model, its levels, its weights or the device cannot be found; each error says what is available instead.
     """

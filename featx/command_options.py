@@ -1,4 +1,4 @@
-# Options that one command has, and the function behind it: declared as in featx.options, checked in the same way.
+# Options of a single command and of the function behind it, declared and checked as those in featx.options.
 """Options of `list_models`, `similar`, `bench` and `verify` as frozen values in groups."""
 
 from __future__ import annotations
@@ -90,8 +90,10 @@ class BenchOptions(Options):
     panel: ClassVar[str] = ImageOptions.panel
 
     images: str | None = option(default=None, help="Photos to use.", convert=as_text, metavar="FOLDER", shown="made up")
-    count: int = option(default=64, help="Photos in a round.", convert=whole(8, 100_000), metavar="N")
-    rounds: int = option(default=3, help="Rounds to take medians over.", convert=whole(1, 1000), metavar="N")
+    count: int = option(default=64, help="Photos per round.", convert=whole(8, 100_000), metavar="N")
+    rounds: int = option(
+        default=3, help="Number of rounds; the times are their medians.", convert=whole(1, 1000), metavar="N"
+    )
 
 
 @group

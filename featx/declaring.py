@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import wraps
 from operator import index
 from pathlib import Path
-from reprlib import repr as quoted  # which shortens what nobody would read
+from reprlib import repr as quoted  # which shortens long values
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
@@ -24,12 +24,12 @@ Convert = Callable[[str, Any], Any]
 Group = TypeVar("Group")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# What a count, and what a number of bytes, may be abbreviated with.
+# Suffixes of counts, and units of numbers of bytes.
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 _DECIMAL = {f"{prefix}{unit}": 1000**power for power, prefix in enumerate("kmgt", 1) for unit in ("", "b")}
 _BYTES = {"": 1, "b": 1, **_DECIMAL, **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)}}
 
-# Seconds that every clock and timer can hold; eleven days.
+# The most seconds that every clock and timer can represent: eleven days.
 _MOST_SECONDS = 1_000_000
 
 
@@ -52,7 +52,7 @@ class Declaration:
     accepts : str
         The types that Python callers may pass; empty means those of the field.
     repeated : bool
-        Whether it may be typed several times, which is the same as once with commas.
+        Whether it may be given several times, which is the same as once with commas.
     in_recipe : bool
         Whether the option changes the numbers, so that features made with another value never mix.
     """
@@ -129,7 +129,7 @@ def spellings(each: Field[Any]) -> tuple[str, ...]:
 
 
 def as_text(_: str, value: Any) -> str:
-    """Take any text."""
+    """Accept any text."""
     return str(value)
 
 
@@ -184,7 +184,7 @@ def seconds(least: float) -> Convert:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             number = -1.0
-        if not least <= number <= _MOST_SECONDS:  # NaN is not
+        if not least <= number <= _MOST_SECONDS:  # false for NaN
             raise UsageError(f"{name}: expected seconds, from {least:g} to {_MOST_SECONDS}, not {quoted(value)}")
         return number
 

@@ -39,7 +39,7 @@ class FeatxError(Exception):
 
 
 class UsageError(FeatxError):
-    """The request itself cannot be understood: a malformed option, an input that is not there."""
+    """The request itself cannot be understood: a malformed option, an input that does not exist."""
 
     exit_status = 2
 
@@ -53,7 +53,7 @@ class WeightsError(FeatxError):
 
 
 class UnavailableError(WeightsError):
-    """Pretrained weights are in no cache, and cannot be fetched; who can do without them says so in the hint."""
+    """Pretrained weights are in no cache and cannot be fetched; callers with an alternative add it to the hint."""
 
 
 class OutputError(FeatxError):
@@ -113,7 +113,7 @@ class StoppedError(FeatxError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, of which the first sentence, or its class name if it has no message."""
+    """The first sentence in the first line of a library's error, or its class name if it has no message."""
     text = str(error).strip() or type(error).__name__
     return re.split(r"(?<=[a-z)])[.] (?=[A-Z])", text.splitlines()[0])[0].rstrip(".:")
 

@@ -1,5 +1,5 @@
 # Nearest names: what was probably meant by a name that does not exist, for models, families, options and their values.
-"""Matching a name that somebody typed with the names that there are."""
+"""Finding the existing names that are nearest to the one that was typed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from difflib import SequenceMatcher
 
 from featx.text import listed
 
-# Names that are suggested at most, and how alike their letters must be to those that were typed.
+# The most names that are suggested, and how similar their letters must be to what was typed, from 0 to 1.
 SUGGESTIONS, ALIKE = 3, 0.65
 
-# A word that is shorter than this counts where a word begins with it: the b of ViT-B is base.
+# A shorter word than this matches only at the beginning of a word: the b of ViT-B is base.
 SHORT = 3
 
 Weight = Callable[[str], int]
@@ -21,15 +21,15 @@ Weight = Callable[[str], int]
 def nearest(asked: str, names: Iterable[str], weight: Weight = lambda _: 0) -> list[str]:
     """Return the names that were most probably meant, the likeliest first.
 
-    They are the names that are the same but for case and separators; or else those that have every word of what was
-    typed; or else those with the most similar letters. Of equals, the heavier come first.
+    These are the names that differ from `asked` only in case and separators; failing that, those that contain all of
+    its words; failing that, those with the most similar letters. Among equals, names with more weight come first.
     """
     names = list(dict.fromkeys(names))
     return named_alike(asked, names, weight) or _similar(asked, names, weight)
 
 
 def named_alike(asked: str, names: Iterable[str], weight: Weight = lambda _: 0) -> list[str]:
-    """Return the names that are the same but for case and separators, or else those that have every word of `asked`."""
+    """Return the names that differ from `asked` only in case and separators, or else those that contain its words."""
     names, letters, words = list(names), _letters(asked), _words(asked)
     if not letters:
         return []
@@ -40,7 +40,7 @@ def named_alike(asked: str, names: Iterable[str], weight: Weight = lambda _: 0) 
 
 
 def did_you_mean(asked: str, names: Iterable[str]) -> str:
-    """Ask whether one of the nearest names was meant; empty where none is near."""
+    """Ask whether one of the nearest names was meant; empty if none is near."""
     near = nearest(asked, names)
     return f"Did you mean {listed(near)}?" if near else ""
 
@@ -54,7 +54,7 @@ def _words(name: str) -> list[str]:
 
 
 def _pattern(word: str) -> re.Pattern[str]:
-    """Find a word within names, where its letters and digits may be apart; numbers are whole, short words begin one."""
+    """Match a word in names that may separate its letters and digits; numbers match whole, short words at a start."""
     parts = re.findall(r"\d+|\D+", word)
     before = r"(?<!\d)" if parts[0].isdigit() else r"(?<![^\W\d_])" if len(parts[0]) < SHORT else ""
     after = r"(?!\d)" if parts[-1].isdigit() else ""
@@ -62,13 +62,13 @@ def _pattern(word: str) -> re.Pattern[str]:
 
 
 def _distance(name: str, first: str, weight: Weight) -> tuple[bool, bool, bool, int, int]:
-    """Sort names that begin with the word that was typed first before others, and short ones before long ones."""
+    """Sort names with any weight first, then those that begin with the first word typed, then short ones."""
     words = _words(name)
     return weight(name) == 0, words[0] != first, not words[0].startswith(first), len(words), -weight(name)
 
 
 def _similar(asked: str, names: list[str], weight: Weight) -> list[str]:
-    matcher = SequenceMatcher(b=_letters(asked))  # which remembers what it knows of b
+    matcher = SequenceMatcher(b=_letters(asked))  # which caches its analysis of b
     found = []
     for name in names:
         matcher.set_seq1(_letters(name))

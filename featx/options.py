@@ -66,7 +66,7 @@ def device_name(name: str, value: Any) -> str:
     numbers = text.removeprefix("cuda:").split(",") if re.fullmatch(r"cuda:[0-9]{1,9}(,[0-9]{1,9})*", text) else []
     if text not in ("auto", "cpu", "cuda", "all", "mps") and not numbers:
         kind = re.match("cpu|mps", text)
-        hint = f"{kind[0]} has no number" if kind else ""
+        hint = f"{kind[0]} takes no number" if kind else ""
         raise UsageError(f"{name}: expected auto, cpu, cuda, cuda:1, cuda:0,1, all or mps, not {text!r}", hint)
     if len({*map(int, numbers)}) < len(numbers):
         raise UsageError(f"{name}: {text!r} names a GPU twice", "Name each GPU once")
@@ -229,9 +229,9 @@ class OutputOptions(Options):
     overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
     retry_failed: bool = option(default=False, help="Retry images that failed before, even if unchanged.")
     dry_run: bool = option(
-        default=False, help="Only say what would be made: images, bytes, memory; nothing is computed or written."
+        default=False, help="Only forecast the run (images, bytes, memory); nothing is computed or written."
     )
-    force: bool = option(default=False, help="Begin even if the output or the network seems too large to fit.")
+    force: bool = option(default=False, help="Run even if disk space or memory seems too small.")
     hash_inputs: bool = option(
         default=False, help="Recognise changed images by their sha256 instead of by size and modification time."
     )
@@ -267,7 +267,7 @@ class RunOptions(Options):
 
     device: str = option(
         default="auto",
-        help="Where to compute; cuda:0,1 takes these GPUs.",
+        help="Where to compute; cuda:0,1 uses these GPUs.",
         convert=device_name,
         metavar="auto|cpu|cuda|all|mps",
     )

@@ -41,7 +41,9 @@ def here() -> str:
     try:
         return os.getcwd()  # noqa: PTH109 - text, as all paths of a million images
     except OSError as error:
-        raise FeatxError("The current folder no longer exists", "Change to another folder, and run it again") from error
+        raise FeatxError(
+            "The current folder no longer exists", "Change to another folder, and run the command again"
+        ) from error
 
 
 def absolute(path: str) -> str:
@@ -75,7 +77,7 @@ def path_text(path: str) -> str:
 
 
 def refuse_url(text: str) -> None:
-    """Refuse what is meant to be a file or folder, and is a URL.
+    """Refuse a URL given in place of a file or folder.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-# Signatures: files recognised by their first bytes, for all who are given one in place of something else.
+# Signatures: kinds of files recognised by their first bytes, whatever their names say.
 """What a file is, whatever it is called."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 # Bytes of a file that are enough to recognise it.
 HEAD = 1024
 
-# Brands of HEIF files whose pictures are HEVC's (ISO/IEC 23008-12), and AV1's.
+# Brands of HEIF files whose pictures are coded with HEVC (ISO/IEC 23008-12), and with AV1.
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
@@ -47,28 +47,28 @@ VIDEOS = {
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins so is an image."""
+    """Whether a file with this beginning is an image."""
     return bool(_first(IMAGES, head)) or not _brands(head).isdisjoint(HEIC_BRANDS | AVIF_BRANDS)
 
 
 def is_heic(head: bytes) -> bool:
-    """Whether a file that begins so is a HEIC; a HEIF file of another brand may hold one."""
+    """Whether a file with this beginning is a HEIC; a HEIF file of another brand may hold one."""
     brands = _brands(head)
     return not brands.isdisjoint(HEIC_BRANDS) and brands.isdisjoint(AVIF_BRANDS)
 
 
 def archive_kind(head: bytes) -> str:
-    """Return what kind of archive begins so, ``zip`` or ``tar``, for example; empty if none does."""
+    """Return what kind of archive has this beginning, such as ``zip`` or ``tar``; empty if none has."""
     return ARCHIVES.get(_first(ARCHIVES, head), "")
 
 
 def video_kind(head: bytes) -> str:
-    """Return what kind of video begins so, ``an MP4 video``, for example; empty if none does."""
+    """Return what kind of video has this beginning, such as ``an MP4 video``; empty if none has."""
     return VIDEOS.get(_first(VIDEOS, head), "")
 
 
 def is_text(head: bytes) -> bool:
-    """Whether a file that begins so is a text in UTF-8."""
+    """Whether a file with this beginning is text in UTF-8."""
     if not head or re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
         return False
     try:
@@ -79,7 +79,7 @@ def is_text(head: bytes) -> bool:
 
 
 def described(head: bytes) -> str:
-    """Say what a file is that begins so: ``an image``, ``a zip archive``, ``a text file``; empty if that is unknown."""
+    """Say what a file with this beginning is: ``an image``, ``a zip archive``, ``a text file``; empty if unknown."""
     if is_image(head):
         return "an image"
     if kind := archive_kind(head):

@@ -107,7 +107,7 @@ class Field(Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """Of its numbers, in the type it is written as."""
+        """Bytes of its numbers, in the type in which they are written."""
         return math.prod(self.shape) * (2 if self.dtype == "float16" else 4)
 
 
@@ -229,7 +229,7 @@ class Weights(Struct, frozen=True, omit_defaults=True):
         return f"{self.sha256}:{self.part}" if self.part else self.sha256
 
 
-RANDOM_WEIGHTS = "random weights: shapes are right, values carry nothing learned"
+RANDOM_WEIGHTS = "random weights: shapes are right, but nothing was learned"
 
 
 class Stat(Struct, frozen=True, gc=False, omit_defaults=True):

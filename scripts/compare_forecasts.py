@@ -1,4 +1,4 @@
-"""Compare what featx forecasts with what runs then take: bytes, memory, and time after a tenth of the run.
+"""Compare what featx forecasts with what runs take: bytes, memory, and the time left after a tenth of the run.
 
     python scripts/compare_forecasts.py photos/ [MODEL ...]
 

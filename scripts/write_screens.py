@@ -1,4 +1,4 @@
-"""Write what every command shows in two terminals, to be read before it is committed.
+"""Write what every command shows on terminals of two widths, to be read before it is committed.
 
     python scripts/write_screens.py
 

@@ -158,7 +158,7 @@ UNFIT = [
     ("time_limit", "inf", "expected seconds, from 0.1 to 1000000, not 'inf'"),
     ("time_limit", float("nan"), "not nan"),
     ("format", "zip", "expected npz, npy or parquet, not 'zip'"),
-    ("device", "cpu,1", "expected auto, cpu, .* not 'cpu,1'. cpu has no number"),
+    ("device", "cpu,1", "expected auto, cpu, .* not 'cpu,1'. cpu takes no number"),
     ("device", "cuda:0,0", "'cuda:0,0' names a GPU twice"),
     ("device", "cuda:x", "not 'cuda:x'"),
     ("embedding", "no", "expected True or False, not 'no'"),

@@ -71,6 +71,6 @@ def test_versions_are_timed():
     printed = run("compare_speed.py", SCRIPTS.parent, "--rounds", 1, "--planned", 2000, "--only", "[sp]*")
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines()[2:]]
     assert [row[0] for row in rows if row[0].endswith(", s")] == [
-        *("featx --help, s", "featx list-models, s", "featx info, s"),
+        *("featx --help, s", "featx list-models, s", "featx list-models --json, s", "featx info, s"),
         *("walk and plan 2000, s", "list and plan 2000, s", "open_run 2000, s"),
     ]

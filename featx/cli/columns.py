@@ -13,10 +13,10 @@ from featx.cli.streams import stderr, stdout
 from featx.command_options import ListOptions
 from featx.text import listed, spacing
 
-# The widest column of a list of models, and the widths to which it is cut: next to others, and at worst.
+# The widest column of a list of models, and the widths it may be cut to: next to others, and as a last resort.
 LEVELS, LEVELS_WIDTHS = "stride·channels", (44, 20)
 
-# The same for other columns, if they have to stay.
+# The same widths for other columns that have to stay.
 TEXT_WIDTHS = (100, 10)
 
 GAP = "  "
@@ -35,9 +35,9 @@ class Column:
     right : bool
         Whether they are aligned to the right.
     leave : int
-        Where it is in the order in which columns leave a narrow terminal, beginning with 1; 0 for one that stays.
+        Its place, from 1, in the order in which a narrow terminal drops columns; 0 for a column that stays.
     cut : int, int
-        Widths to which its cells may be cut: with other columns beside it, and at worst. Zeros: never.
+        Widths its cells may be cut to: next to other columns, and as a last resort. Zeros: never cut.
     """
 
     heading: str
@@ -52,14 +52,14 @@ class Column:
         return max(map(len, (self.heading, *self.cells)))
 
     def cut_to(self, width: int) -> Column:
-        """Cut the cells that are wider, where they may be cut."""
+        """Shorten the cells that are wider, if this column may be cut."""
         if not self.cut[0] or self.width <= width:
             return self
         return replace(self, cells=[f"{text[: width - 1]}…" if len(text) > width else text for text in self.cells])
 
 
 def print_models(entries: Sequence[dict[str, Any]], wanted: ListOptions) -> None:
-    """Print a list of models, and below it what is short in it; what it was filtered or sorted by stays."""
+    """Print a list of models, and notes on what it shortens; columns that it was filtered or sorted by stay."""
     columns, notes = _columns(entries, wanted), stderr()
     printed = {column.heading: column for column in print_columns(columns)}
     groups = (re.search(r"(\S+)·(\d+) \((\d+)\)", text) for text in printed[LEVELS].cells) if LEVELS in printed else ()
@@ -73,7 +73,7 @@ def print_models(entries: Sequence[dict[str, Any]], wanted: ListOptions) -> None
 
 
 def print_columns(columns: Sequence[Column]) -> list[Column]:
-    """Print a table: all of it to a file or a pipe, what fits to a terminal; return the columns as printed."""
+    """Print a table, in full to a file or a pipe, as much as fits on a terminal; return the columns as printed."""
     out = stdout()
     shown = fitting(columns, out.width) if sys.stdout.isatty() else list(columns)
     widths = [column.width for column in shown]
@@ -91,7 +91,7 @@ def print_columns(columns: Sequence[Column]) -> list[Column]:
 
 
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """Return the columns that fit, cells cut where they may be; those that stay are there even if they do not fit."""
+    """Return the columns that fit, with cells cut where allowed; columns that stay are kept even if they do not fit."""
     shown = [column for column in columns if not column.leave]
     for column in sorted((each for each in columns if each.leave), key=lambda each: -each.leave):
         more = [each for each in columns if each in shown or each is column]

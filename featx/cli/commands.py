@@ -62,7 +62,7 @@ def common(
     context: typer.Context,
     version: Annotated[bool, switch("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Print the version, or what there is where no command was given."""
+    """Print the version, or the help if no command was given."""
     if version:
         print(f"featx {__version__}")  # noqa: T201 - data, for scripts
         raise typer.Exit
@@ -108,7 +108,7 @@ def list_models(
 def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
     """Show a model's levels, input and weights.
 
-    No weights are fetched for it.
+    Fetches no weights.
     """
     from featx.models.search import describe_model
 
@@ -177,7 +177,7 @@ def similar(
         bool,
         switch(
             "--with-self",
-            help="Keep the image itself among the results, if it is one of the run's.",
+            help="Keep the image itself in the results, if the run contains it.",
             rich_help_panel=OutputOptions.panel,
         ),
     ] = False,
@@ -186,7 +186,7 @@ def similar(
 ) -> None:
     """Find the images of a run that are most similar to yours.
 
-    They are compared by the cosine of their embeddings.
+    Compares their embeddings by cosine similarity.
     """
     from featx.explore import similarity
 
@@ -209,7 +209,7 @@ def similar(
 def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
     """Show where the time goes on this machine.
 
-    Each stage is timed alone, then all together; weights are random.
+    Times each stage alone, then all of them together, with random weights.
     """
     asked = BenchOptions(**{name: options.pop(name) for name in ("images", "count", "rounds") if name in options})
     job = Job(inputs=() if asked.images is None else (asked.images,), weights="random", **options)
@@ -230,7 +230,7 @@ def fetch(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder to write them to.",
+            help="Folder to write the model to.",
             show_default="models/MODEL",
             rich_help_panel=OutputOptions.panel,
         ),
@@ -240,7 +240,7 @@ def fetch(
 ) -> None:
     """Fetch a model into a folder, for a machine without a network.
 
-    There, --model local-dir:FOLDER takes its weights and configuration.
+    On that machine, use it with --model local-dir:FOLDER.
     """
     from featx.models import fetching
 

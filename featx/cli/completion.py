@@ -1,5 +1,5 @@
 # Completion: the words that a shell offers for an argument, from the packaged catalogue and the declared choices.
-"""What completes an argument of the command line; where nothing does, shells complete files."""
+"""Completions of arguments on the command line; where there are none, shells complete file names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def licences(_: str) -> list[str]:
 
 
 def completing(name: str, metavar: str) -> Complete | None:
-    """Return what completes an option: names, or the words of its placeholder, such as ``avg|max|gem|cls``."""
+    """Return what completes an option: names, or the choices in its placeholder, such as ``avg|max|gem|cls``."""
     names = {"model": models, "family": families, "license": licences}
     words = [word for word in metavar.split("|") if re.fullmatch("[a-z][a-z0-9]*", word)]
     return names.get(name) or (_one_of(words) if words else None)

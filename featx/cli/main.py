@@ -13,7 +13,7 @@ from featx.cli import commands, progress, streams, tables, usage
 from featx.engine.stopping import InterruptedByError
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
-# What to do in commands that lack options of a hint.
+# Hints to give instead where a command lacks an option that a hint names.
 OTHERWISE = {LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory")}
 
 
@@ -77,7 +77,7 @@ def _described(error: Exception) -> FeatxError:
 
 
 def _suited(hint: str) -> str:
-    """Return a hint, or another where the command does not have all of its options."""
+    """Return a hint, or an alternative if the command lacks an option that it names."""
     hints = (hint, *OTHERWISE.get(hint, ()))
     return next((each for each in hints if all(map(commands.has_option, re.findall("--[a-z-]+", each)))), hint)
 

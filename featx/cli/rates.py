@@ -1,5 +1,5 @@
-# Rates: how fast a run is, and how long it has still to go, as it is shown while it goes on.
-"""Speeds over the last half minute, since the first batches and a busy machine say little about the rest."""
+# Rates: the speed of a run and the time left, as shown while it goes on.
+"""Speeds over the last half minute, since the first batches and a busy spell say little about the rest."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Callable
 from featx.text import images
 from featx.values import Outcome
 
-# Seconds that a speed is taken over, at most.
+# Seconds over which a speed is measured, at most.
 WINDOW = 30.0
 
 # Seconds between two images of one group, at most.
 SAME = 0.05
 
-# Batches that have to be through before anything is said: the first sets things up.
+# Batches that must be done before a speed is shown: the first includes the set-up.
 BATCHES = 2
 
 
 class Rates:
     """Counts what is finished, and when.
 
-    Images are committed in groups, so the speed is taken from one group to another, as if they were of one size.
+    Images are committed in groups, so the speed is measured from group to group, as if all groups were of one size.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Rates:
     batch_size : int
         Images in a pass.
     now : callable
-        Tells the time, in seconds.
+        Returns the time, in seconds.
     """
 
     def __init__(self, planned: int = 0, batch_size: int = 1, now: Callable[[], float] = time.monotonic) -> None:
@@ -75,7 +75,7 @@ class Rates:
         return max(0.0, (self._planned - finished) / speeds[0] - (self._now() - since))
 
     def line(self) -> str:
-        """Return all of it in one line."""
+        """Return the count, the speed and the time left in one line."""
         return ", ".join(
             part for part in (f"{self.finished} of {images(self._planned)}", self.text(), self.left()) if part
         )
@@ -89,7 +89,7 @@ class Rates:
 
 
 def clock(seconds: float) -> str:
-    """Write a time: ``0:09``, ``12:40``, ``3:05:00``."""
+    """Format a duration: ``0:09``, ``12:40``, ``3:05:00``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -108,9 +108,9 @@ def captured_libraries() -> Iterator[CapturedOutput]:
 
 
 def interject(text: str) -> None:
-    """Write a line in place of a bar that is being drawn, and show the cursor, from the handler of a signal.
+    """Write a line over a progress bar, and show the cursor again, from a signal handler.
 
-    The handler may interrupt a write to the same stream, so that nothing but the system's own may be called.
+    The handler may interrupt a write to the same stream, so only the operating system's own write is safe.
     """
     try:
         handle = sys.stderr.fileno()

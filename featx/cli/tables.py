@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
 
 
-# Strides that differ by less, of themselves, are the same but for rounding.
+# Relative difference below which two strides are equal but for rounding.
 SAME_STRIDE = 1e-4
 
 # How the tables describe where an input size comes from.
@@ -44,7 +44,7 @@ def error(failure: Exception) -> None:
 
 
 def models(entries: Sequence[dict[str, Any]], wanted: ListOptions, *, names: bool, as_json: bool) -> None:
-    """Show a list of models, or the first of them; what they were chosen by stays on a narrow terminal."""
+    """Show a list of models, or the first of them; a narrow terminal keeps the columns they were chosen by."""
     shown = entries[: wanted.limit]
     if as_json:
         print_json(shown)
@@ -118,7 +118,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
         print_json(asdict(value))
         return
     if value.weights == "random":
-        stderr().print("[yellow]random weights: nothing was learned, so similar means little here[/]")
+        stderr().print("[yellow]random weights: nothing was learned, so these similarities mean little[/]")
     out, table = stdout(), _table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
@@ -157,13 +157,13 @@ def verified(value: Verified, *, as_json: bool) -> None:
     faults = len(value.missing) + len(value.damaged)
     say(f"{value.checked - faults} of {count_of(value.checked + value.to_do, 'output')} intact")
     if value.to_do:
-        say(f"{images(value.to_do)} not computed yet; run the same extract to resume")
+        say(f"{images(value.to_do)} not computed yet; run the same extract command to resume")
     if value.failed:
         say(f"{images(value.failed)} failed; the manifest says why")
     if value.recomputed:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):
-        say("Removed from the manifest; run the same extract again to make them")
+        say("Removed from the manifest; run the same extract command to make them again")
 
 
 def _recomputed(value: Recomputed) -> str:
@@ -252,25 +252,25 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
 
 
 def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
-    """Say which stride to use where the size of the input over that of a map is another; name the worst level."""
+    """Warn where input size divided by map size is not the stride, and name the level where it is furthest off."""
     worst = max(levels, key=_off)
     if _off(worst) < SAME_STRIDE:
         return ""
     ratio = " x ".join(dict.fromkeys(f"{number:.4g}" for number in worst["ratio"]))
     return (
-        "Use these strides, the measured spacing of cells, and not input size over map size, "
+        "Strides are the measured spacing of cells. Use them instead of input size divided by map size, "
         f"which is {ratio} at level {worst['index']}."
     )
 
 
 def _off(level: dict[str, Any]) -> float:
-    """How much of a level's stride input size over map size is off."""
+    """Return how far input size divided by map size is from a level's stride, relative to the stride."""
     stride, ratios = level["stride"], level.get("ratio", ())
     return max(abs(ratio / stride - 1) for ratio in ratios) if ratios and isinstance(stride, int | float) else 0.0
 
 
 def _tags(value: dict[str, Any]) -> Table:
-    """Make the table of pretrained weights, those that the name stands for being marked."""
+    """Make the table of pretrained weights, marking the default and those that the name chooses."""
     table = _table("pretrained tag", "licence", ">input", "")
     _, dot, chosen = value["model"].partition(".")
     for number, tag in enumerate(value["pretrained"]):
@@ -306,5 +306,5 @@ def _sentence(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    # Indented by msgspec, since json itself takes long for it; not encoded, as its texts may hold lone surrogates.
+    # msgspec only indents, which is slow in json; json encodes, since texts may hold lone surrogates.
     sys.stdout.write(msgspec.json.format(json.dumps(value), indent=2) + "\n")

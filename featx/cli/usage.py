@@ -1,5 +1,5 @@
-# Usage: how the help of commands is laid out, and what is said of wrong usage, in place of typer's own.
-"""Commands and groups of typer whose help names no types of Python, and its errors as featx's."""
+# Usage: the layout of help, and the errors for a wrong command line, in place of typer's own.
+"""typer's commands and groups, with help that shows no Python types, and typer's errors as featx's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 from featx.errors import UsageError
 from featx.nearest import did_you_mean
 
-# The panel of what every command has.
+# The panel of the options that every command has.
 MESSAGES = "Messages"
 
-# What typer raises for a wrong command line; the class is click's, which typer has a copy of, or imports.
+# What typer raises for a wrong command line: a class of click, which typer imports or has a copy of.
 _WRONG_USAGE: Any = typer.BadParameter.__bases__[0]
 
 
@@ -23,7 +23,7 @@ class Command(TyperCommand):
     """A command of featx."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, --help with those that every command has."""
+        """Return the parameters, with --help among the options that every command has."""
         found = _adapted(super().get_params(ctx), ctx)
         for each in found:
             if "--help" in each.opts:
@@ -40,22 +40,22 @@ class Group(TyperGroup):
 
 
 def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
-    """Keep the types of Python out of the help: flags have none, and an argument's name says what it is.
+    """Keep Python types out of the help: flags have none, and an argument's name says what it is.
 
-    The help of all commands fits on a screen of 24 lines, if that of every option fits on one. A shell that asks for
-    completions waits for them, and converting values would load pydantic.
+    ``featx --help`` fits on a screen of 24 lines only if every option takes one line. Values are not converted for a
+    shell that asks for completions: it is waiting, and converting would load pydantic.
     """
     for each in parameters:
         if ctx.resilient_parsing:
             vars(each)["process_value"] = lambda _, value: value
         if each.param_type_name == "argument":
             vars(each)["display_type_rich"] = lambda **_: None
-            if each.required:  # which typer puts into braces
+            if each.required:  # typer would put it in braces
                 vars(each)["_usage_display_name"] = partial(str, each.metavar)
         elif each.is_flag and each.metavar is None:
             each.metavar = ""
         if "--show-completion" in each.opts:
-            each.help = "Show it, to copy or change it."
+            each.help = "Print the completion script, to adapt it."
     return parameters
 
 
@@ -66,7 +66,7 @@ def original(error: Exception) -> Exception:
 
 
 def wrong_usage(error: Exception) -> UsageError | None:
-    """Return an error that typer raised for a wrong command line as one of featx's; None for any other."""
+    """Turn typer's error for a wrong command line into one of featx's; None for any other error."""
     if not isinstance(error, _WRONG_USAGE):
         return None
     wrong: Any = error

@@ -95,7 +95,7 @@ def similar(
     count : int
         Number of images to find.
     with_self : bool
-        Whether the query itself may be among them, where its file is one of the run's.
+        Whether the query itself may be among the results, if the run contains its file.
     device : str
         Where the query's embedding is made.
 
@@ -114,7 +114,7 @@ def similar(
 
 
 def _found(run: Run, vector: Array, count: int, query: str) -> list[Neighbour]:
-    """Find neighbours, the query itself left out; its file may be in the run several times, by links."""
+    """Find neighbours other than the query itself, whose file links may have put into the run several times."""
     wanted = count + bool(query)
     while True:
         best = nearest(run.embeddings(), vector, wanted)
@@ -206,7 +206,7 @@ def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> 
 
 
 def _require_one_image(query: str) -> None:
-    """Refuse a query that is no image before the model is loaded."""
+    """Refuse a query that is not an image, before the model is loaded."""
     if not os.path.lexists(query):
         paths.refuse_url(query)
         raise UsageError(f"There is no image {query}", "Check the path")

@@ -80,7 +80,7 @@ class Recomputed:
 
     @property
     def same(self) -> bool:
-        """Whether everything was reproduced, and there was something that could be."""
+        """Whether every image was reproduced; not if all of them had to be skipped."""
         compared = self.images or not self.skipped
         return bool(compared) and self.deviation <= self.tolerance and not self.failed
 

@@ -42,7 +42,7 @@ UPRIGHT = {
 
 
 def open_image(file: BinaryIO, notes: Notes) -> Image.Image:
-    """Open an image by its content; nothing is decoded yet, but for WebP and JPEG XL, which are opened whole.
+    """Open an image by its content; nothing is decoded yet, except that WebP and JPEG XL are opened whole.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def orientation_of(image: Image.Image, notes: Notes | None = None) -> int:
 
 
 def canvas_of(file: BinaryIO) -> tuple[int, int] | None:
-    """Return the width and height of an image that takes its memory on being opened: a WebP or JPEG XL.
+    """Return the width and height of a WebP or JPEG XL, which take their memory on opening; None for other images.
 
     Raises
     ------
@@ -190,5 +190,5 @@ OPENERS: dict[str, Opener] = {
     AvifImagePlugin.AvifImageFile.format: _hiding(AvifImagePlugin.AvifImageFile, rb"(infe\x02.{7})Exif", rb"\1free"),
 }
 
-# How those are recognised that Pillow does not know.
+# How the formats that Pillow does not know are recognised.
 ACCEPTS: dict[str, Callable[[bytes], bool]] = {"HEIC": is_heic, "JPEG XL": jpegxl.accepts}

@@ -9,7 +9,7 @@ from featx.values import Input
 
 Size = tuple[int, int]
 
-# Shapes that photos commonly have, as they are called.
+# Common shapes of photos, by name.
 COMMON = {"4:3": (4000, 3000), "square": (3000, 3000)}
 
 

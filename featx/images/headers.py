@@ -1,8 +1,8 @@
-# Headers: the size of a photo from its first bytes, read in Python alone.
+# Headers: the size of a photo from its first bytes, read in pure Python.
 """Sizes of photos before anything is decoded.
 
-This happens before a run guards itself against files that crash a decoder, so no decoder is involved: only the two
-formats whose headers need none are looked at.
+This happens before a run guards itself against files that crash a decoder, so no decoder is involved: only JPEG and
+PNG, whose headers need none, are looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featx.values import Item
 
 Size = tuple[int, int]
 
-# Bytes that are read of a file, and photos that are looked at.
+# Bytes read from a file, and the most photos that are looked at.
 HEAD, SAMPLE = 1 << 18, 16
 
 # JPEG: markers of frames, which hold the size (ITU-T T.81, table B.1: SOF0 to SOF15 but DHT, JPG and DAC), and those
@@ -27,9 +27,9 @@ FRAMES, BARE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0x01, *range(0xD0, 0x
 
 
 def typical_size(items: Sequence[Item]) -> Size | None:
-    """Return the stored width and height of a typical photo: of a few spread over all, the one of median aspect.
+    """Return the stored width and height of a typical photo: the one of median aspect ratio in a sample.
 
-    None where none of them could be looked at.
+    None if no size in the sample could be read.
     """
     step = max(1, len(items) // SAMPLE)
     sizes = [size for item in items[::step][:SAMPLE] if (size := size_of(item.path))]

@@ -1,5 +1,5 @@
-# JPEG XL: what its header says is read here, since the library decodes whole files at once, and some of them wrongly.
-"""JPEG XL files through pillow-jxl-plugin's decoder, of which Pillow is told nothing."""
+# JPEG XL: featx reads the header itself, since the library decodes whole files at once, and some of them wrongly.
+"""JPEG XL files through pillow-jxl-plugin's decoder, which is not registered with Pillow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEPTHS = ((8, 0), (10, 0), (12, 0), (1, 6))
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of its picture.
+    """What a file says about its picture.
 
     Attributes
     ----------
@@ -45,12 +45,12 @@ class Header:
 
 
 def accepts(prefix: bytes) -> bool:
-    """Whether a file that begins so is a JPEG XL."""
+    """Whether a file with this beginning is a JPEG XL."""
     return prefix.startswith((CODESTREAM, CONTAINER))
 
 
 def header_of(file: BinaryIO) -> Header:
-    """Read a file's header; the file is left wherever that ended.
+    """Read a file's header; the file's position is left where reading ended.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def header_of(file: BinaryIO) -> Header:
 
 
 def decoded(file: BinaryIO) -> Image.Image | bytes:
-    """Decode a file: to its upright picture, or to the JPEG that it was made of, bit for bit.
+    """Decode a file: to its upright picture, or to the JPEG that it was made from, bit for bit.
 
     The decoder applies the orientation of the codestream; EXIF's does not count (ISO/IEC 18181-2).
 
@@ -95,7 +95,7 @@ def _library() -> Any:
 
 
 def _codestream(file: BinaryIO) -> bytes:
-    """Return the beginning of the codestream, which boxes may hold in pieces, behind others."""
+    """Return the beginning of the codestream, which may be split over several boxes, after others."""
     file.seek(0)
     start = file.read(MOST_BYTES)
     if not start.startswith(CONTAINER):
@@ -153,16 +153,16 @@ def _size(bits: _Bits) -> tuple[int, int]:
 
 
 def _unsupported(bits: _Bits) -> str:
-    """Read an ImageMetadata up to the depth; of animations the decoder gives the last picture, of depths noise."""
+    """Read an ImageMetadata up to the depth; the decoder gives an animation's last picture, and noise if it is deep."""
     if bits.take(1):
         bits.take(3)  # the orientation
         if bits.take(1):
-            _size(bits)  # to be shown in
+            _size(bits)  # the size for display
         if bits.take(1):
-            return "JPEG XL with a preview is not supported; convert it to one without"
+            return "JPEG XL with a preview is not supported; save it without one"
         if bits.take(1):
             return "animated JPEG XL is not supported; save its first picture"
     if bits.take(1):
-        return "floating-point pixels have no agreed range; convert it to 8 or 16 bit"
+        return "floating-point pixels have no agreed range; convert it to 8 or 16 bits"
     depth = bits.choose(DEPTHS)
-    return "" if depth in (8, 16) else f"{depth}-bit JPEG XL is not supported; convert it to 8 or 16 bit"
+    return "" if depth in (8, 16) else f"{depth}-bit JPEG XL is not supported; convert it to 8 or 16 bits"

@@ -35,7 +35,7 @@ def opened(locator: str, limits: Limits) -> BinaryIO:
     if status.st_size > limits.max_bytes:
         raise UnreadableError(
             "read",
-            f"{amount_of(status.st_size)} are more than the {amount_of(limits.max_bytes)} allowed (--max-bytes)",
+            f"{amount_of(status.st_size)} is more than the {amount_of(limits.max_bytes)} allowed (--max-bytes)",
         )
     return Path(locator).open("rb")
 
@@ -71,7 +71,7 @@ def same_image(one: str, other: str) -> bool:
 
 
 def recognised(locator: str) -> str:
-    """Say what a file is by its first bytes: ``an image``, ``a zip archive``; empty if that is unknown."""
+    """Say what a file is by its first bytes: ``an image``, ``a zip archive``; empty if unknown."""
     try:
         if stat.S_ISREG(os.stat(locator).st_mode):  # noqa: PTH116
             with Path(locator).open("rb") as file:

@@ -1,4 +1,4 @@
-# Plugins: formats that Pillow does not read itself, which the extras of featx add.
+# Plugins: formats that Pillow does not read by itself, and that featx's extras add.
 """HEIC and JPEG XL: how they are recognised by name, and what to install for them."""
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class Plugin:
     Attributes
     ----------
     name : str
-        What the format is called.
+        Name of the format.
     suffixes : tuple of str
-        How its files end.
+        Suffixes of its files.
     module : str
         What is imported to read them.
     extra : str
-        What of featx installs it.
+        The extra of featx that installs it.
     """
 
     name: str
@@ -56,7 +56,7 @@ BY_SUFFIX = {suffix: plugin for plugin in (HEIC, JPEG_XL) for suffix in plugin.s
 
 
 def missing() -> dict[str, Plugin]:
-    """Return the suffixes of files that cannot be read, each with what is missing."""
+    """Return the suffixes of files that cannot be read, each with the plugin that is missing."""
     return {suffix: plugin for suffix, plugin in BY_SUFFIX.items() if not plugin.is_installed}
 
 

@@ -31,7 +31,7 @@ class Found:
     others : int
         Files in folders that have no suffix of images.
     unread : Counter
-        Images in folders that cannot be read without a plugin, by that.
+        Images in folders that cannot be read because a plugin is missing, by plugin.
     unfollowed : int
         Linked folders inside folders, which are not walked.
     repeated : int
@@ -160,7 +160,7 @@ def _named(text: str) -> _Input:
     Raises
     ------
     UsageError
-        If it is neither there nor a pattern, or if it is a file of another kind than an image.
+        If it neither exists nor is a pattern, or is recognised as something other than an image.
     """
     if not text:
         raise UsageError("An input is empty", "Leave it out, or give . for the current folder")
@@ -185,11 +185,11 @@ def _named(text: str) -> _Input:
 
 
 def _require_image(text: str, path: str) -> None:
-    """Refuse what is known to be something else; what is unknown fails when it is decoded."""
+    """Refuse a file that is recognised as something else; an unknown one fails when it is decoded."""
     what = locators.recognised(path)
     hints = {
         "archive": "Unpack it, and give its folder",
-        "video": "Save pictures of it, with ffmpeg for example, and give their folder",
+        "video": "Extract frames from it, with ffmpeg for example, and give their folder",
         "file": f"If it is a list of images, give it with --from-file {text}",
     }
     if hint := hints.get(what.split(" ")[-1]):

@@ -174,6 +174,6 @@ def _not_supported(tags: Any) -> str:
     way_out = (
         "convert it to 8-bit RGB"
         if set(bits) <= {8, 16} and not kind
-        else f"convert it to {kind and 'unsigned '}8 or 16 bit"
+        else f"convert it to {kind and 'unsigned '}8 or 16 bits"
     )
     return f"{depth}-bit {kind}{colour} TIFF{more}{planes} is not supported{packed}; {way_out}"

@@ -95,7 +95,7 @@ class Walk:
     others : int
         Files that are wanted, but have no suffix of images.
     unread : Counter
-        Images that are wanted, but cannot be read without a plugin, by that.
+        Images that are wanted, but cannot be read because a plugin is missing, by plugin.
     linked : int
         Linked folders, which are not followed.
     closed : int
@@ -189,7 +189,7 @@ def has_image_suffix(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Return what a name has from its last dot on, in small letters; of one without a dot, the last letter."""
+    """Return a name from its last dot on, in lower case; without a dot, only its last letter."""
     return name[name.rfind(".") :].lower()
 
 

@@ -26,7 +26,7 @@ from featx.text import count_of
 PACKAGED = Path(__file__).parent / "data" / "catalogue.json"
 FLOAT32_BYTES = 4
 
-# So many licences or families are all named where none was found.
+# Up to this many licences or families are all listed where none was found.
 FEW = 8
 
 # Of the entries; a cache in another format is not read.
@@ -68,7 +68,7 @@ class Catalogue:
 class Filter:
     """A condition on models, and the words for it that follow "models that …".
 
-    Where a name was asked for, `asked`, the names that an entry has of its kind are its `values`.
+    If the condition asks for a name, `asked` is that name, and `values` gives an entry's names of the same kind.
     """
 
     words: str
@@ -77,7 +77,7 @@ class Filter:
     values: Callable[[Entry], Iterable[str | None]] = lambda _: ()
 
     def hint(self, entries: Iterable[Entry]) -> str:
-        """Say what to do where none of some entries passes: take one of the names that they have."""
+        """Say what to do if no entry passes: use one of the names that the entries have."""
         there = sorted({value for entry in entries for value in self.values(entry) if value})
         few = f"Possible: {', '.join(there)}" if 0 < len(there) <= FEW else "Leave out that filter, or widen it"
         return _suggested(nearest(self.asked, there), few)

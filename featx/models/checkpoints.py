@@ -127,7 +127,7 @@ def split_part(text: str) -> tuple[Path, str]:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a checkpoint that is not there.
+    """Refuse a checkpoint that does not exist.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def fetch(name: str, folder: Path | None = None) -> dict[str, Any]:
     name : str
         ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``.
     folder : Path or None
-        Made if it is not there; ``models/NAME`` by default. If it already holds the same model, damaged or missing
+        Created if it does not exist; ``models/NAME`` by default. If it already holds the same model, damaged or missing
         files are replaced.
 
     Returns

@@ -1,9 +1,9 @@
-# The footprint of a network: the memory that a batch takes on its way through, found on the meta device.
+# The footprint of a network: the memory that a forward pass takes, found on the meta device.
 """Counting bytes without computing anything.
 
-What a processor's memory allocator and the kernels' own scratch space add to the maps depends on the sizes of the
-pieces: glibc takes pieces of less than 32 MiB from heaps, one for each thread, and does not give their gaps back
-(mallopt(3), M_MMAP_THRESHOLD). Small pieces were seen to take more than twice their size, large ones hardly more.
+On a CPU, what the memory allocator and the kernels' scratch space add to the maps depends on the size of each
+allocation: glibc takes those below 32 MiB from heaps, one per thread, and does not return the gaps (mallopt(3),
+M_MMAP_THRESHOLD). Small allocations were seen to take more than twice their size, large ones hardly more than it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Bytes from which on a piece of memory is the system's own, and what small and large pieces come to.
+# Bytes from which an allocation is mapped by itself, and what small and large ones take, as multiples of their size.
 LARGE, SMALL_COST, LARGE_COST = 32 << 20, 2.3, 1.05
 
 
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode that counts the memory of tensors made while it is on, as long as anything refers to them.
+    """A mode that counts the memory of tensors made while it is on, for as long as anything refers to them.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _LeanAttention(TorchFunctionMode):
-    """A mode in which attention makes its result alone: on processors, its kernel keeps no matrix of all pairs."""
+    """A mode in which attention allocates only its result: on CPUs, its kernel keeps no matrix of all pairs."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -77,7 +77,7 @@ class _LeanAttention(TorchFunctionMode):
 
 
 def memory_of_pass(skeleton: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int | None:
-    """Return the most memory that a network takes at once on a processor while a batch goes through.
+    """Return the peak memory of a network's forward pass on a CPU.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def memory_of_pass(skeleton: nn.Module, shape: Sequence[int], dtype: torch.dtype
     Returns
     -------
     int or None
-        Bytes, the weights and the batch itself not counted. None where the network does not run on shapes alone.
+        Bytes, without the weights and the batch itself. None if the network does not run on shapes alone.
     """
     footprint, network = Footprint(), skeleton.to(dtype)
     try:

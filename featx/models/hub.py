@@ -70,7 +70,7 @@ def hub_file(repository: str, names: Iterable[str], revision: str | None = None)
 
 
 def url_file(url: str) -> Found:
-    """Return the file at `url` from torch's checkpoint cache, downloading it if it is not there.
+    """Return the file at `url` from torch's checkpoint cache, downloading it if necessary.
 
     A name such as ``net-0123abcd.pth`` carries the start of its own sha256, which is checked.
 

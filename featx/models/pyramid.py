@@ -115,7 +115,7 @@ class Pyramid:
         Raises
         ------
         FeatxError
-            If the file is missing or damaged, or the image is of a kind that has no agreed way to RGB.
+            If the file is missing or damaged, or the image is of a kind without an agreed conversion to RGB.
         """
         try:
             if isinstance(image, Image.Image):
@@ -242,7 +242,7 @@ def load_pyramid(name: str, *, device: str = "auto", **options: Any) -> Pyramid:
     Raises
     ------
     ModelError, WeightsError, UsageError
-        If the model, its levels, its weights or the device cannot be found; each error says what there is instead.
+        If the model, its levels, its weights or the device cannot be found; each error says what is available instead.
     """
     return load(ModelRequest(name, **options), choose_devices(device)[0])
 
@@ -256,7 +256,7 @@ class Blueprint:
     description: Description
 
     def memory_of_pass(self, batch_size: int) -> int | None:
-        """Return the memory that a batch takes on its way through the network; see `footprint.memory_of_pass`."""
+        """Return the peak memory of a forward pass; see `footprint.memory_of_pass`."""
         feed, skeleton = self.description.input, self.library.skeleton(self.description)
         shape = (batch_size, 3, feed.height, feed.width)
         return footprint.memory_of_pass(skeleton, shape, dtype_of(self.request.precision))

@@ -228,7 +228,7 @@ def require_usable(folder: Path) -> None:
             if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
                 raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} from featx", ELSEWHERE)
             if any(path.name not in EMPTY for path in folder.iterdir()):
-                raise OutputError(f"{folder} holds files that are not part of a run of featx", ELSEWHERE)
+                raise OutputError(f"{folder} holds files that are not part of a featx run", ELSEWHERE)
         elif not (folder / MANIFEST).exists():
             raise OutputError(f"The run {folder} no longer has its {MANIFEST}", ELSEWHERE)
         elif not manifest.is_ours(folder):

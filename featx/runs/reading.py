@@ -24,7 +24,7 @@ from featx.values import EMBEDDING, Field, Level
 if TYPE_CHECKING:
     from featx.runs.dataset import FeatureDataset
 
-REPAIR = "Run `featx verify --repair` on the folder, and the same extract again"
+REPAIR = "Run `featx verify --repair` on the folder, then the same extract command"
 
 
 class Run(Mapping[str, Mapping[str, Array]]):

@@ -18,10 +18,10 @@ from featx.requests import Job
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
-# Fields of a recipe, and those that differ because they do.
+# Fields of a recipe, each with the fields that differ as a consequence.
 FOLLOW = {"model": ("weights", "levels", "input", "rebuilt"), "format": ("maps", "levels"), "maps": ("levels",)}
 
-# What decides which parameters are built; the hash of random ones is made over those.
+# Fields that decide which parameters are built; the hash of random weights covers only those.
 PARTS_BUILT = {"levels", "strides", "part", "maps", "final", "embedding", "pool", "format"}
 
 START_OVER = "Choose another folder with --output, or start from scratch with --overwrite"
@@ -33,7 +33,7 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     Raises
     ------
     OutputError
-        Naming what differs, then and now, without what only follows from it.
+        Naming what differs, then and now, but not what merely follows from it.
     """
     if earlier is None:
         return
@@ -42,8 +42,8 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     if part and ":" not in flat_then["weights"]:  # an earlier featx named the container in the summary alone
         flat_then["weights"] += f":{part}"
     fields = [name for name in {**flat_then, **flat_now} if flat_then.get(name) != flat_now.get(name)]
-    # One network has several names; an earlier featx did not write down the versions of all libraries, and those of a
-    # library that is used in one of both only say nothing that the model or the backend does not.
+    # One network has several names. An earlier featx did not record the versions of all libraries, and a library that
+    # only one of the two recipes uses says nothing that the model or the backend does not say already.
     same_network = earlier.get("architecture") == architecture and flat_then["weights"] == flat_now["weights"]
     unsaid = {name for name in fields if name.startswith("versions.") and not (name in flat_then and name in flat_now)}
     fields = [name for name in fields if name not in unsaid and not (name == "model" and same_network)]
@@ -157,6 +157,6 @@ def options_of(job: Job) -> dict[str, Any]:
 
 
 def file_facts(path: str) -> dict[str, Any]:
-    """Return what tells whether a file is still the same: its path, its size, and when it was changed."""
+    """Return what shows whether a file has changed: its path, its size, and when it was modified."""
     stat = stat_of(path)
     return {"path": path, **to_builtins(stat or Stat(0, 0))}

@@ -133,20 +133,20 @@ def _completed(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_summary(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Read the summary of a folder that has to be a run's.
+    """Read the summary of a folder that must be a run.
 
     Raises
     ------
     FeatxError
-        If it is no folder, or has no summary, or none that can be read.
+        If it is not a folder, or has no readable summary.
     """
     refuse_url(fspath(folder))
     if Path(folder).is_file():
         what = recognised(fspath(folder)) or "a file"
-        raise FeatxError(f"{folder} is {what}, not a run of featx", "Give a folder that featx extract has written")
+        raise FeatxError(f"{folder} is {what}, not a featx run", "Give a folder that featx extract has written")
     summary = read_summary(Path(folder))
     if summary is None:
         raise FeatxError(
-            f"{folder} is not a run of featx: it has no {SUMMARY}", "Give a folder that featx extract has written"
+            f"{folder} is not a featx run: it has no {SUMMARY}", "Give a folder that featx extract has written"
         )
     return summary

@@ -60,7 +60,7 @@ def test_the_table_and_the_files_of_one_photo(fresh_command, photo, tmp_path):
     output = tmp_path / "features" / MODEL
     assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
     assert re.search(r"^ +2 +layer2 +48 +8 +0 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
-    assert "random weights: shapes are right, values carry nothing learned (seed 0)" in done.stdout
+    assert "random weights: shapes are right, but nothing was learned (seed 0)" in done.stdout
     assert f"features/{MODEL}/" in done.stdout
     assert "1 image to compute" in done.stderr
     assert re.search(r"^input    160 x 160, crop 0\.95: sees 91% of a 512 x 512 photo$", done.stderr, re.MULTILINE)
@@ -136,7 +136,7 @@ AT_ONCE = {
     "bad strides": (["photos", "--strides", "8;16"], 2, "such as 8,16,32, not '8;16'"),
     "no such list": (["--from-file", "none.txt"], 2, "list none.txt cannot be read"),
     "an output that is a file": (["photos", "-o", "photos/0.jpg"], 1, "photos/0.jpg is a file"),
-    "an output with other things": (["photos", "-o", "photos"], 1, "not part of a run"),
+    "an output with other things": (["photos", "-o", "photos"], 1, "not part of a featx run"),
     "two of a name": (["photos/0.jpg", "more/0.jpg"], 2, "both be stored as 0.jpg"),
 }
 
@@ -204,7 +204,7 @@ def test_info_says_which_stride_to_use_where_two_could_be_meant(featx_command):
     unpadded = featx_command("info", "efficientnet_b1").stdout
     assert re.search(r"^ +4 +blocks\.6 +320 +32 +0 +8 x 8", unpadded, re.MULTILINE)
     assert "Use these strides" in unpadded
-    assert "not input size over map size, which is 30 at level 4." in unpadded
+    assert "instead of input size divided by map size, which is 30 at level 4." in unpadded
     for model in ("resnet18", "crossvit_9_240"):
         assert "Use these strides" not in featx_command("info", model).stdout
 
@@ -240,7 +240,7 @@ WRONG_USAGE = {
     "an argument that is missing": (["verify"], "verify needs RUN. Example: featx verify "),
     "an unknown command": (["extrct"], "No such command 'extrct'. Did you mean 'extract'?"),
     "no value": (["extract", "--seed"], "requires an argument"),
-    "a number that cannot be": (["list-models", "--limit", "0"], "--limit: expected a whole number from 1 to"),
+    "a number that cannot be": (["list-models", "--limit", "0"], "--limit: expected a whole number of at least 1"),
     "a value of nearly that name": (["list-models", "--source", "tim"], "not 'tim'. Did you mean timm?"),
 }
 

@@ -69,7 +69,7 @@ def test_the_books(photos, tmp_path):
         (2, 48, 8, 8, "float32"),
         (4, 96, 32, 2, "float32"),
     ]
-    assert summary["weights"]["note"] == "random weights: shapes are right, values carry nothing learned"
+    assert summary["weights"]["note"] == "random weights: shapes are right, but nothing was learned"
     entries = lines(tmp_path / "out")
     assert len(entries) == 11
     for line in entries:

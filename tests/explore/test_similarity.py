@@ -158,8 +158,8 @@ def test_what_is_given_in_place_of_a_run_is_named(featx_command, tmp_path, comma
     natural_image(1).save(tmp_path / "a.png")
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08")
     for name, message in (
-        ("a.png", "a.png is an image, not a run of featx. Give a folder that featx extract has written."),
-        ("a.tar.gz", "a.tar.gz is a gzip archive, not a run of featx. Give a folder that featx extract has written."),
+        ("a.png", "a.png is an image, not a featx run. Give a folder that featx extract has written."),
+        ("a.tar.gz", "a.tar.gz is a gzip archive, not a featx run. Give a folder that featx extract has written."),
         ("s3://bucket/run", f"featx reads files, and s3://bucket/run is a URL. {DOWNLOAD}."),
     ):
         done = featx_command(*(part.format(name) for part in command))
@@ -185,8 +185,8 @@ def test_the_command(featx_command, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split() == ["1", "1.0000", "photos/4.png"]
     assert done.stderr.splitlines() == [
-        "random weights: nothing was learned, so similar means little here",
-        "of 9 images",
+        "random weights: nothing was learned, so these similarities mean little",
+        "9 of 9 images",
         "wrote sheet.png, 9 images",
     ]
     with Image.open(tmp_path / "sheet.png") as sheet:

@@ -231,7 +231,7 @@ def test_half_precision_files_are_held_to_what_they_can_hold(forge, photos, tmp_
 def test_verify_needs_a_run(forge, tmp_path):
     failed = forge(tmp_path, "verify", ".")
     assert failed["status"] == 1
-    assert failed["stderr"].startswith("featx: . is not a run of featx")
+    assert failed["stderr"].startswith("featx: . is not a featx run")
 
 
 def test_verify_changes_nothing(forge, run, tmp_path):
@@ -261,7 +261,7 @@ def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
     assert said["stdout"].splitlines() == [
         "not in the manifest: 0004.jpg.npz; the next extract makes it again",
         "2 of 4 outputs intact",
-        "2 images not computed yet; run the same extract to resume",
+        "2 images not computed yet; run the same extract command to resume",
         "1 image failed; the manifest says why",
     ]
 

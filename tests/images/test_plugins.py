@@ -166,7 +166,7 @@ def test_alpha_shows_white(write):
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (metadata(depth=((0, 1), (1, 2))), "10-bit JPEG XL is not supported; convert it to 8 or 16 bit"),
+        (metadata(depth=((0, 1), (1, 2))), "10-bit JPEG XL is not supported; convert it to 8 or 16 bits"),
         (metadata(depth=((0, 1), (3, 2), (3, 6))), "4-bit JPEG XL is not supported"),
         (metadata(depth=((1, 1), (0, 2))), "floating-point pixels have no agreed range"),
         (metadata(animation=1), "animated JPEG XL is not supported; save its first picture"),

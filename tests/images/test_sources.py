@@ -426,7 +426,7 @@ def test_without_a_current_folder_whole_paths_are_enough(tree, monkeypatch):
 ZIP, GZIP, TAR = b"PK\x03\x04", b"\x1f\x8b\x08", bytes(257) + b"ustar"
 UNPACK = "Unpack it, and give its folder"
 AS_A_LIST = "If it is a list of images, give it with --from-file a.txt"
-FRAMES = "Save pictures of it, with ffmpeg for example, and give their folder"
+FRAMES = "Extract frames from it, with ffmpeg for example, and give their folder"
 
 
 @pytest.mark.parametrize(

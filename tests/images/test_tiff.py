@@ -130,8 +130,8 @@ def test_floating_point_predictor_is_refused_as_floats_are():
 @pytest.mark.parametrize(
     ("bits", "photometric", "more", "named"),
     [
-        (10, RGB, {}, "10-bit RGB TIFF is not supported .*; convert it to 8 or 16 bit"),
-        (14, RGB, {}, "14-bit RGB TIFF is not supported .*; convert it to 8 or 16 bit"),
+        (10, RGB, {}, "10-bit RGB TIFF is not supported .*; convert it to 8 or 16 bits"),
+        (14, RGB, {}, "14-bit RGB TIFF is not supported .*; convert it to 8 or 16 bits"),
         (8, CMYK, {332: (tiffs.SHORT, [2])}, "8-bit inks other than CMYK TIFF is not supported"),
         (8, RGB, {262: (tiffs.SHORT, [32803])}, "8-bit colour filter array TIFF is not supported"),
         (8, RGB, {262: (tiffs.SHORT, [777])}, "8-bit photometric 777 TIFF is not supported"),

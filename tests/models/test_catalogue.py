@@ -254,7 +254,7 @@ def test_nothing_is_suggested_that_nobody_can_have_meant(asked):
         ({"family": "zzz"}, "Leave out that filter"),
         ({"license": "appache"}, r"Nearest: apache-2\.0$"),
         ({"license": "gpl", "patterns": "resnet18"}, r"Possible: apache-2\.0"),
-        ({"source": "tim"}, r"expected ultralytics or timm, not 'tim'\. Did you mean timm\?"),
+        ({"source": "tim"}, r"expected timm or ultralytics, not 'tim'\. Did you mean timm\?"),
     ],
 )
 def test_filters_by_a_misspelt_name_have_the_nearest(wanted, hint):

@@ -251,7 +251,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 
 IMPOSTORS = {
     "pointer": (lambda: POINTER, "a Git LFS pointer, not the weights themselves. Run `git lfs pull`"),
-    "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "an HTML page, not the weights themselves. Take the download link"),
+    "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "an HTML page, not the weights themselves. Use the download link"),
     "page in capitals": (lambda: b"<HTML><HEAD>", "an HTML page"),
     "empty": (lambda: b"", "empty"),
     "text": ("Grüße\nan alle".encode, "a text file"),

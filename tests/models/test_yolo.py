@@ -459,5 +459,5 @@ def test_the_table_of_libraries():
         "timm",
         "timm",
     ]
-    with pytest.raises(UsageError, match="--source: expected ultralytics or timm, not 'torch'"):
+    with pytest.raises(UsageError, match="--source: expected timm or ultralytics, not 'torch'"):
         featx.list_models(source="torch")

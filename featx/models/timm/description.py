@@ -34,7 +34,7 @@ class Plan:
     config : dict
         timm's data configuration, as `timm.data.create_transform` takes it.
     deepest : int
-        The index of the deepest level that there is.
+        The index of the network's deepest level.
     taps : featx.models.timm.taps.Taps or None
         What is taken from the whole network, where more than plain levels is wanted.
     """

@@ -28,7 +28,7 @@ class Timm:
         return outputs.extend(plain, request) if outputs.wanted(request) else plain
 
     def skeleton(self, description: Description) -> nn.Module:
-        """Build it of shapes alone."""
+        """Build it on the meta device."""
         return loading.create_planned(description.plan, "meta")
 
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:

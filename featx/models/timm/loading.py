@@ -55,11 +55,11 @@ def build(description: Description, request: ModelRequest) -> tuple[nn.Module, W
 
 
 def _pretrained(reference: Reference) -> tuple[Found, str]:
-    """Return a pretrained checkpoint, or say what a network can be filled with instead."""
+    """Return a pretrained checkpoint; the error says which other weights a network can have."""
     try:
         return locate(reference)
     except UnavailableError as error:
-        others = "give a checkpoint with --weights FILE, or take --weights random for shapes and dry runs"
+        others = "give a checkpoint with --weights FILE, or use --weights random to try things out"
         raise UnavailableError(error.message, f"{error.hint}; or {others}") from error
 
 

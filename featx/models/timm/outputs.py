@@ -195,7 +195,7 @@ def _end(plan: Plan, skeleton: Any) -> Any:
 
 
 def _deepest(description: Description) -> Level:
-    """Return the deepest level that there is, whatever was chosen."""
+    """Return the network's deepest level, whatever was chosen."""
     plan: Plan = description.plan
     if description.levels[-1].index == plan.deepest:
         return description.levels[-1]

@@ -65,7 +65,7 @@ class Ultralytics:
         )
 
     def skeleton(self, description: Description) -> nn.Module:
-        """Build it of shapes alone."""
+        """Build it on the meta device."""
         return Walk(self._layers(description.name, "meta")[0], description.plan)
 
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:

@@ -35,7 +35,7 @@ def read(tasks: Any, path: Path, name: str, part: str, configuration: dict[str, 
     name : str
         The model, for people.
     part : str
-        The container to take, ``ema`` or ``model``; empty takes the first that there is.
+        The container to take, ``ema`` or ``model``; empty takes the first one in the file.
     configuration : dict
         The model's own.
 

@@ -48,7 +48,7 @@ _PARSING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What there is to be written of one image.
+    """What is written for one image.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An image's arrays on their way to the disk.
+    """An image's arrays, stored but not committed yet.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
 
 
 def vectors_only(name: str) -> bool:
-    """Whether a format keeps nothing but one vector an image."""
+    """Whether a format keeps nothing but one vector per image."""
     return name in FORMATS and FORMATS[name].vectors_only
 
 

@@ -226,7 +226,7 @@ def _line(key: str) -> str:
 
 
 def _rows(path: Path) -> Array:
-    """Map the rows that the header counts; of a file that is not there, none."""
+    """Map the rows that the header counts; of a missing file, none."""
     if not path.exists():
         return np.empty((0, 0), FLOAT32)
     with path.open("rb") as file:

@@ -41,7 +41,7 @@ NUMBERS = "iuf"
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
 
-# The same of an entry of the directory, and all of what ends a file (APPNOTE 4.3.12, 4.3.16).
+# The fixed part of a directory entry, and the whole record that ends a file (APPNOTE 4.3.12, 4.3.16).
 DIRECTORY_HEADER, END = 46, 22
 
 # Midnight and 1 January 1980 as zip has them; the same pixels and recipe are to give the same bytes.
