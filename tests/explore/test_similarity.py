@@ -197,7 +197,7 @@ def test_the_command(featx_command, photos, tmp_path):
     assert "photos/4.png" not in [each["key"] for each in value["found"]]
     assert value["found"][0]["path"] == str(photos / value["found"][0]["key"].removeprefix("photos/"))
     refused = featx_command("similar", "no run", "no query", "--output", "x.txt")
-    assert refused.stderr == "featx: x.txt is not the name of a picture. End it with .png, .jpg or .jpeg.\n"
+    assert refused.stderr.startswith("featx: x.txt is not the name of an image file. Use a name that ends in .png")
 
     gone = featx_command("similar", "run", "none.png")
     assert (gone.returncode, gone.stderr) == (2, "featx: There is no image none.png. Check the path.\n")
