@@ -203,10 +203,10 @@ def test_info(featx_command):
 def test_info_says_which_stride_to_use_where_two_could_be_meant(featx_command):
     unpadded = featx_command("info", "efficientnet_b1").stdout
     assert re.search(r"^ +4 +blocks\.6 +320 +32 +0 +8 x 8", unpadded, re.MULTILINE)
-    assert "Use these strides" in unpadded
+    assert "Strides are the measured spacing of cells" in unpadded
     assert "instead of input size divided by map size, which is 30 at level 4." in unpadded
     for model in ("resnet18", "crossvit_9_240"):
-        assert "Use these strides" not in featx_command("info", model).stdout
+        assert "measured spacing" not in featx_command("info", model).stdout
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_caps_on_pixels_and_bytes(forge, tmp_path):
     assert forge.extract(tmp_path, folder, "out", *options)["status"] == 3
     found = failures(tmp_path / "out")
     assert found["photos/many.png"] == "4 megapixels are more than the 1 allowed (--max-pixels)"
-    assert found["photos/large.png"].endswith("MB is more than the 100.0 kB allowed (--max-bytes)")
+    assert found["photos/large.png"].endswith("MB is more than the 0.10 MB allowed (--max-bytes)")
     assert len(found) == 2
     assert forge.extract(tmp_path, folder, "out", "--retry-failed")["status"] == 0
     assert len(outputs(tmp_path / "out")) == 5
