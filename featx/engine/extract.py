@@ -231,12 +231,12 @@ def _load(
     workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
     forecast = foresee(blueprint, job, images, output, workers)
     listener(Foreseen(forecast, job.model, output, blueprint.description.input))
+    if images and not job.dry_run:
+        require_room(forecast, blueprint, job, output, workers)
     for text in (*tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
         return [], forecast
-    if images:
-        require_room(forecast, blueprint, job, output, workers)
     listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
     return [build(blueprint, device) for device in devices], forecast
 
