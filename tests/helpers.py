@@ -79,6 +79,11 @@ def notes(heard: list) -> list[str]:
     return [event.text for event in heard if hasattr(event, "text")]
 
 
+def errors(printed: str) -> list[str]:
+    """Return the lines that are errors; a forecast may stand before them."""
+    return [line for line in printed.splitlines() if not line.startswith(("input  ", "output  ", "memory  "))]
+
+
 def wait_until(condition: Callable[[], object], *, unless: Callable[[], object] = lambda: False) -> None:
     """Wait until something is so; fail where it never will be, since something else is so or nothing happens."""
     deadline = time.monotonic() + HANGS

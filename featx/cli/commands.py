@@ -117,9 +117,7 @@ def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -
     tables.description(described, as_json=as_json)
 
 
-@app.command(
-    cls=Command, epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos"
-)
+@command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
 @takes(*GROUPS)
 def extract(
     options: dict[str, Any],
@@ -150,8 +148,10 @@ def extract(
     job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **options)
     from featx.engine.extract import run
 
-    silent = quiet or as_json
-    with streams.captured_libraries() as libraries, progress.progress(quiet=silent, libraries=libraries) as listener:
+    with (
+        streams.captured_libraries() as libraries,
+        progress.progress(quiet=quiet or as_json, libraries=libraries, forecasts=not job.dry_run) as listener,
+    ):
         report = run(job, listener, STOP, libraries.size)
     reports.report(report, dry_run=job.dry_run, quiet=quiet, as_json=as_json)
     raise typer.Exit(3 if report.failures else 0)

@@ -20,7 +20,7 @@ OTHERWISE = {LESS: ("Use a smaller --image-size", "Close other programs, or use 
 def main() -> None:
     """Run the command line, and turn every error into one line and an exit status."""
     streams.protect()
-    commands.STOP.on_first, commands.STOP.on_second = progress.answer, progress.part
+    commands.STOP.on_first, commands.STOP.on_second = progress.acknowledge, progress.say_stopped
     commands.STOP.listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # and download errors into one of featx's

@@ -63,20 +63,20 @@ def searching() -> Iterator[SearchListener]:
         yield handle
 
 
-def answer(passes: int) -> None:
-    """Say at once that a signal was heard, and what is still being done."""
+def acknowledge(passes: int) -> None:
+    """Acknowledge a signal at once, and say what is still being finished."""
     work = f"Finishing {count_of(passes, 'batch', 'batches')}" if passes else "Stopping"
     interject(f"{work}; press Ctrl-C again to stop now")
 
 
-def part() -> None:
-    """Leave a clean line when a second signal ends the process."""
+def say_stopped() -> None:
+    """Say that a second signal ended the process."""
     interject("Stopped at once: images that were not finished are computed again by the same command")
 
 
 @contextmanager
-def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
-    """Give a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
+def progress(*, quiet: bool, libraries: CapturedOutput, forecasts: bool = True) -> Iterator[Listener]:
+    """Yield a listener that shows events as they come: a bar on a terminal, plain lines elsewhere.
 
     Whatever libraries wrote meanwhile that is not recorded with an image is shown at the end.
     """
@@ -87,7 +87,8 @@ def progress(*, quiet: bool, libraries: CapturedOutput) -> Iterator[Listener]:
         nonlocal recorded
         if isinstance(event, Outcome) and event.messages:
             recorded = f"{recorded}\n{event.messages}"[-REMEMBERED:]
-        shown.handle(event)
+        if forecasts or not isinstance(event, Foreseen):
+            shown.handle(event)
 
     try:
         with _Bar(console) if console.is_terminal and not quiet else _Lines(console, quiet=quiet) as shown:
@@ -121,7 +122,7 @@ class _Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave no trace."""
+        """There is nothing to clean up."""
 
     def handle(self, event: Event) -> None:
         if isinstance(event, Planned):
@@ -137,7 +138,7 @@ class _Lines:
                 self._last = time.monotonic()
                 self._say(self._rates.line())
         elif isinstance(event, Foreseen):
-            for line in forecast_lines(event):
+            for line in forecast_lines(event.forecast):
                 self._say(line)
         elif isinstance(event, Note):
             self._say(event.text)
@@ -175,7 +176,7 @@ class _Bar:
             self._waiting.update(f"{printable(event.name)} …")
             self._waiting.start()
         elif isinstance(event, Foreseen):
-            for line in forecast_lines(event):
+            for line in forecast_lines(event.forecast):
                 self._console.print(printable(line), markup=False, highlight=False, style="dim")
         elif isinstance(event, Note):
             self._console.print(printable(event.text), markup=False, highlight=False)

@@ -1,11 +1,10 @@
-# What extract prints besides progress: what a run will make and take, and what came of it.
+# What extract prints besides progress: the forecast before a run, and the summary after it.
 """The text before and after a run."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,10 +14,9 @@ from featx.cli.rates import clock
 from featx.cli.streams import stdout
 from featx.cli.tables import levels_table, print_json
 from featx.text import amount_of, count_of, images, printable
-from featx.values import EMBEDDING, Outcome
+from featx.values import EMBEDDING, Outcome, plain
 
 if TYPE_CHECKING:
-    from featx.engine.events import Foreseen
     from featx.engine.extract import Report
     from featx.engine.forecast import Forecast
 
@@ -26,11 +24,11 @@ if TYPE_CHECKING:
 REASONS = 5
 
 
-def forecast_lines(event: Foreseen) -> list[str]:
-    """Say what a run will make and take, before it begins."""
-    value, feed = event.forecast, event.input
+def forecast_lines(value: Forecast) -> list[str]:
+    """Say what a run will write, and how much memory it will take."""
     if not value.images:
         return []
+    feed = value.input
     total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
     return [
@@ -50,7 +48,7 @@ def _seen(value: Forecast) -> str:
 
 def _memory(value: Forecast) -> str:
     if value.batch_size is None or value.forwards is None:
-        return "as much of the GPU's as makes it faster"
+        return "as much of the GPU's memory as speeds it up"
     passes = f"{count_of(value.forwards, 'pass', 'passes')} of {value.batch_size} at a time"
     if value.memory is None or value.pass_memory is None:
         return f"not known for this network; {passes}"
@@ -62,16 +60,17 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Show the result of a run, or of a dry run."""
     if as_json:
         failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
-        found = {"forecast": value.forecast and asdict(value.forecast)} if dry_run else value.summary
+        found = {"forecast": plain(value.forecast)} if dry_run else value.summary
         print_json({**found, "output": str(value.output), "failures": failures})
         return
     if quiet:
         return
     out = stdout()
     if dry_run:
-        count = value.forecast.images if value.forecast else 0
-        what = f"{images(count)} to compute" if count else "nothing to compute"
-        out.print(f"Dry run: {what}; nothing was written", highlight=False)
+        lines = forecast_lines(value.forecast) if value.forecast else []
+        work = f"{images(value.forecast.images)} to compute" if value.forecast and lines else "nothing to compute"
+        for line in (work, *lines):
+            out.print(line, highlight=False)
         return
     call, counts = value.summary.get("call", {}), value.summary["counts"]
     if value.tried and call.get("done") == counts["done"]:
@@ -83,11 +82,12 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
         out.print(f"  {escape(printable(line))}", highlight=False, soft_wrap=True)
     size = f"{amount_of(value.summary['bytes'])} in " if "bytes" in value.summary else ""
     out.print(f"{size}{escape(str(value.output))}/", soft_wrap=True, highlight=False)
-    out.print(f"[dim]next:[/] {escape(_next(value))}", soft_wrap=True, highlight=False)
+    if value.summary["counts"]["done"]:
+        out.print(f"[dim]next:[/] {escape(_next(value))}", soft_wrap=True, highlight=False)
 
 
 def _print_run(out: Console, summary: dict[str, Any]) -> None:
-    """Show what a new run holds, and what made it."""
+    """Show what a new run holds, and what it was made with."""
     if summary["levels"]:
         out.print(levels_table([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
@@ -104,7 +104,7 @@ def _counts(value: Report, call: dict[str, Any]) -> str:
     """Say how many images are done and failed, in the run and in this call."""
     counts = value.summary["counts"]
     others = counts["failed"] - len(value.failures)
-    of_others = f", {others} of them not of this call" if others > 0 else ""
+    of_others = f", {others} of them not among the images of this call" if others > 0 else ""
     failed = f", [red]{counts['failed']} failed[/]{of_others}" if counts["failed"] else ""
     now = "nothing to compute"
     if value.tried:
@@ -124,7 +124,7 @@ def _reasons(failures: list[Outcome]) -> list[str]:
 
 
 def _next(value: Report) -> str:
-    """Return a command that people need after a run."""
+    """Return a command to try after a run."""
     folder = shlex.quote(str(value.output))
     if any(array["key"] == EMBEDDING for array in value.summary["arrays"]):
         return f"featx similar {folder} PHOTO"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.values import Input, Note, Outcome
+from featx.values import Note, Outcome
 
 if TYPE_CHECKING:
     from featx.engine.forecast import Forecast
@@ -23,22 +23,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What the run will make and take is known.
+    """The forecast of the run is known.
 
     Attributes
     ----------
     forecast : featx.engine.forecast.Forecast
         Images, bytes and memory.
-    model, output : str, Path
-        The model as it was asked for, and the run's folder.
-    input : featx.values.Input
-        What the model is fed.
     """
 
     forecast: Forecast
-    model: str
-    output: Path
-    input: Input
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
             return Report(before or {}, output, 0, 0, plan.failures, forecast)
         if held is None:
             held = stack.enter_context(lock.exclusive(output))
-            if read_summary(output):  # which another run has written meanwhile
+            if read_summary(output):  # written by another run meanwhile
                 plan, earlier = plan_work(output, items, job), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
         setting = set_up(pyramids, job, items, output, earlier, plan, notes.append)
@@ -150,7 +150,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """What a caller of `run` gave to be told, and to be asked."""
+    """What a caller of `run` passed in: whom to tell, when to stop, and what libraries wrote."""
 
     listener: Listener
     stop: Stop | None
@@ -193,7 +193,7 @@ def _work(
 
 
 def _nothing_to_do(summary: dict[str, Any], output: Path, plan: Plan, listener: Listener) -> Report:
-    """Report a run that is complete as it is."""
+    """Report a run that is complete already."""
     listener(Planned(summary, output, 0, plan.done, tuple(plan.failures)))
     for text in of_plan(plan):
         listener(Note(text))
@@ -214,9 +214,9 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
 def _load(
     job: Job, items: list[Item], output: Path, plan: Plan, earlier: dict[str, Any] | None, listener: Listener
 ) -> tuple[list[Pyramid], Forecast]:
-    """Load the model once per device, unless this is a dry run, or it cannot fit; say beforehand what it will take."""
+    """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
     listener(Phase("loading torch and timm"))
-    # They take seconds, and a wrong path should not cost them.
+    # These imports take seconds, which a wrong path should not cost.
     from featx.engine.forecast import foresee, require_room, tight
     from featx.engine.hardware import slow_precision
     from featx.models.pyramid import build, choose_devices, draw_up
@@ -230,7 +230,7 @@ def _load(
     recipe = earlier["recipe"] if earlier and not again else {}
     workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
     forecast = foresee(blueprint, job, images, output, workers)
-    listener(Foreseen(forecast, job.model, output, blueprint.description.input))
+    listener(Foreseen(forecast))
     if images and not job.dry_run:
         require_room(forecast, blueprint, job, output, workers)
     for text in (*tight(forecast), *slow_precision(job, devices[0])):

@@ -1,4 +1,4 @@
-# The forecast of a run: what it will write, what memory it takes, and whether there is room for both.
+# The forecast of a run: what it will write, how much memory it takes, and whether there is room for both.
 """What is known about a run before its weights are loaded."""
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ from featx.models.pyramid import Blueprint, draw_up
 from featx.requests import Job
 from featx.runs import formats
 from featx.text import amount_of, images
-from featx.values import Field, Item
+from featx.values import Field, Input, Item
 
-# Bytes of a manifest's line, and of a block of the disk, which the last piece of every file takes in full.
+# Bytes of a manifest line, and of a disk block: every file takes whole blocks.
 LINE, BLOCK = 700, 4096
 
-# Batches whose arrays wait for the disk while others are computed.
+# Batches whose arrays wait to be written while others are computed.
 WAITING = 2
 
-# Bytes that the process takes for threads, decoders and pieces of memory too small to be given back.
+# Bytes that the process takes for threads, decoders, and allocations too small to be returned to the system.
 FIXED = 200_000_000
 
-# A forecast of memory is never too low, and up to this much too high; what exceeds even the rest cannot fit.
+# A forecast of memory is never too low, and too high by up to this factor; a run is refused only beyond it.
 MARGIN = 1.25
 
-# Sides that are tried for a size that fits are multiples of this, and it is found to within one part in so many.
+# In the search for a size that fits, sides are multiples of the first; it ends within one part in the second.
 SIDE, PRECISION = 32, 20
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will make and take.
+    """What a run will write, and how much memory it will take.
 
     Attributes
     ----------
+    input : Input
+        The model's input.
     images : int
         To be computed now.
     bytes_per_image, bytes : int
@@ -55,15 +57,16 @@ class Forecast:
     memory : int or None
         Bytes that the whole process will take at most; None on a GPU, where passes shrink until they fit.
     available_memory : int or None
-        Bytes that it may have; None where the system does not say.
+        Bytes that it may take; None where the system does not say.
     batch_size, forwards : int or None
-        Images in a pass, and passes at a time; None where they are found by trying, on a GPU.
+        Images in a pass, and concurrent passes; None on a GPU, where they are found by trying.
     photo : (int, int) or None
         Width and height of a typical photo among the images; None where that is not known.
     seen : float or None
         The share of its area that the model sees.
     """
 
+    input: Input
     images: int
     bytes_per_image: int
     bytes: int
@@ -78,7 +81,7 @@ class Forecast:
 
 
 def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path, workers: Workers | None) -> Forecast:
-    """Work out what a run will make and take.
+    """Work out what a run will write, and how much memory it will take.
 
     Parameters
     ----------
@@ -98,6 +101,7 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
     photo, memory = headers.typical_size(items), resources.memory()
     one = pass_memory(blueprint, workers) if workers else None
     return Forecast(
+        input=blueprint.description.input,
         images=len(items),
         bytes_per_image=each,
         bytes=each * len(items),
@@ -149,15 +153,15 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
 
 
 def pass_memory(blueprint: Blueprint, workers: Workers) -> int | None:
-    """Bytes of a forward pass: the network's maps, and the batch as bytes and as numbers, twice."""
+    """Bytes of a forward pass: the network's maps, and the batch as uint8 and twice as float32."""
     feed, maps = blueprint.description.input, blueprint.memory_of_pass(workers.batch_size)
     return None if maps is None else maps + workers.batch_size * feed.height * feed.width * 3 * (1 + 4 + 4)
 
 
 def _peak(blueprint: Blueprint, fields: Sequence[Field], one: int, workers: Workers, memory: Memory) -> int:
-    """Bytes that the process takes at most: its weights, passes side by side, images read ahead, arrays on their way.
+    """Peak bytes of the process: weights, concurrent passes, images read ahead, and arrays waiting to be written.
 
-    While a pass ends, it holds half of its arrays beside what it held before, on average.
+    A pass that ends holds, on average, half of its arrays in addition to what it held before.
     """
     feed = blueprint.description.input
     weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
@@ -225,7 +229,7 @@ def _largest_size(blueprint: Blueprint, job: Job, workers: Workers, available: i
 
 
 def _step(blueprint: Blueprint) -> int:
-    """Return a number that the sides of the inputs to try are multiples of."""
+    """Return the step of the input sides to try."""
     models = catalogue.read()
     known = models.entries.get(blueprint.description.architecture) if models else None
     multiple = ((known or {}).get("sizes") or {}).get("multiple", 1)
@@ -235,7 +239,7 @@ def _step(blueprint: Blueprint) -> int:
 def _fits(blueprint: Blueprint, job: Job, workers: Workers, size: tuple[int, int], available: int) -> bool:
     try:
         smaller = draw_up(replace(blueprint.request, image_size=size, test_size=False))
-    except FeatxError:  # the network does not take this one
+    except FeatxError:  # the network does not take this size
         return False
     needed = _memory(smaller, job, workers)
     return needed is not None and needed <= available
@@ -247,7 +251,7 @@ def _savings(blueprint: Blueprint, job: Job, count: int) -> str:
         f"{options} writes {amount_of(_on_disk(job.format, size) * count)}"
         for options, size in _alternatives(blueprint, job)
     ]
-    return ", ".join(said) or "Make room, or choose another folder with --output"
+    return ", ".join(said) or "Free some space, or choose another folder with --output"
 
 
 def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:

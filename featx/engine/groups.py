@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 
 def quotas(root: Path) -> Iterator[float]:
-    """Yield the quotas, in cores, of the groups that this process is in, and of all above them."""
+    """Yield the quotas, in cores, of the groups that this process is in, and of all their parents."""
     for folder in _groups(root, "cpu"):
         first = text_of(folder / "cpu.max").split() or [
             text for name in ("quota", "period") for text in text_of(folder / f"cpu.cfs_{name}_us").split()
@@ -23,7 +23,7 @@ def quotas(root: Path) -> Iterator[float]:
 
 
 def unused_memory(root: Path) -> Iterator[int]:
-    """Yield the bytes that each of these groups still allows; pages of files that can be dropped count as unused."""
+    """Yield the bytes that each of these groups still allows; cached file pages that can be dropped count as unused."""
     for folder in _groups(root, "memory"):
         limit = _number(folder, "memory.max", "memory.limit_in_bytes")
         used = _number(folder, "memory.current", "memory.usage_in_bytes")
@@ -35,7 +35,7 @@ def unused_memory(root: Path) -> Iterator[int]:
 
 
 def text_of(path: Path) -> str:
-    """Read a file of the kernel's; empty where it is not there."""
+    """Read one of the kernel's files; empty if it does not exist."""
     try:
         return path.read_text(errors="replace")
     except (OSError, ValueError):
@@ -80,6 +80,6 @@ def _mounts(root: Path, controller: str) -> Iterator[tuple[PurePosixPath, Path, 
 
 
 def _number(folder: Path, *names: str) -> int | None:
-    """Return the number in the first of these files that there is; None for ``max``, or none."""
+    """Return the number in the first of these files that exists; None for ``max``, or if none exists."""
     texts = [text for name in names if (text := text_of(folder / name).strip())]
     return int(texts[0]) if texts and texts[0].isdecimal() else None

@@ -1,5 +1,5 @@
-# Hardware: which precisions a device computes in by itself, and which it only imitates, slowly.
-"""What a device is made for."""
+# Hardware: which precisions a device supports natively, and which it only emulates, slowly.
+"""Native precisions of devices."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ INSTRUCTIONS = {
     "fp16": ("amx_fp16", "fp16_arith"),
 }
 
-# Compute capability of the first NVIDIA GPUs that have units for a precision (CUDA C++ Programming Guide).
+# Compute capability of the first NVIDIA GPUs that have hardware for a precision (CUDA C++ Programming Guide).
 FIRST_GPUS = {"bf16": (8, 0), "fp16": (7, 0)}
 
 
 def slow_precision(job: Job, device: torch.device) -> list[str]:
-    """Warn of a precision that the device is slow in, and say what is faster."""
+    """Warn of a precision that is slow on the device, and say which is faster."""
     if job.precision == "fp32" or has_units(job.precision, device):
         return []
     what = "GPU" if device.type == "cuda" else "processor"
     other = "bf16" if job.precision == "fp16" and has_units("bf16", device) else ""
     faster = f"--precision {other} is much faster, and fp32" if other else "--precision fp32"
     advice = f"{faster} is faster and exact; --dtype float16 halves the files at any precision"
-    return [f"{job.precision} is slower than fp32 on this {what}, which has no units for it: {advice}"]
+    return [f"{job.precision} is slower than fp32 on this {what}, which does not support it natively: {advice}"]
 
 
 def has_units(precision: str, device: torch.device, capabilities: Mapping[str, object] | None = None) -> bool:
-    """Whether a device computes in a precision without imitating it; where nothing is known, it is taken for granted.
+    """Whether a device supports a precision natively; assumed where nothing is known.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def has_units(precision: str, device: torch.device, capabilities: Mapping[str, o
     device : torch.device
         The device.
     capabilities : mapping or None
-        Of the processor, as `torch.cpu.get_capabilities` gives them; None asks it.
+        The processor's, as `torch.cpu.get_capabilities` returns them; None calls it.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= FIRST_GPUS[precision]

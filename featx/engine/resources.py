@@ -47,14 +47,14 @@ def cores(root: Path = ROOT) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of this process.
+    """Memory of this process, in bytes.
 
     Attributes
     ----------
     used : int
-        Bytes that it occupies now.
+        What it occupies now.
     left : int or None
-        Bytes that it can still get before the system, its container or its own limit refuses; None where unknown.
+        What it can still get before the system, its container or its own limit refuses; None where unknown.
     """
 
     used: int
@@ -62,10 +62,10 @@ class Memory:
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """Look up this process's memory; swap does not count, since a run in swap does not end."""
+    """Look up this process's memory; swap does not count, since a run that swaps hardly makes progress."""
     own = _kilobytes(root / "proc/self/status")
     limits = [
-        *(_kilobytes(root / "proc/meminfo").get(name) for name in ("MemAvailable",)),
+        _kilobytes(root / "proc/meminfo").get("MemAvailable"),
         *(groups.unused_memory(root) if sys.platform == "linux" else ()),
     ]
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -76,7 +76,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def _kilobytes(path: Path) -> dict[str, int]:
-    """Read the sizes of one of the kernel's tables, in bytes."""
+    """Read one of the kernel's tables of sizes, in bytes."""
     rows = (line.replace(":", " ").split() for line in groups.text_of(path).splitlines())
     return {row[0]: int(row[1]) * 1024 for row in rows if row[-1:] == ["kB"] and len(row) == 3}
 

@@ -45,7 +45,7 @@ def set_up(
     """Choose batches and threads, and make sure that the recipe matches the folder's.
 
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
-    they are done again with settings that suit the many: all features of a folder come from one recipe.
+    the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note)
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
@@ -66,7 +66,7 @@ def set_up(
 def continued(job: Job, output: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the summary that a call continues; None where there is nothing to mix another recipe with.
 
-    That is where no line was written, or all are about to be removed.
+    That is if no line was written, or all of them are about to be removed.
     """
     return None if job.overwrite or next(manifest.lines(output), None) is None else before
 

@@ -1,8 +1,8 @@
-# Settled runs: a finished run again, recognised without loading torch or the model.
+# Complete runs: recognised, when run again, without loading torch or the model.
 """Whether there is nothing to do.
 
-A run that is complete stays as it is as long as the same options are given, its libraries have the same versions, and
-the files of its model are unchanged. Whatever is in doubt is left to the full comparison of recipes.
+A complete run needs nothing as long as the same options are given, its libraries have the same versions, and the files
+of its model are unchanged. In any doubt, the recipes are compared in full.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan) -> b
 
 
 def _same_machine(job: Job, earlier: dict[str, Any]) -> bool:
-    """Whether batches, threads and device are those of the run, or not asked for; with nothing to do, any will do."""
+    """Whether batch size and device are those of the run or not given, and no threads are given."""
     recipe = earlier["recipe"]
     device = "cuda" if job.device == "all" else job.device.partition(":")[0]
     return (

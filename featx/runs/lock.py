@@ -220,6 +220,7 @@ def require_usable(folder: Path) -> None:
     """
     try:
         if not os.path.lexists(folder):
+            _require_parent(folder)
             return
         if not folder.is_dir():
             kind = "a file" if folder.is_file() else "not a folder"
@@ -237,6 +238,13 @@ def require_usable(folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot be read: {error.strerror}", "Choose another folder with --output"
         ) from error
+
+
+def _require_parent(folder: Path) -> None:
+    """Refuse a folder that would lie in a file."""
+    above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise OutputError(f"{folder} cannot be written: {above} is not a folder", "Choose another one with --output")
 
 
 def _open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:

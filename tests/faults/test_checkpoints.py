@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 
-from tests.helpers import lines
+from tests.helpers import errors, lines
 
 
 class Calls:
@@ -175,7 +175,7 @@ def test_it_is_refused(forge, photos, tmp_path, state, fault):
         *("--output", "out", "--device", "cpu"),
     )
     assert done["status"] == 1, done
-    assert done["stderr"].count("\n") == 1
+    assert len(errors(done["stderr"])) == 1
     assert done["stderr"].startswith("featx: ")
     assert "Unexpected" not in done["stderr"]
     assert "weights_only" not in done["stderr"]

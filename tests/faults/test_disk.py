@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_made(forge, three, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     failed = forge.extract(tmp_path, three, "file/out")
     assert failed["status"] == 1
-    assert failed["stderr"].splitlines()[-1].startswith("featx: file/out cannot be written: Not a directory.")
+    assert failed["stderr"].splitlines()[-1].endswith("file is not a folder. Choose another one with --output.")
 
 
 # Every command that reads or writes a run: what comes before it, and the statuses that are good.

@@ -300,7 +300,7 @@ def test_without_plugins_photos_in_folders_are_counted_by_name(phone):
     heard = []
     report = extract(phone, phone.parent / "run", listener=heard.append)
     assert (report.summary["counts"]["done"], report.failures) == (2, [])
-    skipped = "2 HEIC files and 1 JPEG XL file skipped; pip install 'featx[heif,jxl]' reads them"
+    skipped = "Skipped 2 HEIC files and 1 JPEG XL file; pip install 'featx[heif,jxl]' reads them"
     assert skipped in notes(heard)
     with pytest.raises(UsageError) as failure:
         find([str(phone / "*.jxl")])

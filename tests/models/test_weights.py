@@ -24,6 +24,7 @@ from featx.errors import ModelError, OutputError, WeightsError
 from featx.explore.verify import verify
 from featx.models import weights
 from featx.models.hub import _checked_against_name, url_file
+from tests.helpers import errors
 from tests.models.hub import serving
 
 MODEL = "test_resnet"
@@ -47,11 +48,6 @@ def saved(folder: Path, content: object, name: str = "weights.pth") -> Path:
     else:
         torch.save(content, path)
     return path
-
-
-def errors(printed: str) -> list[str]:
-    """Return the lines that are errors; a forecast may stand before them."""
-    return [line for line in printed.splitlines() if not line.startswith(("input  ", "output  ", "memory  "))]
 
 
 def assert_holds(pyramid, state) -> None:

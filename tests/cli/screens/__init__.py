@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 
 Size = tuple[int, int]
 
+Size = tuple[int, int]
+
 # Columns and lines.
 SIZES = ((80, 24), (120, 40))
 
@@ -97,17 +99,14 @@ def prepare(folder: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
 
 
-def shown(
-    forge: Callable[..., dict], folder: Path, environment: dict, size: tuple[int, int]
-) -> Iterator[tuple[str, str]]:
+def shown(forge: Callable[..., dict], folder: Path, environment: dict, size: Size) -> Iterator[tuple[str, str]]:
     """Run all commands, one after another, in a terminal of a size, and yield the name and the screen of each."""
     prepare(folder)
+    environment = {**environment, "COLUMNS": None, "TERM": "xterm", "HF_HUB_OFFLINE": "1"}
     for name, arguments in COMMANDS.items():
-        done = forge(folder, *arguments, terminal=size, environment={**environment, "COLUMNS": None, "TERM": "xterm"})
-        yield (
-            name,
-            f"$ {' '.join(('featx', *arguments))}\n{rendered(done['screen'], size[0])}\nstatus {done['status']}\n",
-        )
+        done = forge(folder, *arguments, terminal=size, environment=environment, isolation=True)
+        typed, screen = " ".join(("featx", *arguments)), rendered(done["screen"], size[0])
+        yield name, f"$ {typed}\n{screen}\nstatus {done['status']}\n"
 
 
 def rendered(written: str, columns: int) -> str:
