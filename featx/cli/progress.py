@@ -44,23 +44,25 @@ def searching() -> Iterator[SearchListener]:
     """Give a listener for model look-ups: notes are printed, models that have to be measured are counted."""
     console = stderr()
     last = time.monotonic()
-    with console.status("") as status:
-        status.stop()
+    status = console.status("")  # which is started by the first model that has to be measured
 
-        def handle(event: Note | Surveyed) -> None:
-            nonlocal last
-            if isinstance(event, Note):
-                console.print(event.text, markup=False, highlight=False, soft_wrap=True)
-                return
-            text = f"{event.done} of {event.total} models measured"
-            if console.is_terminal:
-                status.update(text)
-                status.start()
-            elif time.monotonic() - last >= LINE_EVERY:
-                last = time.monotonic()
-                console.print(text, soft_wrap=True)
+    def handle(event: Note | Surveyed) -> None:
+        nonlocal last
+        if isinstance(event, Note):
+            console.print(event.text, markup=False, highlight=False, soft_wrap=True)
+            return
+        text = f"{event.done} of {event.total} models measured"
+        if console.is_terminal:
+            status.update(text)
+            status.start()
+        elif time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            console.print(text, soft_wrap=True)
 
+    try:
         yield handle
+    finally:
+        status.stop()
 
 
 def acknowledge(passes: int) -> None:

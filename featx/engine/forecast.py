@@ -53,7 +53,7 @@ class Forecast:
     free : int or None
         Free bytes on the disk of the run's folder.
     pass_memory : int or None
-        Bytes that one forward pass takes; None where the network cannot be looked into.
+        Bytes that one forward pass takes; None where the network cannot be looked into, or nothing is to do.
     memory : int or None
         Bytes that the whole process will take at most; None on a GPU, where passes shrink until they fit.
     available_memory : int or None
@@ -99,7 +99,7 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
     fields = stored_fields(blueprint, job)
     each = formats.bytes_of(job.format, fields)
     photo, memory = headers.typical_size(items), resources.memory()
-    one = pass_memory(blueprint, workers) if workers else None
+    one = pass_memory(blueprint, workers) if workers and items else None
     return Forecast(
         input=blueprint.description.input,
         images=len(items),
@@ -264,8 +264,8 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
     strides = sorted({level.stride for level in levels if isinstance(level.stride, int | float)})
     if len(strides) > 2 and job.maps and job.part != "all":
         coarse = strides[len(strides) // 2 :]
-        kept = {level.key for level in levels if level.stride not in coarse}
-        fewer = [field for field in fields if not any(field.key.startswith(key) for key in kept)]
+        finer = {level.key for level in levels if level.stride not in coarse}
+        fewer = [field for field in fields if field.key.removesuffix("_prefix") not in finer]
         yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
     if job.maps or job.final:
         try:

@@ -15,6 +15,7 @@ from featx.errors import ModelError, OutputError
 from featx.models.pyramid import draw_up
 from featx.requests import Job, ModelRequest
 from featx.text import amount_of
+from featx.values import Item
 from tests.helpers import extract, lines, make_photos, notes
 
 
@@ -111,7 +112,7 @@ def test_memory_grows_with_batches_and_passes_and_shrinks_with_precision():
     blueprint = draw_up(ModelRequest("test_resnet", weights="random"))
     job = Job(model="test_resnet", weights="random", device="cpu")
     peaks = [
-        forecast.foresee(blueprint, job, [], Path(), resources.Workers(size, forwards, 1, 2, 2)).memory
+        forecast.foresee(blueprint, job, [Item("a", "/a")], Path(), resources.Workers(size, forwards, 1, 2, 2)).memory
         for size, forwards in ((1, 1), (64, 1), (64, 2))
     ]
     assert peaks == sorted(peaks)

@@ -214,6 +214,8 @@ def vectors_only(name: str) -> bool:
 
 def bytes_of(name: str, fields: Sequence[Field]) -> int:
     """Return the bytes that one image's arrays, of these types, take in a format; names and paths do not count."""
+    if vectors_only(name):  # the rest of a row does not count
+        return sum(field.bytes for field in fields)
     size: int = import_module(FORMATS[name].module).bytes_of(fields)
     return size
 

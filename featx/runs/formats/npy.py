@@ -122,11 +122,6 @@ class Writer:
         return len(_header(rows, self._length)) + rows * self._length * FLOAT32.itemsize
 
 
-def bytes_of(fields: Sequence[Field]) -> int:
-    """Return the bytes of a row's vector."""
-    return sum(field.bytes for field in fields)
-
-
 class Reader:
     """Looks rows up by their keys."""
 

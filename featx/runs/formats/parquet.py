@@ -133,11 +133,6 @@ class Writer:
         files.write_atomically(self._folder / name, [memoryview(buffer.getvalue())], self._unfinished / name)
 
 
-def bytes_of(fields: Sequence[Field]) -> int:
-    """Return the bytes of a row's vector."""
-    return sum(field.bytes for field in fields)
-
-
 class Reader:
     """Looks rows up by their keys; a shard is read when one of its rows is."""
 
