@@ -88,16 +88,23 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
 
 def _print_run(out: Console, summary: dict[str, Any]) -> None:
     """Show what a new run holds, and what it was made with."""
-    if summary["levels"]:
-        out.print(levels_table([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
+    stored = {array["key"] for array in summary["arrays"]}
+    levels = [level for level in summary["levels"] if _key_of(level) in stored]
+    if levels:
+        out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
-        if not summary["levels"] or len(array["shape"]) != 3:
-            out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
+        if not levels or len(array["shape"]) != 3:
+            shape = " x ".join("n" if length is None else str(length) for length in array["shape"])
+            out.print(f"{array['key']} {shape} {array['dtype']}")
     weights = summary["weights"]
     if weights["kind"] != "random":
         part = f", {weights['part']}" if "part" in weights else ""
         out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
     out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+
+
+def _key_of(level: dict[str, Any]) -> str:
+    return f"{level.get('part') or 'level'}_{level['index']}"
 
 
 def _counts(value: Report, call: dict[str, Any]) -> str:

@@ -21,10 +21,35 @@ def completed(job: Job) -> Job:
     formats.require(job.format)
     if not formats.vectors_only(job.format):
         return replace(job, maps=job.maps is not False)
-    others = {"maps": job.maps, "final": job.final, "prefix-tokens": job.prefix_tokens, "norm": job.norm}
+    holds = "holds only embeddings"
+    if job.boxes and formats.FORMATS[job.format].boxes:
+        holds = "holds only embeddings, or only vectors of boxes"
+        _require_vectors(job)
+    elif job.boxes:
+        raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
+    others = {"maps": job.maps, "final": job.final, "prefix-tokens": job.prefix_tokens}
+    if not job.boxes:
+        others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]
     if asked:
-        raise UsageError(f"--format {job.format} holds only embeddings", f"Leave out --{asked[0]}, or use npz")
-    if not job.embedding:
-        raise UsageError(f"--format {job.format} holds only embeddings, and none were asked for", "Add --embedding")
+        raise UsageError(f"--format {job.format} {holds}", f"Leave out --{asked[0]}, or use npz")
+    if not (job.embedding or job.boxes):
+        raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_vectors(job: Job) -> None:
+    """Refuse features of boxes that are not one float32 vector a level, and nothing else."""
+    size = job.box_size or (1, 1)
+    if size != (1, 1):
+        raise UsageError(
+            f"--format {job.format} holds one vector per box, not {size[0]} x {size[1]} cells",
+            "Leave out --box-size, or use --format npz",
+        )
+    if job.embedding:
+        raise UsageError(
+            f"--format {job.format} holds embeddings of images or vectors of boxes, not both",
+            "Leave out --embedding, or use --format npz",
+        )
+    if job.dtype != "float32":
+        raise UsageError(f"--format {job.format} holds float32", "Leave out --dtype, or use --format npz")

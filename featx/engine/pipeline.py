@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
+import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import Reader, ReadingThreads
+from featx.engine.reducing import Photo
 from featx.engine.resources import Workers
 from featx.engine.stages import Stage
 from featx.errors import ROOM, OutputError, StuckError, UnreadableError
@@ -207,12 +209,13 @@ class Work:
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
-        images = [image.pixels for image in batch if isinstance(image, Ready)]
+        images = [image for image in batch if isinstance(image, Ready)]
         if not images:
             return [outcome for outcome in batch if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
         with computer.at_work():
-            arrays = computer(computer.stack(images, self._batch_size))
+            pixels = computer.stack([image.pixels for image in images], self._batch_size)
+            arrays = computer(pixels, [Photo(image.item.key, image.frame) for image in images])
         place = count()
         return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
 
@@ -220,13 +223,13 @@ class Work:
         """Start writing an image's arrays."""
         if isinstance(value, Outcome):
             return value
-        image, fields = value.image, self._computers[0].pyramid.fields
+        image, fields = value.image, self._computers[0].fields
         for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
                 error = f"{field.key} holds NaN or infinity{self._more_precise()}"
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         named = zip(fields, value.arrays.values, strict=True)
-        arrays = {field.key: values[value.position].numpy() for field, values in named}
+        arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
         try:
             stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))
         except OSError as error:

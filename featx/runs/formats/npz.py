@@ -21,7 +21,7 @@ from featx import files
 from featx.runs.formats import Array, Record, Stored, read_header
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, Field
+from featx.values import EMBEDDING, LETTERS, Field
 
 # Vectors that are read together.
 BLOCK = 1024
@@ -35,8 +35,8 @@ ALIGNMENT = 64
 # The extra field that Android's zipalign pads with; readers skip it.
 PADDING_ID = 0xD935
 
-# Kinds of numpy's types that are read: signed, unsigned, floating.
-NUMBERS = "iuf"
+# Kinds of numpy's types that are read: signed, unsigned, floating, Unicode.
+PLAIN = "iufU"
 
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
@@ -161,7 +161,7 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        C-contiguous; any shape and numeric type; names in ASCII.
+        C-contiguous; any shape, numbers or text; names in ASCII.
 
     Returns
     -------
@@ -206,8 +206,9 @@ def bytes_of(fields: Sequence[Field]) -> int:
         name = len(f"{field.key}.npy")
         local = LOCAL_HEADER + name
         padding = len(_padding(position + local))
+        dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
         directory += DIRECTORY_HEADER + name + padding
-        position += local + padding + len(_npy_header(np.dtype(field.dtype), field.lengths)) + field.bytes
+        position += local + padding + len(_npy_header(dtype, field.lengths)) + field.bytes
     return position + directory + END
 
 
@@ -244,8 +245,10 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
     with archive.open(member) as data:
         shape, fortran, dtype = read_header(data)  # type: ignore[arg-type]  # it reads and tells, which is all
         header = data.tell()
-    if dtype.kind not in NUMBERS:  # an array of objects would be memory addresses out of the file
-        raise ValueError(f"{path} holds an array of {dtype}, which are not numbers")
+    if dtype.kind not in PLAIN:  # an array of objects would be memory addresses out of the file
+        raise ValueError(f"{path} holds an array of {dtype}, which are neither numbers nor text")
+    if 0 in shape:  # which cannot be mapped
+        return np.empty(shape, dtype)
     with path.open("rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])
