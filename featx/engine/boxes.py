@@ -88,6 +88,16 @@ def read(path: Path, size: tuple[int, int], items: Sequence[Item]) -> tuple[Boxe
     return boxes, with_boxes
 
 
+def of_outputs(outputs: Mapping[str, Mapping[str, Array]], size: tuple[int, int]) -> Boxes:
+    """Return the boxes that a run's outputs were made of, by key; see `arrays_of`."""
+    marks: dict[str, list[Mark]] = {}
+    for key, arrays in outputs.items():
+        edges, ids, labels = (arrays[field.key].tolist() for field in FIELDS[:3])
+        rows = enumerate(zip(edges, ids, labels, strict=True), 1)
+        marks[key] = [Mark(key, tuple(place), mark, label, number) for number, (place, mark, label) in rows]
+    return Boxes(Annotations(marks, [], {}), size)
+
+
 def _unusable(path: Path, found: Annotations, items: Sequence[Item]) -> FeatxError:
     if not found.faults:
         return FeatxError(f"{path} holds no boxes", "Give a file with boxes, or leave out --boxes")

@@ -11,7 +11,7 @@ from featx.runs import formats
 
 
 def completed(job: Job) -> Job:
-    """Decide whether maps are kept, if not specified, and refuse what the format cannot hold.
+    """Decide whether maps are kept, and the size of boxes, if not specified; refuse what the format cannot hold.
 
     Raises
     ------
@@ -19,6 +19,8 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
+    if job.boxes:
+        job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
         return replace(job, maps=job.maps is not False)
     holds = "holds only embeddings"
@@ -40,10 +42,9 @@ def completed(job: Job) -> Job:
 
 def _require_vectors(job: Job) -> None:
     """Refuse features of boxes that are not one float32 vector a level, and nothing else."""
-    size = job.box_size or (1, 1)
-    if size != (1, 1):
+    if job.box_size != (1, 1):
         raise UsageError(
-            f"--format {job.format} holds one vector per box, not {size[0]} x {size[1]} cells",
+            f"--format {job.format} holds one vector per box and level, not several cells",
             "Leave out --box-size, or use --format npz",
         )
     if job.embedding:

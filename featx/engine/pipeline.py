@@ -132,19 +132,20 @@ def run(
         computed = stage(ThreadPoolExecutor(workers.forwards), work.compute, batches, workers.forwards + 1)
         images = chain.from_iterable(computed)
         written = stage(ThreadPoolExecutor(workers.writers), work.write, images, workers.batch_size + 1)
-        yield from _commit_in_groups(work, written, max(writer.group, workers.batch_size), writer.seconds, stopped)
+        yield from _commit_in_groups(work, written, writer, max(writer.group, workers.batch_size), stopped)
 
 
 def _commit_in_groups(
-    work: Work, written: Stage[Written | Outcome], size: int, seconds: float, stopped: Callable[[], bool]
+    work: Work, written: Stage[Written | Outcome], writer: Writer, size: int, stopped: Callable[[], bool]
 ) -> Iterator[list[Outcome]]:
-    """Commit what is written once there are `size`, or after `seconds`, or when nothing more will come."""
+    """Commit what is written once there are `size`, or as the writer has it, or when nothing more will come."""
     group: list[Written | Outcome] = []
-    began = 0.0
+    began, held = 0.0, 0
     try:
         while True:
-            if len(group) >= size or (group and (stopped() or time.monotonic() - began >= seconds)):
-                finished, group = group, []
+            full = len(group) >= size or held > writer.room
+            if full or (group and (stopped() or time.monotonic() - began >= writer.seconds)):
+                finished, group, held = group, [], 0
                 yield from work.commit(finished)
             if not written.ready(LOOK_EVERY):
                 continue
@@ -153,6 +154,7 @@ def _commit_in_groups(
                 break
             began = began if group else time.monotonic()
             group.append(value)
+            held += value.stored.bytes if isinstance(value, Written) else 0
     except Exception:
         work.abandon(group)
         with suppress(OutputError):  # report what ended the run instead

@@ -21,7 +21,7 @@ from featx.declaring import one_of
 from featx.errors import UsageError
 from featx.runs.manifest import Done
 from featx.text import amount_of
-from featx.values import BOXES, Field, Item
+from featx.values import Field, Item
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -108,11 +108,14 @@ class Writer(Protocol):
         Outputs that are committed together, at least.
     seconds : float
         After so long they are committed, however few they are.
+    room : int
+        Bytes that may wait to be committed.
     """
 
     largest: int
     group: int
     seconds: float
+    room: int
 
     def write(self, record: Record) -> Stored:
         """Begin with an image; called from several threads. Nothing appears under its own name yet."""
@@ -227,8 +230,8 @@ def _is_vector(fields: Sequence[Field]) -> bool:
 
 def _are_boxes(fields: Sequence[Field]) -> bool:
     """Whether there are boxes with vectors, and nothing else."""
-    features = [field.shape[2:] for field in fields if len(field.shape) > 2]
-    return fields[0].key == BOXES and set(features) == {(1, 1)} and all(field.shape[0] is None for field in fields)
+    features = {field.shape[2:] for field in fields if len(field.shape) > 2}
+    return features == {(1, 1)} and all(field.key.startswith("box") or field.key.endswith("_boxes") for field in fields)
 
 
 def vectors_only(name: str) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,7 @@ class Writer:
     largest = LARGEST - (1 << 20)  # with room for the headers
     group = 16  # the disk works on them side by side
     seconds = 2.0
+    room = sys.maxsize
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         del fields
@@ -247,8 +249,6 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         header = data.tell()
     if dtype.kind not in PLAIN:  # an array of objects would be memory addresses out of the file
         raise ValueError(f"{path} holds an array of {dtype}, which are neither numbers nor text")
-    if 0 in shape:  # which cannot be mapped
-        return np.empty(shape, dtype)
     with path.open("rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])
