@@ -272,6 +272,8 @@ class Outcome:
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
         Of that file.
+    boxes : int or None
+        How many boxes it has; None where no boxes were asked for.
     stage, error : str
         For a failure: where (``read``, ``decode``, ``forward``, ``write``) and why, in one line. Empty otherwise.
     messages : str
@@ -285,6 +287,7 @@ class Outcome:
     output: str = ""
     bytes: int = 0
     sha256: str = ""
+    boxes: int | None = None
     stage: str = ""
     error: str = ""
     messages: str = ""

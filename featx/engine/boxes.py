@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.errors import FeatxError, ModelError
+from featx.errors import ModelError, UsageError
 from featx.images.annotations import Annotations, Fault, Mark, matched, read_boxes, usable
 from featx.images.cells import cut
 from featx.images.frame import Frame
@@ -52,12 +52,20 @@ class Boxes:
 
     def faults(self, folder: Path) -> list[Fault]:
         """Return what could not be used of the file, as far as the photos of a run's folder are known."""
-        of_photos: dict[str, list[Fault]] = {}
-        for line in manifest.lines(folder):
-            if isinstance(line, Done) and (marks := self.found.marks.get(line.key)):
-                of_photos[line.key] = usable(marks, line.size, line.frame, self.found.sizes.get(line.key))[1]
+        of_photos = {line.key: faults for line, _, faults in self._compared(folder)}
         found = [*self.found.faults, *(fault for faults in of_photos.values() for fault in faults)]
         return sorted(found, key=lambda fault: fault.line)
+
+    def stale(self, folder: Path) -> set[str]:
+        """Return photos of a run's folder that have more or fewer boxes by now, since the file gave a wrong size."""
+        counts = {line.key: line.boxes == len(good) for line, good, _ in self._compared(folder)}
+        return {key for key, same in counts.items() if not same}
+
+    def _compared(self, folder: Path) -> Iterator[tuple[Done, list[Mark], list[Fault]]]:
+        """Compare the boxes with the lines of photos that are done; a later line of a photo replaces the earlier."""
+        for line in manifest.lines(folder):
+            if isinstance(line, Done) and (marks := self.found.marks.get(line.key)):
+                yield line, *usable(marks, line.size, line.frame, self.found.sizes.get(line.key))
 
     def renamed(self, known_as: Mapping[str, str]) -> None:
         """Give photos that the run has under another key that key."""
@@ -77,7 +85,7 @@ def read(path: Path, size: tuple[int, int], items: Sequence[Item]) -> tuple[Boxe
 
     Raises
     ------
-    FeatxError
+    UsageError
         If the file cannot be used at all, or no photo has boxes.
     """
     given = read_boxes(path)
@@ -98,11 +106,11 @@ def of_outputs(outputs: Mapping[str, Mapping[str, Array]], size: tuple[int, int]
     return Boxes(Annotations(marks, [], {}), size)
 
 
-def _unusable(path: Path, found: Annotations, items: Sequence[Item]) -> FeatxError:
+def _unusable(path: Path, found: Annotations, items: Sequence[Item]) -> UsageError:
     if not found.faults:
-        return FeatxError(f"{path} holds no boxes", "Give a file with boxes, or leave out --boxes")
+        return UsageError(f"{path} holds no boxes", "Give a file with boxes, or leave out --boxes")
     first = found.faults[0]
-    return FeatxError(
+    return UsageError(
         f"No box in {path} can be used: {found.counted} {first.line}, {first.key or 'without a name'}: {first.reason}",
         f"Names are matched with those of the images, such as {items[0].key}",
     )

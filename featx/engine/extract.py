@@ -233,7 +233,7 @@ def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
 
 def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
     """Compare the images with the manifest; the boxes follow those that have another key there."""
-    plan = plan_work(output, items, job)
+    plan = plan_work(output, items, job, boxes.stale if boxes else None)
     if boxes:
         boxes.renamed(plan.known_as)
     return plan

@@ -36,7 +36,7 @@ from featx.images.frame import Frame
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
-from featx.values import Item, Outcome, Stat
+from featx.values import BOXES, Item, Outcome, Stat
 
 # Batches' worth of values that may wait for a batch to fill: many broken images must not wait for a good one.
 PATIENCE = 4
@@ -245,6 +245,7 @@ class Work:
             frame=image.frame,
             bytes=stored.bytes,
             sha256=stored.sha256,
+            boxes=len(arrays[BOXES]) if BOXES in arrays else None,
             messages=image.messages,
         )
         return Written(outcome, stored)

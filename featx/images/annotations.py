@@ -90,7 +90,7 @@ def read_boxes(path: str | PathLike[str]) -> Annotations:
 
     Raises
     ------
-    FeatxError
+    UsageError
         If the file cannot be read, or is neither.
     """
     data = annotation_rows.read(path, BOX)
@@ -106,7 +106,7 @@ def read_points(path: str | PathLike[str]) -> Annotations:
 
     Raises
     ------
-    FeatxError
+    UsageError
         If the file cannot be read, or is something else.
     """
     data = annotation_rows.read(path, POINT)
