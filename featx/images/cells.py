@@ -22,6 +22,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SAME = 1e-6
 
 
+def spacing_of(level: Level) -> tuple[Pair, Pair]:
+    """Return the offset and the stride of a level, (y, x) each.
+
+    Raises
+    ------
+    FeatxError
+        If one of them is unknown.
+    """
+    if level.offset is None or level.stride is None:
+        raise FeatxError(
+            f"The {'offset' if level.offset is None else 'stride'} of {level.key} is unknown, so its cells cannot be "
+            "found in the photo",
+            "Choose a level whose offset and stride are known",
+        )
+    return _down_across(level.offset), _down_across(level.stride)
+
+
 def to_pixel(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
     """Cells to points of the photo.
 
@@ -40,7 +57,7 @@ def to_pixel(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> t
     FeatxError
         If the level's offset or stride is unknown.
     """
-    offset, stride = _spacing(level)
+    offset, stride = spacing_of(level)
     x, y = offset[1] + _float(column) * stride[1], offset[0] + _float(row) * stride[0]
     return (x - frame.offset[0]) / frame.scale[0], (y - frame.offset[1]) / frame.scale[1]
 
@@ -63,7 +80,7 @@ def to_cell(frame: Frame, level: Level, x: ArrayLike, y: ArrayLike) -> tuple[Arr
     FeatxError
         If the level's offset or stride is unknown.
     """
-    offset, stride = _spacing(level)
+    offset, stride = spacing_of(level)
     across, down = _float(x) * frame.scale[0] + frame.offset[0], _float(y) * frame.scale[1] + frame.offset[1]
     return (down - offset[0]) / stride[0], (across - offset[1]) / stride[1]
 
@@ -139,6 +156,12 @@ def cut(frame: Frame, boxes: ArrayLike) -> Array:
     return inside
 
 
+def share_seen(frame: Frame, boxes: ArrayLike) -> Array:
+    """Return the share of the area of each box, (B, 4) edges in the photo, that the model saw: (B,) float64."""
+    given = _float(boxes).reshape(-1, 4)
+    return np.nan_to_num(_areas(cut(frame, given))) / _areas(given)
+
+
 def boxes_in_cells(frame: Frame, level: Level, boxes: ArrayLike) -> Array:
     """Boxes of the photo in cells, as ``torchvision.ops.roi_align(spatial_scale=1, aligned=True)`` takes them.
 
@@ -162,21 +185,15 @@ def boxes_in_cells(frame: Frame, level: Level, boxes: ArrayLike) -> Array:
     return np.stack([left, top, right, bottom], axis=1) + 0.5
 
 
+def _areas(boxes: Array) -> Array:
+    areas: Array = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas
+
+
 def _span(centres: Array, length: int) -> slice:
     """Return the centres that lie on a side of a photo."""
     places = np.flatnonzero((centres >= -0.5 - SAME) & (centres <= length - 0.5 + SAME))
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
-
-
-def _spacing(level: Level) -> tuple[Pair, Pair]:
-    """Return offset and stride of a level, (y, x) each."""
-    if level.offset is None or level.stride is None:
-        raise FeatxError(
-            f"The {'offset' if level.offset is None else 'stride'} of {level.key} is unknown, so its cells cannot be "
-            "found in the photo",
-            "Choose a level whose offset and stride are known",
-        )
-    return _down_across(level.offset), _down_across(level.stride)
 
 
 def _down_across(value: Spacing) -> Pair:
