@@ -21,7 +21,9 @@ from featx.engine.setting import Setting, continued, may_do_again, set_up, uncho
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.options import GROUPS, folder_name
+from featx.images.cells import spacing_of
+from featx.naming import folder_name
+from featx.options import GROUPS
 from featx.requests import Job
 from featx.runs import formats, layout, lock
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
@@ -262,7 +264,6 @@ def _load(
     """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
     listener(Phase("loading torch and timm"))
     # These imports take seconds, which a wrong path should not cost.
-    from featx.engine.boxes import require_places
     from featx.engine.forecast import foresee, require_room, stored_fields, tight
     from featx.engine.hardware import slow_precision
     from featx.models.pyramid import build, choose_devices, draw_up
@@ -270,8 +271,8 @@ def _load(
     devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
     listener(Phase(f"looking into {job.model}"))
     blueprint = draw_up(job.request)
-    if boxes is not None:
-        require_places(blueprint.description.levels)
+    for level in blueprint.description.levels if boxes else ():
+        spacing_of(level)  # which cells of a box need
     formats.require(job.format, stored_fields(blueprint, job, boxes))
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do
