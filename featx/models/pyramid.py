@@ -203,6 +203,8 @@ class Pyramid:
         on_note : callable
             Called with a sentence about what a person may not expect.
         """
+        if self.input.height is None or self.input.width is None:  # which only torch itself runs
+            return
         plan = runtimes.Plan(
             shape=(batch_size, 3, self.input.height, self.input.width),
             device=self.device,
@@ -255,11 +257,10 @@ class Blueprint:
     library: libraries.Library
     description: Description
 
-    def memory_of_pass(self, batch_size: int) -> int | None:
-        """Return the peak memory of a forward pass; see `footprint.memory_of_pass`."""
-        feed, skeleton = self.description.input, self.library.skeleton(self.description)
-        shape = (batch_size, 3, feed.height, feed.width)
-        return footprint.memory_of_pass(skeleton, shape, dtype_of(self.request.precision))
+    def footprint(self, batch_size: int, size: tuple[int, int]) -> footprint.Pass | None:
+        """Return what a forward pass of images of (height, width) takes; see `featx.models.footprint.of_pass`."""
+        skeleton = self.library.skeleton(self.description)
+        return footprint.of_pass(skeleton, (batch_size, 3, *size), dtype_of(self.request.precision))
 
 
 def draw_up(request: ModelRequest) -> Blueprint:
