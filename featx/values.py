@@ -91,9 +91,10 @@ class Field(Struct, frozen=True):
     key : str
         Its name: ``level_2``, ``level_2_prefix``, ``final``, ``embedding``.
     shape : tuple of int or None
-        (C, H, W) of a map, (tokens, C) of prefix tokens, (D,) of a vector; None where images differ.
+        (C, H, W) of a map, (tokens, C) of prefix tokens, (D,) of a vector; None for a length that differs from image
+        to image.
     dtype : str
-        What it is written as; empty where that is not decided yet.
+        What it is written as, ``text`` for Unicode; empty where that is not decided yet.
     """
 
     key: str
@@ -107,14 +108,18 @@ class Field(Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """Bytes of its numbers, in the type in which they are written; None counts as nothing."""
-        return math.prod(length or 0 for length in self.shape) * (2 if self.dtype == "float16" else 4)
+        """Bytes of its numbers, in the type in which they are written; a length that differs counts as 0."""
+        return math.prod(self.lengths) * {"float16": 2, "float64": 8}.get(self.dtype, 4)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Its shape, with 0 for a length that differs from image to image."""
+        return tuple(length or 0 for length in self.shape)
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether an array of that shape is one of these."""
-        return len(shape) == len(self.shape) and all(
-            expected in (length, None) for length, expected in zip(shape, self.shape, strict=True)
-        )
+        """Whether an image's array may have this shape."""
+        expected = zip(self.shape, shape, strict=False)
+        return len(shape) == len(self.shape) and all(length in (None, actual) for length, actual in expected)
 
 
 class Input(Struct, frozen=True, omit_defaults=True):

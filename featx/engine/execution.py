@@ -62,19 +62,20 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
     """Have the pipeline process the items, and record the outcome of each; returns those that failed."""
     from featx.engine import pipeline
 
-    left, failures = deque(items), []
+    left = {item.key: item for item in items}
+    failures = []
 
     def enter(group: Sequence[Outcome]) -> None:
         entered = recorder.enter(group)
         execution.clear(entered)
         for outcome in entered:
-            left.popleft()
+            del left[outcome.item.key]
             listener(outcome)
             if not outcome.done:
                 failures.append(outcome)
 
     while left and not execution.stop.asked():
-        outcomes = execution.outcomes(list(left))
+        outcomes = execution.outcomes(list(left.values()))
         try:
             with closing(outcomes), execution.stop.gently(execution.passes):
                 for group in outcomes:
@@ -82,9 +83,7 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
                         listener(Note(execution.notes.popleft()))
                     enter(group)
         except StuckError as stuck:
-            if stuck.item in left:
-                left.remove(stuck.item)
-                left.appendleft(stuck.item)
+            if stuck.item.key in left:
                 enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
             listener(Note("An image hung: images are now decoded in separate processes"))
             execution.reader.give_up()

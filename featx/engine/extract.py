@@ -185,7 +185,7 @@ def _work(
         failures += execute(plan.to_do, execution, recorder, listener)
         if plan.again or len(failures) > len(plan.failures):
             collect_garbage(writer, output, setting.job.format)
-    recorder.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
+    recorder.facts["largest_pass"] = min(computer.smallest for computer in setting.computers)
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))

@@ -59,6 +59,8 @@ class Pyramid:
         Of the pyramid, without the head.
     rebuilt : bool
         Whether the network was rebuilt for an input size that it would not take otherwise.
+    traced : (int, int)
+        Height and width of the input at which its levels were measured: its own, unless every photo has another.
     request : ModelRequest
         What was asked for.
     precision, backend : str
@@ -83,7 +85,7 @@ class Pyramid:
         self.weights = weights
         self.device = device
         self.parameters = description.parameters
-        self.rebuilt = description.rebuilt
+        self.rebuilt, self.traced = description.rebuilt, description.traced
         self.request = request
         self.precision, self.backend = request.precision, request.backend
         # OpenVINO rounds by itself, from full precision.

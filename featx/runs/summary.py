@@ -36,7 +36,7 @@ class StoredLevel(Level, frozen=True, kw_only=True):
 class StoredField(Field, frozen=True):
     """An array, and what it is written as."""
 
-    dtype: Dtype
+    dtype: Literal[Dtype, "float64", "text"]
 
 
 class Counts(Struct, frozen=True):

@@ -44,7 +44,7 @@ class Writer:
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         self._array, self._keys = folder / VECTORS, folder / KEYS
         self._unfinished = unfinished
-        (self._length,) = fields[0].shape
+        (self._length,) = fields[0].lengths
         self._rows = self._keys_end = 0
         self._alone = threading.Lock()
 

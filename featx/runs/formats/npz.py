@@ -207,7 +207,7 @@ def bytes_of(fields: Sequence[Field]) -> int:
         local = LOCAL_HEADER + name
         padding = len(_padding(position + local))
         directory += DIRECTORY_HEADER + name + padding
-        position += local + padding + len(_npy_header(np.dtype(field.dtype), field.shape)) + field.bytes
+        position += local + padding + len(_npy_header(np.dtype(field.dtype), field.lengths)) + field.bytes
     return position + directory + END
 
 

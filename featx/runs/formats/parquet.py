@@ -62,7 +62,7 @@ class Writer:
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         self._folder, self._unfinished = folder, unfinished
-        self._schema = _schema(*fields[0].shape)
+        self._schema = _schema(*fields[0].lengths)
         self._next = 0
         self._alone = threading.Lock()
 
