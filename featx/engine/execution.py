@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from featx.values import Item, Note, Outcome
 if TYPE_CHECKING:
     from featx.engine.computing import Computer
     from featx.engine.isolation import Reader
+    from featx.engine.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class Execution:
     notes: deque[str]
     unfinished: Path
     suspects: dict[bytes, bytes]
+    room: Callable[[], Room | None]
 
     def outcomes(self, items: list[Item]) -> Generator[list[Outcome]]:
         """Have the pipeline process items; see `featx.engine.pipeline.run`."""
         from featx.engine import pipeline
 
-        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked)
+        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked, self.room())
 
     def passes(self) -> int:
         """Count the forward passes that are under way."""

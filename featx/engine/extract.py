@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from featx.engine.events import Foreseen, Listener, Phase, Planned
 from featx.engine.execution import Execution, execute, recording
 from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.resources import machine, use_backend, workers_on_cpu
-from featx.engine.setting import Setting, continued, may_do_again, set_up, unchosen
+from featx.engine.setting import Loaded, Setting, continued, may_do_again, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
@@ -35,7 +36,7 @@ from featx.values import Item, Note, Outcome
 if TYPE_CHECKING:
     from featx.engine.forecast import Forecast
     from featx.engine.isolation import Reader
-    from featx.models.pyramid import Pyramid
+    from featx.engine.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +137,15 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         if before and is_settled(job, output, before, plan):
             return _nothing_to_do(before, output, plan, listener)
         earlier = continued(job, output, before)
-        pyramids, forecast = _load(job, items, output, plan, earlier, listener)
-        if not pyramids:
+        loaded, forecast = _load(job, items, output, plan, earlier, listener)
+        if loaded is None:
             return Report(before or {}, output, 0, 0, plan.failures, forecast)
         if held is None:
             held = stack.enter_context(lock.exclusive(output))
             if read_summary(output):  # written by another run meanwhile
                 plan, earlier = plan_work(output, items, job), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
-        setting = set_up(pyramids, job, items, output, earlier, plan, notes.append)
+        setting = set_up(loaded, job, items, output, earlier, plan, notes.append)
         return _work(held, output, setting, read_summary(output), notes, forecast, Callers(listener, stop, captured))
 
 
@@ -176,8 +177,17 @@ def _work(
     writer = _begin(held, output, setting, before)
     recorder = _recorder(held, output, setting, listener)
     reader = _reader(held, setting, suspects, listener, callers.captured)
+    stop = callers.stop or Stop()
     execution = Execution(
-        setting.computers, writer, setting.workers, reader, callers.stop or Stop(), notes, held.unfinished, suspects
+        setting.computers,
+        writer,
+        setting.workers,
+        reader,
+        stop,
+        notes,
+        held.unfinished,
+        suspects,
+        partial(_room, setting),
     )
     failures = list(plan.failures)
     devices = [computer.pyramid.device for computer in setting.computers]
@@ -190,6 +200,18 @@ def _work(
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
     return Report(recorder.summary, output, tried, done, failures, forecast)
+
+
+def _room(setting: Setting) -> Room | None:
+    """Measure the memory that photos of any size share; None where all have one size."""
+    from featx.engine.room import Needs, Room, available
+
+    if setting.job.fit != "native":
+        return None
+    if setting.job.force:
+        return Room()
+    on_cpu = setting.computers[0].pyramid.device.type == "cpu"
+    return Room(Needs(setting.blueprint, setting.workers.batch_size, on_cpu=on_cpu), available())
 
 
 def _nothing_to_do(summary: dict[str, Any], output: Path, plan: Plan, listener: Listener) -> Report:
@@ -213,7 +235,7 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
 
 def _load(
     job: Job, items: list[Item], output: Path, plan: Plan, earlier: dict[str, Any] | None, listener: Listener
-) -> tuple[list[Pyramid], Forecast]:
+) -> tuple[Loaded | None, Forecast]:
     """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
     listener(Phase("loading torch and timm"))
     # These imports take seconds, which a wrong path should not cost.
@@ -236,9 +258,9 @@ def _load(
     for text in (*tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
-        return [], forecast
+        return None, forecast
     listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
-    return [build(blueprint, device) for device in devices], forecast
+    return Loaded(blueprint, [build(blueprint, device) for device in devices]), forecast
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:

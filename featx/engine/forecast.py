@@ -13,6 +13,8 @@ from typing import Any
 from featx.engine import resources
 from featx.engine.reducing import reductions_of
 from featx.engine.resources import Memory, Workers
+from featx.engine.room import Needs, Room, available
+from featx.engine.sizes import Sizes
 from featx.errors import FeatxError, ModelError, OutputError
 from featx.images import coverage, headers
 from featx.models import catalogue
@@ -21,6 +23,9 @@ from featx.requests import Job
 from featx.runs import formats
 from featx.text import amount_of, images
 from featx.values import Field, Input, Item
+
+# Photos that are looked at where each has its own size.
+MANY = 256
 
 # Bytes of a manifest line, and of a disk block: every file takes whole blocks.
 LINE, BLOCK = 700, 4096
@@ -62,6 +67,8 @@ class Forecast:
         Images in a pass, and concurrent passes; None on a GPU, where they are found by trying.
     photo : (int, int) or None
         Width and height of a typical photo among the images; None where that is not known.
+    largest : (int, int) or None
+        Those of the largest photo of a sample, where photos keep their own sizes.
     seen : float or None
         The share of its area that the model sees.
     """
@@ -77,6 +84,7 @@ class Forecast:
     batch_size: int | None
     forwards: int | None
     photo: tuple[int, int] | None
+    largest: tuple[int, int] | None
     seen: float | None
 
 
@@ -96,29 +104,30 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
     workers : Workers or None
         How the work is spread over a processor; None for a GPU.
     """
-    fields = stored_fields(blueprint, job)
-    each = formats.bytes_of(job.format, fields)
-    photo, memory = headers.typical_size(items), resources.memory()
-    one = pass_memory(blueprint, workers) if workers and items else None
+    feed, memory = blueprint.description.input, resources.memory()
+    sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
+    each = round(formats.bytes_of(job.format, stored_fields(blueprint, job, sizes.typical)) * sizes.share)
+    one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     return Forecast(
-        input=blueprint.description.input,
+        input=feed,
         images=len(items),
         bytes_per_image=each,
         bytes=each * len(items),
         free=_free(output),
         pass_memory=one,
-        memory=_peak(blueprint, fields, one, workers, memory) if one and workers else None,
+        memory=_peak(blueprint, job, one, workers, memory, sizes.largest) if one and workers else None,
         available_memory=None if memory.left is None else memory.used + memory.left,
         batch_size=workers.batch_size if workers else None,
         forwards=workers.forwards if workers else None,
-        photo=photo,
-        seen=coverage.seen(blueprint.description.input, photo) if photo else None,
+        photo=sizes.photo,
+        largest=sizes.largest_photo,
+        seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
     )
 
 
-def stored_fields(blueprint: Blueprint, job: Job) -> list[Field]:
-    """Return the arrays that are written, with their types."""
-    fields = list(blueprint.description.fields)
+def stored_fields(blueprint: Blueprint, job: Job, size: tuple[int, int] | None = None) -> list[Field]:
+    """Return the arrays that are written of an image whose input is (height, width), with their types."""
+    fields = list(blueprint.fields_at(size or blueprint.description.traced))
     for reduction in reductions_of(job):
         fields = reduction.fields(fields)
     return fields
@@ -136,12 +145,14 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
     """
     if job.force:
         return
-    needed, available = forecast.memory, forecast.available_memory
-    if workers and needed and available is not None and needed > available * MARGIN:
+    needed, there = forecast.memory, forecast.available_memory
+    if workers and blueprint.description.input.height is None:
+        _require_room_for_photo(forecast, blueprint, workers)
+    elif workers and needed and there is not None and needed > there * MARGIN:
         raise ModelError(
             f"{blueprint.description.name} at {_size(blueprint)} takes about {amount_of(needed)} of memory, and "
-            f"{amount_of(available)} are available",
-            f"{_smaller(blueprint, job, workers, available)}; --force tries it all the same",
+            f"{amount_of(there)} are available",
+            f"{_smaller(blueprint, job, workers, there)}; --force tries it all the same",
         )
     on_disk = _on_disk(job.format, forecast.bytes_per_image) * forecast.images
     if forecast.free is not None and on_disk > forecast.free:
@@ -152,29 +163,51 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
         )
 
 
-def pass_memory(blueprint: Blueprint, workers: Workers) -> int | None:
+def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers) -> None:
+    """Refuse a run whose typical photo, at its own size, does not fit into memory by itself."""
+    if forecast.photo is None or forecast.available_memory is None:
+        return
+    name, (width, height) = blueprint.description.name, forecast.photo
+    room = Room(Needs(blueprint, workers.batch_size, on_cpu=True), available())
+    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)]).typical):
+        raise ModelError(f"{name} cannot take a photo of {width} x {height} pixels: {refusal}", "--force tries it")
+
+
+def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:
     """Bytes of a forward pass: the network's maps, and the batch as uint8 and twice as float32."""
-    feed, maps = blueprint.description.input, blueprint.memory_of_pass(workers.batch_size)
-    return None if maps is None else maps + workers.batch_size * feed.height * feed.width * 3 * (1 + 4 + 4)
+    height, width = size or blueprint.description.traced
+    found = blueprint.footprint(workers.batch_size, (height, width))
+    return None if found is None else found.memory + workers.batch_size * height * width * 3 * (1 + 4 + 4)
 
 
-def _peak(blueprint: Blueprint, fields: Sequence[Field], one: int, workers: Workers, memory: Memory) -> int:
+def _peak(
+    blueprint: Blueprint,
+    job: Job,
+    one: int,
+    workers: Workers,
+    memory: Memory,
+    size: tuple[int, int] | None = None,
+) -> int:
     """Peak bytes of the process: weights, concurrent passes, images read ahead, and arrays waiting to be written.
 
-    A pass that ends holds, on average, half of its arrays in addition to what it held before.
+    A pass that ends holds, on average, half of its arrays in addition to what it held before. Photos at their own size
+    wait until there is room for them.
     """
-    feed = blueprint.description.input
+    height, width = size or blueprint.description.traced
     weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
-    arrays = workers.batch_size * sum(field.bytes for field in fields)
-    ahead = (2 * workers.readers + 2 * workers.batch_size) * feed.height * feed.width * 3
+    arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
+    ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
     passes = workers.forwards * (one + arrays // 2)
-    return memory.used + FIXED + weights + passes + WAITING * arrays + ahead
+    peak = memory.used + FIXED + weights + passes + WAITING * arrays + ahead
+    if blueprint.description.input.height is None and memory.left is not None and not job.force:
+        return min(peak, memory.used + memory.left)
+    return peak
 
 
 def tight(forecast: Forecast) -> list[str]:
     """Warn of a run that may not fit into memory, although that is not certain enough to refuse it."""
-    needed, available = forecast.memory, forecast.available_memory
-    if needed is None or available is None or needed <= available:
+    needed, there = forecast.memory, forecast.available_memory
+    if needed is None or there is None or needed <= there:
         return []
     return [f"The run may not fit into memory: {amount_of(needed)} at most; --batch-size and --workers reduce it"]
 
@@ -209,18 +242,17 @@ def _smaller(blueprint: Blueprint, job: Job, workers: Workers, available: int) -
 
 def _memory(blueprint: Blueprint, job: Job, workers: Workers) -> int | None:
     one = pass_memory(blueprint, workers)
-    return one and _peak(blueprint, stored_fields(blueprint, job), one, workers, resources.memory())
+    return one and _peak(blueprint, job, one, workers, resources.memory())
 
 
 def _largest_size(blueprint: Blueprint, job: Job, workers: Workers, available: int) -> str | None:
     """Find the largest size of the same shape that fits, to within a twentieth."""
-    feed = blueprint.description.input
-    longer = max(feed.height, feed.width)
-    step = _step(blueprint)
+    own, step = blueprint.description.traced, _step(blueprint)
+    longer = max(own)
     fits, too_large, found = 0, longer // step + 1, ""
     while too_large - fits > max(1, fits // PRECISION):
         tried = (fits + too_large) // 2
-        height, width = (max(1, tried * side // longer) * step for side in (feed.height, feed.width))
+        height, width = (max(1, tried * side // longer) * step for side in own)
         if _fits(blueprint, job, workers, (height, width), available):
             fits, found = tried, f"{height}" if height == width else f"{height}x{width}"
         else:
@@ -281,5 +313,5 @@ def _only_embedding(request: Any) -> Any:
 
 
 def _size(blueprint: Blueprint) -> str:
-    feed = blueprint.description.input
-    return f"{feed.height} x {feed.width}"
+    height, width = blueprint.description.traced
+    return f"{height} x {width}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -22,45 +22,43 @@ from typing import Any
 
 import torch
 from msgspec import structs
-from torch import Tensor
 
+from featx.engine.batching import Ready, by_size, in_order
 from featx.engine.children import LOOK_EVERY
-from featx.engine.computing import Arrays, Computer
+from featx.engine.computing import Arrays, Computer, TooLargeError
 from featx.engine.isolation import Reader, ReadingThreads
 from featx.engine.resources import Workers
+from featx.engine.room import Need, Room
 from featx.engine.stages import Stage
 from featx.errors import ROOM, OutputError, StuckError, UnreadableError
-from featx.images.frame import Frame
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
 from featx.values import Item, Outcome, Stat
 
-# Batches' worth of values that may wait for a batch to fill: many broken images must not wait for a good one.
-PATIENCE = 4
-
 # File-system errors that concern a name, not the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """An image waiting for its batch: (H, W, 3) uint8 pixels of the model's input size."""
+NOTHING = Need(0, 0)
 
-    item: Item
-    stat: Stat
-    pixels: Tensor
-    frame: Frame
-    messages: str
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one pass, with the failures among them, and the memory that was taken for it."""
+
+    values: Sequence[Ready | Outcome]
+    need: Need = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """An image whose arrays are waiting to be written: its place in the batch."""
+    """An image whose arrays are waiting to be written: its place in the batch, and the bytes that it holds."""
 
     image: Ready
     arrays: Arrays
     position: int
+    holds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +76,13 @@ def run(
     workers: Workers,
     reader: Reader,
     stopped: Callable[[], bool] = lambda: False,
+    room: Room | None = None,
 ) -> Generator[list[Outcome]]:
-    """Extract features of every item, and yield the outcomes in order, group by group.
+    """Extract features of every item, and yield the outcomes, group by group.
 
     A group is yielded as soon as its outputs are in place; all of it can be recorded in the manifest. A batch always
     has its full size, with the last one padded with blanks, so that neither the order nor an interruption can change a
-    bit of the result.
+    bit of the result. Outcomes come in the order of the items, unless these have sizes of their own.
 
     Parameters
     ----------
@@ -99,6 +98,8 @@ def run(
         What reads the images.
     stopped : callable
         Whether to commit what is finished, finish what is being computed, and skip the rest.
+    room : Room or None
+        The memory that images with sizes of their own share; None where all have the model's.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def run(
     OutputError
         If the folder cannot be written: nothing after that image is tried. What was finished before is yielded first.
     """
-    work = Work(computers, writer, workers.batch_size, reader)
+    work = Work(computers, writer, workers.batch_size, reader, room)
     with ExitStack() as stack:
 
         def stage(pool: Executor, function: Callable[..., Any], values: Iterable[Any], depth: int) -> Stage[Any]:
@@ -126,7 +127,9 @@ def run(
 
         depth = workers.readers + 2 * workers.batch_size
         prepared = stage(ReadingThreads(workers.readers), work.prepare, items, depth)
-        batches = _batches(prepared, workers.batch_size, stopped)
+        batches = work.batches(prepared, stopped)
+        if room:
+            stack.callback(room.close)
         computed = stage(ThreadPoolExecutor(workers.forwards), work.compute, batches, workers.forwards + 1)
         images = chain.from_iterable(computed)
         written = stage(ThreadPoolExecutor(workers.writers), work.write, images, workers.batch_size + 1)
@@ -172,13 +175,23 @@ class Work:
         Images in one forward pass.
     reader : Reader
         What reads the images.
+    room : Room or None
+        The memory that images with sizes of their own share.
     """
 
-    def __init__(self, computers: Sequence[Computer], writer: Writer, batch_size: int, reader: Reader) -> None:
+    def __init__(
+        self,
+        computers: Sequence[Computer],
+        writer: Writer,
+        batch_size: int,
+        reader: Reader,
+        room: Room | None = None,
+    ) -> None:
         self._computers = computers
         self._writer = writer
         self._batch_size = batch_size
         self._reader = reader
+        self._room = room
         self._turn = count()
 
     def check(self) -> None:
@@ -205,21 +218,56 @@ class Work:
         hashed = structs.replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
         return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
 
-    def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
+    def batches(self, values: Iterable[Ready | Outcome], stopped: Callable[[], bool]) -> Iterator[Batch]:
+        """Group images into batches; those with sizes of their own by size, each as soon as there is room for it."""
+        if self._room is None:
+            yield from (Batch(values) for values in in_order(values, self._batch_size, stopped))
+            return
+        for group in by_size(values, self._batch_size, stopped):
+            size = next((tuple(value.pixels.shape[:2]) for value in group if isinstance(value, Ready)), None)
+            if size is None:
+                yield Batch(group)
+            elif refusal := self._room.refusal(*size):
+                yield Batch([_failed(value, refusal) if isinstance(value, Ready) else value for value in group])
+            else:
+                yield Batch(group, self._room.take(*size))
+
+    def compute(self, batch: Batch) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
-        images = [image.pixels for image in batch if isinstance(image, Ready)]
+        images = [image.pixels for image in batch.values if isinstance(image, Ready)]
         if not images:
-            return [outcome for outcome in batch if isinstance(outcome, Outcome)]
+            return [outcome for outcome in batch.values if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
-        with computer.at_work():
-            arrays = computer(computer.stack(images, self._batch_size))
+        try:
+            with computer.at_work():
+                arrays = computer(computer.stack(images, self._batch_size))
+        except TooLargeError as error:
+            if self._room is None:
+                raise
+            self._give_back(batch.need.all)
+            reason = f"{error.message}; a smaller --max-side may help"
+            return [_failed(value, reason) if isinstance(value, Ready) else value for value in batch.values]
+        each = batch.need.arrays // len(images)
+        self._give_back(batch.need.all - each * len(images))
         place = count()
-        return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
+        return [
+            Computed(value, arrays, next(place), each) if isinstance(value, Ready) else value for value in batch.values
+        ]
+
+    def _give_back(self, amount: int) -> None:
+        if self._room:
+            self._room.give_back(amount)
 
     def write(self, value: Computed | Outcome) -> Written | Outcome:
         """Start writing an image's arrays."""
         if isinstance(value, Outcome):
             return value
+        try:
+            return self._write(value)
+        finally:
+            self._give_back(value.holds)
+
+    def _write(self, value: Computed) -> Written | Outcome:
         image, fields = value.image, self._computers[0].pyramid.fields
         for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
@@ -240,9 +288,16 @@ class Work:
             frame=image.frame,
             bytes=stored.bytes,
             sha256=stored.sha256,
+            levels=self._sizes(arrays) if self._room else None,
             messages=image.messages,
         )
         return Written(outcome, stored)
+
+    def _sizes(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return height and width of the maps."""
+        pyramid = self._computers[0].pyramid
+        maps = (*pyramid.levels, *([pyramid.final] if pyramid.final else ()))
+        return {level.key: arrays[level.key].shape[1:] for level in maps if level.key in arrays}
 
     def _more_precise(self) -> str:
         """Suggest what may help against values out of range."""
@@ -293,19 +348,5 @@ def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
     return Outcome(item, stat, stage="write", error=f"no name for this disk: {error.strerror}")
 
 
-def _batches(
-    values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
-) -> Iterator[list[Ready | Outcome]]:
-    """Group so that each has `size` images, or fewer among many failures, which travel with them."""
-    batch: list[Ready | Outcome] = []
-    images = 0
-    for value in values:
-        if stopped():
-            return
-        batch.append(value)
-        images += isinstance(value, Ready)
-        if images == size or len(batch) == PATIENCE * size:
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
+def _failed(image: Ready, reason: str) -> Outcome:
+    return Outcome(image.item, image.stat, stage="forward", error=reason, messages=image.messages)

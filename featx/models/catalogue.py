@@ -30,7 +30,7 @@ FLOAT32_BYTES = 4
 FEW = 8
 
 # Of the entries; a cache in another format is not read.
-FORMAT = 2
+FORMAT = 3
 
 # What an entry says of other outputs than levels.
 EXTRAS = ("embedding", "final", "prefix_tokens", "norm")

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor, nn
 
@@ -251,7 +253,7 @@ def load_pyramid(name: str, *, device: str = "auto", **options: Any) -> Pyramid:
     return load(ModelRequest(name, **options), choose_devices(device)[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Blueprint:
     """A pyramid before it has weights, and the library that builds it."""
 
@@ -261,8 +263,21 @@ class Blueprint:
 
     def footprint(self, batch_size: int, size: tuple[int, int]) -> footprint.Pass | None:
         """Return what a forward pass of images of (height, width) takes; see `featx.models.footprint.of_pass`."""
-        skeleton = self.library.skeleton(self.description)
-        return footprint.of_pass(skeleton, (batch_size, 3, *size), dtype_of(self.request.precision))
+        return footprint.of_pass(self._skeleton, (batch_size, 3, *size), dtype_of(self.request.precision))
+
+    def fields_at(self, size: tuple[int, int]) -> tuple[Field, ...]:
+        """Return the arrays of an image of (height, width), whose sizes are those of the description if it has any."""
+        if self.description.input.height is not None or (found := self.footprint(1, size)) is None:
+            return self.description.fields
+        shapes = [shape[1:] for shape in found.shapes]
+        if self.description.layout == "NHWC":
+            shapes = [(*shape[2:], *shape[:2]) if len(shape) == 3 else shape for shape in shapes]
+        named = zip(self.description.fields, shapes, strict=True)
+        return tuple(structs.replace(field, shape=shape) for field, shape in named)
+
+    @cached_property
+    def _skeleton(self) -> nn.Module:
+        return self.library.skeleton(self.description)
 
 
 def draw_up(request: ModelRequest) -> Blueprint:

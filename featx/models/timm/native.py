@@ -63,9 +63,8 @@ def native(reference: Reference, more: dict[str, Any], own_size: Sequence[int]) 
     """
     for way in WAYS:
         arguments = {**more, **way}
-        try:
-            skeleton = create(reference, "meta", arguments)
-        except Exception:  # noqa: BLE001 - networks that cannot be built so raise all kinds of errors
+        skeleton = _built(reference, arguments)
+        if skeleton is None:
             continue
         cells = math.lcm(*_strides(skeleton), *_windows(skeleton, own_size))
         shapes = _Shapes(reference, arguments, skeleton)
@@ -91,6 +90,14 @@ def require_native(reference: Reference, more: dict[str, Any], own_size: Sequenc
             "Use --fit pad, which keeps the whole photo and its aspect ratio, with a larger --image-size if need be",
         )
     return found
+
+
+def _built(reference: Reference, arguments: dict[str, Any]) -> nn.Module | None:
+    """Build on the meta device, if it can be built so; networks that cannot raise all kinds of errors."""
+    try:
+        return create(reference, "meta", arguments)
+    except Exception:  # noqa: BLE001
+        return None
 
 
 class _Shapes:
