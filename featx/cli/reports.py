@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from featx.cli.rates import clock
 from featx.cli.streams import stdout
-from featx.cli.tables import levels_table, print_json
+from featx.cli.tables import fit_of, levels_table, print_json, size_of
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
 
@@ -28,12 +28,12 @@ def forecast_lines(value: Forecast) -> list[str]:
     """Say what a run will write, and how much memory it will take."""
     if not value.images:
         return []
-    feed = value.input
+    feed = plain(value.input)
     total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
     return [
-        f"input    {feed.height} x {feed.width}, {feed.fit} {feed.crop_pct:g}{_seen(value)}",
-        f"output   {amount_of(value.bytes_per_image)} an image{total}{free}",
+        f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
+        f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
     ]
 
@@ -42,6 +42,9 @@ def _seen(value: Forecast) -> str:
     if value.photo is None or value.seen is None:
         return ""
     width, height = value.photo
+    if value.largest is not None:
+        larger = f", the largest seen {value.largest[0]} x {value.largest[1]}" if value.largest != value.photo else ""
+        return f"; a typical photo has {width} x {height}{larger}"
     share = "all" if value.seen > 0.995 else f"{value.seen:.0%}"
     return f": sees {share} of a {width} x {height} photo"
 

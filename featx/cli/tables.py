@@ -187,19 +187,24 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
     feed, tested = value["input"], value["test_input"]
     name, architecture = value["model"], value["architecture"]
     own = feed["configuration"] == "own"
-    sizes = "" if own else f" ({CONFIGURATIONS[feed['configuration']]})"
-    other = f"; {_size(tested)}, crop {tested['crop_pct']:g} with --test-size" if tested and own else ""
+    sizes = "" if own or feed["height"] is None else f" ({CONFIGURATIONS[feed['configuration']]})"
+    other = (
+        f"; {size_of(tested)}, crop {tested['crop_pct']:g} with --test-size"
+        if tested and own and feed["height"]
+        else ""
+    )
     return {
         "model": name + (f"  ({architecture})" if architecture != name else ""),
         "family": value["family"],
         "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
-        "input": f"{_size(feed)}{sizes}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}{other}",
+        "input": f"{size_of(feed)}{sizes}, {fit_of(feed)}, {feed['interpolation']}{other}",
         "sees": coverage.described(msgspec.convert(feed, Input)),
+        "fits": _fits(value),
         "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
         "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
         "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
         "other outputs": _other_outputs(value),
-        "bytes per photo": amount_of(value["bytes_per_image"]),
+        "bytes per photo": _bytes(value),
         **({"licence": value["license"]} if "license" in value else {}),
     }
 
@@ -209,7 +214,7 @@ def _other_outputs(value: dict[str, Any]) -> str:
     final, tokens = value["final"], value["prefix_tokens"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",
-        f"final map {final['channels']} x {final['height']} x {final['width']}" if final else "",
+        f"final map of {final['channels']} channels, stride {spacing(final['stride'])}" if final else "",
         count_of(tokens, "prefix token") if tokens else "",
         "final norm (--norm)" if value["norm"] else "",
         f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
@@ -227,8 +232,44 @@ def _sizes(sizes: dict[str, Any] | None) -> str:
     return f"{which}{square}{rebuilt}{weights}"
 
 
-def _size(feed: dict[str, Any]) -> str:
-    return f"{feed['height']} x {feed['width']}"
+def _fits(value: dict[str, Any]) -> str:
+    """List the ways of fitting a photo that a model takes."""
+    native, pad = value["native"], "pad (a letterbox)" if value["source"] == "ultralytics" else "pad"
+    if native is None:
+        return f"crop, squash, {pad}; not native: the network is built for one size"
+    return f"crop, squash, {pad}, native (in multiples of {native['multiple']})"
+
+
+def _bytes(value: dict[str, Any]) -> str:
+    if value["bytes_per_image"] is not None:
+        return amount_of(value["bytes_per_image"])
+    each = [_bytes_per_megapixel(level) for level in value["levels"]]
+    return "?" if None in each else f"{amount_of(sum(filter(None, each)))} a megapixel"
+
+
+def _bytes_per_megapixel(level: dict[str, Any]) -> int | None:
+    """Return the bytes of a map for a million pixels of the input; None where its stride is unknown."""
+    stride = level["stride"]
+    if stride is None:
+        return None
+    cell: float = stride[0] * stride[1] if isinstance(stride, list | tuple) else stride**2
+    each = 2 if level.get("dtype") == "float16" else 4
+    return round(each * level["channels"] * 1e6 / cell)
+
+
+def size_of(feed: dict[str, Any]) -> str:
+    """Say how large an input is."""
+    if feed["height"] is not None:
+        return f"{feed['height']} x {feed['width']}"
+    reduced = f", at most {feed['max_side']} a side" if feed.get("max_side") else ""
+    return f"the photo's own size{reduced}"
+
+
+def fit_of(feed: dict[str, Any]) -> str:
+    """Say how photos are brought to the size of an input."""
+    if feed["height"] is None:
+        return f"in multiples of {feed['multiple']}"
+    return feed["fit"] if feed["fit"] == "letterbox" else f"{feed['fit']} {feed['crop_pct']:g}"
 
 
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
@@ -238,6 +279,7 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
         known = level["height"] is not None
         each = 2 if level.get("dtype") == "float16" else 4
         size = each * level["channels"] * level["height"] * level["width"] if known else None
+        dense = None if known else _bytes_per_megapixel(level)
         part = level.get("part", "")
         table.add_row(
             part if level["index"] < 0 else f"{part} {level['index']}".strip(),
@@ -245,8 +287,8 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
             str(level["channels"]),
             spacing(level["stride"]),
             spacing(level["offset"]),
-            f"{level['height']} x {level['width']}" if known else "?",
-            "?" if size is None else amount_of(size),
+            f"{level['height']} x {level['width']}" if known else "by photo",
+            amount_of(size) if size is not None else f"{amount_of(dense)}/MP" if dense else "?",
         )
     return table
 

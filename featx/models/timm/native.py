@@ -24,7 +24,7 @@ WAYS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img
 WINDOWS = (1, 7, 8, 12)
 
 # Heights and widths to try, in multiples beyond the least.
-BEYOND = ((0, 0), (0, 1), (1, 2), (7, 4))
+BEYOND = ((0, 1), (1, 2), (7, 4))
 
 # The least side of some networks is more than one multiple (inception).
 LEAST = 4
@@ -127,9 +127,12 @@ class _Shapes:
 
 def _takes_any(shapes: _Shapes, multiple: int, least: int) -> bool:
     """Whether a network takes sides of any length from `least` on, and its maps grow with them (crossvit's do not)."""
-    sizes = [((least + tall) * multiple, (least + wide) * multiple) for tall, wide in BEYOND]
-    found = [shapes(*size) for size in sizes]
-    return all(each is not None for each in found) and found[0] != found[-1]
+    first = shapes(least * multiple, least * multiple)
+    last = first
+    for tall, wide in BEYOND:
+        if last is not None:
+            last = shapes((least + tall) * multiple, (least + wide) * multiple)
+    return last is not None and last != first
 
 
 def _strides(skeleton: nn.Module) -> list[int]:
