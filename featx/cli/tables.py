@@ -254,7 +254,7 @@ def _bytes_per_megapixel(level: dict[str, Any]) -> int | None:
         return None
     cell: float = stride[0] * stride[1] if isinstance(stride, list | tuple) else stride**2
     each = 2 if level.get("dtype") == "float16" else 4
-    return round(each * level["channels"] * 1e6 / cell)
+    return int(each * level["channels"] * 1e6 / cell)
 
 
 def size_of(feed: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ from featx.errors import ROOM, OutputError, StuckError, UnreadableError
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
+from featx.text import amount_of
 from featx.values import Item, Outcome, Stat
 
 # File-system errors that concern a name, not the disk.
@@ -41,6 +42,9 @@ OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 NOTHING = Need(0, 0)
+
+# What makes an image's arrays smaller.
+SMALLER = "--max-side, fewer levels or --dtype float16 may help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +279,9 @@ class Work:
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         named = zip(fields, value.arrays.values, strict=True)
         arrays = {field.key: values[value.position].numpy() for field, values in named}
+        if (size := sum(values.nbytes for values in arrays.values())) > self._writer.largest:
+            error = f"its arrays take {amount_of(size)}, and a file holds {amount_of(self._writer.largest)}; {SMALLER}"
+            return Outcome(image.item, image.stat, stage="write", error=error, messages=image.messages)
         try:
             stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))
         except OSError as error:
