@@ -1,12 +1,13 @@
 # Options of a single command and of the function behind it, declared and checked as those in featx.options.
-"""Options of `list_models`, `similar`, `bench` and `verify` as frozen values in groups."""
+"""Options of `list_models`, `similar`, `sample`, `bench` and `verify` as frozen values in groups."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
-from featx.declaring import Options, amount, as_text, group, numbers, one_of, option, whole
-from featx.options import ImageOptions, OutputOptions
+from featx.declaring import Options, amount, as_path, as_text, bins, group, numbers, one_of, option, whole
+from featx.options import ImageOptions, KeepOptions, OutputOptions
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
 
@@ -80,6 +81,48 @@ class SimilarOptions(Options):
 
     count: int = option(
         default=10, help="Number of images to find.", convert=whole(1), metavar="N", flags=("--count", "-k")
+    )
+
+
+def _levels(_: str, value: Any) -> tuple[int | str, ...]:
+    """Expect indices of levels or names of arrays, in text or as a sequence."""
+    pieces = value.split(",") if isinstance(value, str) else value
+    return tuple(int(piece) if str(piece).isdecimal() else str(piece) for piece in pieces)
+
+
+@group
+class SampleOptions(Options):
+    """Where in photos to look, and in which maps."""
+
+    panel: ClassVar[str] = KeepOptions.panel
+
+    boxes: Path | None = option(
+        default=None,
+        help="Features in the boxes of this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label].",
+        convert=as_path,
+        metavar="FILE",
+    )
+    points: Path | None = option(
+        default=None,
+        help="Features at the points of this file: CSV with key,x,y[,id,label].",
+        convert=as_path,
+        metavar="FILE",
+    )
+    levels: tuple[int | str, ...] | None = option(
+        default=None,
+        help="Only these levels, by their indices or the names of their arrays.",
+        convert=_levels,
+        metavar="N,N",
+        flags=("--level",),
+        shown="all",
+        repeated=True,
+    )
+    box_size: tuple[int, int] = option(
+        default=(1, 1),
+        help="Cells of a box's features: one side (7), or height x width (7x5); 1 gives a vector a level.",
+        convert=bins,
+        metavar="N|HxW",
+        shown="1",
     )
 
 

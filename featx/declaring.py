@@ -247,13 +247,20 @@ def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert
     return convert
 
 
-def size(name: str, value: Any) -> tuple[int, int]:
+def size(
+    name: str, value: Any, expected: str = "one side (384) or height x width (256x320) in pixels"
+) -> tuple[int, int]:
     """Expect one side, or height and width: 384, 256x320, (256, 320)."""
     pieces = value.lower().split("x") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
     texts = [str(piece) for piece in pieces]
     if not 1 <= len(texts) <= 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
-        raise UsageError(f"{name}: expected one side (384) or height x width (256x320) in pixels, not {quoted(value)}")
+        raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
     return int(texts[0]), int(texts[-1])
+
+
+def bins(name: str, value: Any) -> tuple[int, int]:
+    """Expect height and width of what a box is to give: 7, 7x5, (7, 5)."""
+    return size(name, value, "one side (7) or height x width (7x5)")
 
 
 def keywords(*groups: type[Options], without: Sequence[str] = ()) -> Callable[[Function], Function]:

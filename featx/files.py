@@ -69,13 +69,20 @@ def write_all(handle: int, pieces: Iterable[Piece]) -> None:
 
 def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None = None) -> None:
     """Write a file under a temporary name, by default beside it, and give it its own when it is safely on the disk."""
-    temporary = temporary or temporary_beside(path)
+    with complete(path, temporary) as place:
+        write(place, pieces)
+
+
+@contextmanager
+def complete(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Give the place for writing a file, which gets its own name if all went well, and else leaves nothing."""
+    place = temporary or temporary_beside(path)
     try:
-        write(temporary, pieces)
-        commit({temporary: path})
+        yield place
+        commit({place: path})
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            place.unlink()
         raise
 
 

@@ -213,6 +213,32 @@ class KeepOptions(Options):
 
 
 @group
+class BoxOptions(Options):
+    """Where in photos to look, rather than everywhere."""
+
+    panel: ClassVar[str] = "What to keep"
+
+    boxes: Path | None = option(
+        default=None,
+        help="Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without "
+        "any are left out.",
+        convert=as_path,
+        metavar="FILE",
+        accepts="str | PathLike[str] | None",
+        in_recipe=True,
+    )
+    box_size: tuple[int, int] | None = option(
+        default=None,
+        help="Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level.",
+        convert=size,
+        metavar="N|HxW",
+        shown="1",
+        accepts="int | tuple[int, int] | None",
+        in_recipe=True,
+    )
+
+
+@group
 class StoreOptions(Options):
     """How what is kept is stored."""
 
@@ -220,14 +246,14 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy) or table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps; embeddings are always float32.",
+        help="Data type of the stored maps and boxes; embeddings are always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,
@@ -357,6 +383,7 @@ GROUPS: tuple[type[Options], ...] = (
     ModelOptions,
     ImageOptions,
     KeepOptions,
+    BoxOptions,
     StoreOptions,
     OutputOptions,
     NetworkOptions,

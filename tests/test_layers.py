@@ -27,7 +27,7 @@ ALONE = {
         *("models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
     },
     "ultralytics": {"models.yolo.importing"},
-    "pyarrow": {"runs.formats.parquet"},
+    "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},
     "huggingface_hub": {"models.hub"},
 }
 

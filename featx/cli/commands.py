@@ -18,6 +18,7 @@ from featx.command_options import (
     FilterOptions,
     ListOptions,
     OrderOptions,
+    SampleOptions,
     SimilarOptions,
     VerifyOptions,
 )
@@ -141,8 +142,8 @@ def extract(
 
     Run the same command again to resume.
 
-    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
-    11 another run holds the output, 130 or 143 stopped.
+    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed
+    or boxes could not be used, 11 another run holds the output, 130 or 143 stopped.
     """
     named = tuple(text for text in inputs or () if text != "-")
     job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **options)
@@ -154,7 +155,7 @@ def extract(
     ):
         report = run(job, listener, STOP, libraries.size)
     reports.report(report, dry_run=job.dry_run, quiet=quiet, as_json=as_json)
-    raise typer.Exit(3 if report.failures else 0)
+    raise typer.Exit(3 if report.failures or report.box_faults else 0)
 
 
 @command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
@@ -198,6 +199,39 @@ def similar(
     if output:
         similarity.draw(found, output)
         tables.drawn(found, output, as_json=as_json)
+
+
+@command(epilog="Example: featx sample features/photos --boxes boxes.csv --level 2 --output boxes.parquet")
+@takes(SampleOptions)
+def sample(
+    options: dict[str, Any],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with maps.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The table: a new file that ends in .parquet, .npz or .csv.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the features in boxes, or at points, of a run's photos as a table.
+
+    One row per box or point, with a vector for each level. Boxes are averaged by
+    torchvision's roi_align; points are read between cells.
+
+    Exit status: 0 all have a row, 1 could not run, 2 wrong usage, 3 some have none.
+    """
+    from featx.explore import sampling
+
+    with progress.counting("sampling", quiet=as_json) as listener:
+        sampled = sampling.sample(run, output, listener=listener, **options)
+    tables.sampled(sampled, as_json=as_json)
+    raise typer.Exit(3 if sampled.faults else 0)
 
 
 @command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")
@@ -272,7 +306,7 @@ def verify(
     """
     from featx.explore.verify import verify as check
 
-    with progress.checking(quiet=as_json) as listener:
+    with progress.counting("checking", quiet=as_json) as listener:
         verified = check(folder, repair=repair, listener=listener, **options)
     tables.verified(verified, as_json=as_json)
     raise typer.Exit(0 if verified.sound and verified.complete else 1)

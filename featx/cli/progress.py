@@ -102,11 +102,11 @@ def progress(*, quiet: bool, libraries: CapturedOutput, forecasts: bool = True) 
 
 
 @contextmanager
-def checking(*, quiet: bool) -> Iterator[Callable[[Checked], None]]:
-    """Give a listener that counts checked outputs."""
+def counting(text: str, *, quiet: bool) -> Iterator[Callable[[Checked], None]]:
+    """Give a listener that counts what is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=stderr(), transient=True, disable=quiet or not stderr().is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda event: bar.update(task, completed=event.done, total=event.total)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from featx.cli.rates import clock
-from featx.cli.streams import stdout
+from featx.cli.streams import stderr, stdout
 from featx.cli.tables import fit_of, levels_table, print_json, size_of
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from featx.engine.extract import Report
     from featx.engine.forecast import Forecast
 
-# Reasons of failures that are listed.
-REASONS = 5
+# Reasons of failures that are listed, and boxes that are not used.
+REASONS, FAULTS = 5, 100
 
 
 def forecast_lines(value: Forecast) -> list[str]:
@@ -61,10 +61,14 @@ def _memory(value: Forecast) -> str:
 
 def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Show the result of a run, or of a dry run."""
+    for line in _unused(value):
+        stderr().print(printable(line), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
         found = {"forecast": plain(value.forecast)} if dry_run else value.summary
-        print_json({**found, "output": str(value.output), "failures": failures})
+        faults = [{value.counted: each.line, "key": each.key, "reason": each.reason} for each in value.box_faults]
+        unused = {"box_faults": faults} if value.counted else {}
+        print_json({**found, "output": str(value.output), "failures": failures, **unused})
         return
     if quiet:
         return
@@ -83,24 +87,43 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     out.print(_counts(value, call), highlight=False, soft_wrap=True)
     for line in _reasons(value.failures):
         out.print(f"  {escape(printable(line))}", highlight=False, soft_wrap=True)
+    if value.box_faults:
+        out.print(f"[red]{count_of(len(value.box_faults), 'box', 'boxes')} not used[/]", highlight=False)
     size = f"{amount_of(value.summary['bytes'])} in " if "bytes" in value.summary else ""
     out.print(f"{size}{escape(str(value.output))}/", soft_wrap=True, highlight=False)
     if value.summary["counts"]["done"]:
         out.print(f"[dim]next:[/] {escape(_next(value))}", soft_wrap=True, highlight=False)
 
 
+def _unused(value: Report) -> list[str]:
+    """Say which boxes cannot be used, and why."""
+    lines = [
+        f"box not used: {value.counted} {fault.line}, {fault.key or 'no photo'}: {fault.reason}"
+        for fault in value.box_faults[:FAULTS]
+    ]
+    more = len(value.box_faults) - FAULTS
+    return [*lines, f"and {count_of(more, 'other box', 'other boxes')}; --json lists them all"] if more > 0 else lines
+
+
 def _print_run(out: Console, summary: dict[str, Any]) -> None:
     """Show what a new run holds, and what it was made with."""
-    if summary["levels"]:
-        out.print(levels_table([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
+    stored = {array["key"] for array in summary["arrays"]}
+    levels = [level for level in summary["levels"] if _key_of(level) in stored]
+    if levels:
+        out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
-        if not summary["levels"] or len(array["shape"]) != 3:
-            out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
+        if not levels or len(array["shape"]) != 3:
+            shape = " x ".join("n" if length is None else str(length) for length in array["shape"])
+            out.print(f"{array['key']} {shape} {array['dtype']}")
     weights = summary["weights"]
     if weights["kind"] != "random":
         part = f", {weights['part']}" if "part" in weights else ""
         out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
     out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+
+
+def _key_of(level: dict[str, Any]) -> str:
+    return f"{level.get('part') or 'level'}_{level['index']}"
 
 
 def _counts(value: Report, call: dict[str, Any]) -> str:

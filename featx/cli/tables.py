@@ -20,16 +20,21 @@ from featx.errors import FeatxError
 from featx.images import coverage
 from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable, spacing
-from featx.values import Input
+from featx.values import RANDOM_WEIGHTS, Input
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
+    from featx.explore.sampling import Sampled
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
+    from featx.images.annotations import Fault
 
 
 # Relative difference below which two strides are equal but for rounding.
 SAME_STRIDE = 1e-4
+
+# Rows of annotations without features that are listed.
+FAULTS = 20
 
 # How the tables describe where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
@@ -130,6 +135,37 @@ def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:
     """Say what was drawn."""
     if not as_json:
         stderr().print(f"wrote {escape(printable(str(output)))}, {images(len(value.found))}", soft_wrap=True)
+
+
+def sampled(value: Sampled, *, as_json: bool) -> None:
+    """Show what was written of boxes or points, and those that have no row."""
+    if as_json:
+        shapes = {name: list(shape) for name, shape in value.arrays.items()}
+        listed = [{"line": each.line, "key": each.key, "reason": each.reason} for each in value.faults]
+        print_json({"rows": value.rows, "output": str(value.output), "arrays": shapes, "faults": listed})
+        return
+    if value.weights == "random":
+        stderr().print(f"[yellow]{RANDOM_WEIGHTS}[/]")
+    faults(value.faults, value.counted)
+    out, size = stdout(), amount_of(value.output.stat().st_size)
+    for name, shape in value.arrays.items():
+        out.print(f"{name} {' x '.join(map(str, shape))} float32")
+    rows = count_of(value.rows, value.what, "boxes" if value.what == "box" else "")
+    where = escape(printable(str(value.output)))
+    out.print(f"[bold]{rows}[/] of {count_of(value.photos, 'photo')}, {size} in {where}", soft_wrap=True)
+
+
+def faults(found: Sequence[Fault], counted: str) -> None:
+    """List rows of annotations that cannot be used: the first of them, and how many there are."""
+    if not found:
+        return
+    table = _table(f">{counted}", "photo", "why it has no features")
+    for fault in found[:FAULTS]:
+        table.add_row(str(fault.line), escape(printable(fault.key)), escape(printable(fault.reason)))
+    out, more = stderr(), len(found) - FAULTS
+    out.print(table, soft_wrap=not out.is_terminal)
+    rest = f", {more} of them not shown; --json lists all" if more > 0 else ""
+    out.print(f"[red]{count_of(len(found), f'{counted}')} without features[/]{rest}")
 
 
 def verified(value: Verified, *, as_json: bool) -> None:

@@ -65,7 +65,7 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One of a run's outputs was checked: `done` of `total`."""
+    """One of a run's outputs, or photos, was looked at: `done` of `total`."""
 
     done: int
     total: int

@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from featx.engine import resources
+from featx.engine.boxes import Boxes
 from featx.engine.reducing import reductions_of
 from featx.engine.resources import Memory, Workers
 from featx.engine.room import Needs, Room, available
@@ -88,7 +91,14 @@ class Forecast:
     seen: float | None
 
 
-def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path, workers: Workers | None) -> Forecast:
+def foresee(
+    blueprint: Blueprint,
+    job: Job,
+    items: Sequence[Item],
+    output: Path,
+    workers: Workers | None,
+    boxes: Boxes | None = None,
+) -> Forecast:
     """Work out what a run will write, and how much memory it will take.
 
     Parameters
@@ -103,10 +113,13 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
         The run's folder, which need not exist.
     workers : Workers or None
         How the work is spread over a processor; None for a GPU.
+    boxes : Boxes or None
+        Those whose features are kept.
     """
     feed, memory = blueprint.description.input, resources.memory()
     sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
-    each = round(formats.bytes_of(job.format, stored_fields(blueprint, job, sizes.typical)) * sizes.share)
+    fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
+    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     return Forecast(
         input=feed,
@@ -125,12 +138,30 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
     )
 
 
-def stored_fields(blueprint: Blueprint, job: Job, size: tuple[int, int] | None = None) -> list[Field]:
-    """Return the arrays that are written of an image whose input is (height, width), with their types."""
+def stored_fields(
+    blueprint: Blueprint,
+    job: Job,
+    size: tuple[int, int] | None = None,
+    boxes: Boxes | None = None,
+    count: int = 0,
+) -> list[Field]:
+    """Return the arrays that are written, with their types, of a photo.
+
+    Parameters
+    ----------
+    blueprint, job : Blueprint, Job
+        The pyramid, and all options.
+    size : (int, int) or None
+        Height and width of its input; None where all have the same.
+    boxes : Boxes or None
+        Those whose features are kept.
+    count : int
+        How many the photo has.
+    """
     fields = list(blueprint.fields_at(size or blueprint.description.traced))
-    for reduction in reductions_of(job):
+    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
         fields = reduction.fields(fields)
-    return fields
+    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
 
 
 def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Path, workers: Workers | None) -> None:
@@ -287,7 +318,9 @@ def _savings(blueprint: Blueprint, job: Job, count: int) -> str:
 
 
 def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
-    """Yield options that write less, and the bytes of an output with them."""
+    """Yield options that write less, and the bytes of an output with them; boxes take little."""
+    if job.boxes:
+        return
     fields = stored_fields(blueprint, job)
     if job.dtype == "float32" and not all(field.is_vector for field in fields):
         halved = stored_fields(blueprint, replace(job, dtype="float16"))

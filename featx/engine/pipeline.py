@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
+import numpy as np
 import torch
 from msgspec import structs
 
@@ -27,6 +28,7 @@ from featx.engine.batching import Ready, by_size, in_order
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer, TooLargeError
 from featx.engine.isolation import Reader, ReadingThreads
+from featx.engine.reducing import Photo
 from featx.engine.resources import Workers
 from featx.engine.room import Need, Room
 from featx.engine.stages import Stage
@@ -35,7 +37,7 @@ from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
 from featx.text import amount_of
-from featx.values import Item, Outcome, Stat
+from featx.values import BOXES, Item, Outcome, Stat
 
 # File-system errors that concern a name, not the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -137,19 +139,20 @@ def run(
         computed = stage(ThreadPoolExecutor(workers.forwards), work.compute, batches, workers.forwards + 1)
         images = chain.from_iterable(computed)
         written = stage(ThreadPoolExecutor(workers.writers), work.write, images, workers.batch_size + 1)
-        yield from _commit_in_groups(work, written, max(writer.group, workers.batch_size), writer.seconds, stopped)
+        yield from _commit_in_groups(work, written, writer, max(writer.group, workers.batch_size), stopped)
 
 
 def _commit_in_groups(
-    work: Work, written: Stage[Written | Outcome], size: int, seconds: float, stopped: Callable[[], bool]
+    work: Work, written: Stage[Written | Outcome], writer: Writer, size: int, stopped: Callable[[], bool]
 ) -> Iterator[list[Outcome]]:
-    """Commit what is written once there are `size`, or after `seconds`, or when nothing more will come."""
+    """Commit what is written once there are `size`, or as the writer has it, or when nothing more will come."""
     group: list[Written | Outcome] = []
-    began = 0.0
+    began, held = 0.0, 0
     try:
         while True:
-            if len(group) >= size or (group and (stopped() or time.monotonic() - began >= seconds)):
-                finished, group = group, []
+            full = len(group) >= size or held > writer.room
+            if full or (group and (stopped() or time.monotonic() - began >= writer.seconds)):
+                finished, group, held = group, [], 0
                 yield from work.commit(finished)
             if not written.ready(LOOK_EVERY):
                 continue
@@ -158,6 +161,7 @@ def _commit_in_groups(
                 break
             began = began if group else time.monotonic()
             group.append(value)
+            held += value.stored.bytes if isinstance(value, Written) else 0
     except Exception:
         work.abandon(group)
         with suppress(OutputError):  # report what ended the run instead
@@ -238,13 +242,14 @@ class Work:
 
     def compute(self, batch: Batch) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
-        images = [image.pixels for image in batch.values if isinstance(image, Ready)]
+        images = [image for image in batch.values if isinstance(image, Ready)]
         if not images:
             return [outcome for outcome in batch.values if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
         try:
             with computer.at_work():
-                arrays = computer(computer.stack(images, self._batch_size))
+                pixels = computer.stack([image.pixels for image in images], self._batch_size)
+                arrays = computer(pixels, [Photo(image.item.key, image.frame) for image in images])
         except TooLargeError as error:
             if self._room is None:
                 raise
@@ -272,13 +277,13 @@ class Work:
             self._give_back(value.holds)
 
     def _write(self, value: Computed) -> Written | Outcome:
-        image, fields = value.image, self._computers[0].pyramid.fields
+        image, fields = value.image, self._computers[0].fields
         for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
                 error = f"{field.key} holds NaN or infinity{self._more_precise()}"
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         named = zip(fields, value.arrays.values, strict=True)
-        arrays = {field.key: values[value.position].numpy() for field, values in named}
+        arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
         if (size := sum(values.nbytes for values in arrays.values())) > self._writer.largest:
             error = f"its arrays take {amount_of(size)}, and a file holds {amount_of(self._writer.largest)}; {SMALLER}"
             return Outcome(image.item, image.stat, stage="write", error=error, messages=image.messages)
@@ -296,6 +301,7 @@ class Work:
             bytes=stored.bytes,
             sha256=stored.sha256,
             levels=self._sizes(arrays) if self._room else None,
+            boxes=len(arrays[BOXES]) if BOXES in arrays else None,
             messages=image.messages,
         )
         return Written(outcome, stored)

@@ -1,12 +1,10 @@
-# Frame: where an original image lies in the model's input, and back from a cell to the photo.
+# Frame: where an original image lies in the model's input, and back.
 """Geometry without pixels: pure functions and values, no torch."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 from msgspec.structs import replace
-
-from featx.values import Level, Spacing
 
 Pair = tuple[float, float]
 
@@ -70,17 +68,6 @@ class Frame(Struct, frozen=True, gc=False):
     def to_original(self, x: float, y: float) -> Pair:
         """Model-input pixel to original pixel."""
         return (x - self.offset[0]) / self.scale[0], (y - self.offset[1]) / self.scale[1]
-
-    def cell_centre(self, level: Level, row: int, column: int) -> Pair | None:
-        """Original pixel at the centre of what a cell of a level sees; None where the level's offset is unknown."""
-        if level.offset is None or level.stride is None:
-            return None
-        offset, stride = _vertical_horizontal(level.offset), _vertical_horizontal(level.stride)
-        return self.to_original(offset[1] + column * stride[1], offset[0] + row * stride[0])
-
-
-def _vertical_horizontal(value: Spacing) -> Pair:
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def _centre_shift(length: int, target: int) -> int:

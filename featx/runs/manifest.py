@@ -32,6 +32,7 @@ class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):
     bytes: int
     sha256: str
     levels: dict[str, tuple[int, int]] | None = None
+    boxes: int | None = None
     messages: str = ""
 
 
@@ -72,6 +73,8 @@ def encoded(outcome: Outcome) -> bytes:
     line.update((fact, getattr(outcome, fact)) for fact in facts)
     if outcome.levels:
         line["levels"] = outcome.levels
+    if outcome.boxes is not None:
+        line["boxes"] = outcome.boxes
     if outcome.messages:
         line["messages"] = outcome.messages
     return json.dumps(to_builtins(line), separators=(",", ":")).encode() + b"\n"

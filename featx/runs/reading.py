@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
+from numpy.typing import ArrayLike
 
+from featx.declaring import bins
 from featx.errors import FeatxError
+from featx.images import cells
 from featx.images.frame import Frame
-from featx.runs import formats, manifest
+from featx.runs import formats, manifest, places
 from featx.runs.formats import Array
 from featx.runs.layout import MANIFEST
 from featx.runs.manifest import Done, Line
+from featx.runs.places import Levels, Named
 from featx.runs.summary import require_summary
 from featx.values import EMBEDDING, Field, Level
 
@@ -45,6 +49,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
         The map that embeddings are made of, if the run has it.
     fields : tuple of Field
         All arrays of every image.
+    maps : tuple of Level
+        Those of the levels, and the final map, that are among them.
     failed : set of str
         Keys of the images that have no features because something was wrong with them.
     reader : featx.runs.formats.Reader
@@ -57,6 +63,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
         self.fields = convert(self.summary["arrays"], tuple[Field, ...])
+        kept = {field.key for field in self.fields if len(field.shape) == 3}
+        self.maps = tuple(level for level in (*self.levels, self.final) if level and level.key in kept)
         self.reader = self._reader()
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
@@ -107,6 +115,130 @@ class Run(Mapping[str, Mapping[str, Array]]):
             As `line` does.
         """
         return self.line(key).frame
+
+    def sizes(self, key: str) -> dict[str, tuple[int, int]]:
+        """Return the height and width of each of an image's maps, in cells, by the names of their arrays."""
+        return {name: (values.shape[1], values.shape[2]) for name, values in self._maps(key, self.maps).items()}
+
+    def cell_to_pixel(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
+        """Find the points of a photo at which cells of a level are centred.
+
+        Parameters
+        ----------
+        key : str
+            The photo.
+        level : int, str or Level
+            The level: its index, the name of its array (``level_2``), or itself.
+        row, column : array_like
+            Cells, of shapes that numpy broadcasts; fractions lie between cells.
+
+        Returns
+        -------
+        x, y : array
+            Points in pixels of the photo as a viewer shows it, pixel centres at integers: a photo of width `w` spans
+            -0.5 … w - 0.5. Cells on bars give points outside of it.
+
+        Raises
+        ------
+        KeyError
+            If the image has no features.
+        FeatxError
+            If the run lacks that map, or its level's offset or stride is unknown.
+        """
+        return cells.to_pixel(self.frame(key), self._map(level), row, column)
+
+    def pixel_to_cell(self, key: str, level: Named, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+        """Find the cells of a level at points of a photo: row and column, the inverse of `cell_to_pixel`.
+
+        Both are fractions, `i` at the centre of cell `i`: round them to get the cell. It lies outside the map where the
+        model did not see the point.
+        """
+        return cells.to_cell(self.frame(key), self._map(level), x, y)
+
+    def cell_box(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array, Array, Array]:
+        """Find the boxes of a photo that cells of a level stand for: one stride wide and high, not cut to the photo.
+
+        Returns
+        -------
+        x1, y1, x2, y2 : array
+            Edges in pixels of the photo, as in COCO: a photo of width `w` spans 0 … w; an edge is its point plus 0.5.
+        """
+        return cells.box_of(self.frame(key), self._map(level), row, column)
+
+    def valid(self, key: str, level: Named) -> tuple[slice, slice]:
+        """Find the rows and columns of a level whose cells are centred on the photo, and not on bars."""
+        found = self._map(level)
+        return cells.valid(self.frame(key), found, *self.sizes(key)[found.key])
+
+    def sample(self, key: str, points: ArrayLike, levels: Levels = None) -> dict[str, Array]:
+        """Read features at points of a photo, bilinearly between cells.
+
+        Parameters
+        ----------
+        key : str
+            The photo.
+        points : array_like
+            (P, 2): x, y in pixels of the photo as a viewer shows it, pixel centres at integers.
+        levels : int, str or Level, or a sequence of them, or None
+            The maps; None takes all.
+
+        Returns
+        -------
+        dict of str to array
+            Name of the array to (P, C) float32; NaN where a point lies outside what the model saw of the photo.
+
+        Raises
+        ------
+        KeyError
+            If the image has no features.
+        FeatxError
+            If the run lacks a map, a level's offset or stride is unknown, or the maps are damaged.
+        """
+        chosen = places.chosen(self.maps, levels)
+        return places.sample(self._maps(key, chosen), self.frame(key), chosen, points)
+
+    def regions(
+        self, key: str, boxes: ArrayLike, levels: Levels = None, size: int | tuple[int, int] = (1, 1)
+    ) -> dict[str, Array]:
+        """Average features in boxes of a photo, by ``torchvision.ops.roi_align`` (aligned).
+
+        A box that reaches beyond what the model saw of the photo is cut to it. Its numbers do not depend on the others.
+
+        Parameters
+        ----------
+        key : str
+            The photo.
+        boxes : array_like
+            (B, 4): x1, y1, x2, y2, edges in pixels of the photo as a viewer shows it: a photo of width `w` spans 0 … w.
+        levels : int, str or Level, or a sequence of them, or None
+            The maps; None takes all.
+        size : int or (int, int)
+            Height and width of the result; 1 gives a box one vector.
+
+        Returns
+        -------
+        dict of str to array
+            Name of the array to (B, C, h, w) float32; NaN for a box that lies outside what the model saw, has no area,
+            or is not finite.
+
+        Raises
+        ------
+        KeyError, FeatxError
+            As `sample` does.
+        """
+        shape, chosen = bins("size", size), places.chosen(self.maps, levels)
+        return places.regions(self._maps(key, chosen), self.frame(key), chosen, boxes, shape)
+
+    def _map(self, level: Named) -> Level:
+        return places.chosen(self.maps, level)[0]
+
+    def _maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
+        output = self._outputs[key]
+        try:
+            arrays = self.reader.read(key, output)
+            return {level.key: arrays[level.key] for level in levels}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise FeatxError(f"The maps of {key} are missing or damaged: {error}", REPAIR) from error
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from featx.images.frame import Frame
-from featx.values import Level, plain
+from featx.values import plain
 
 sizes = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 points = st.tuples(st.floats(-0.5, 3000), st.floats(-0.5, 3000))
@@ -55,16 +55,3 @@ def test_centring_moves_pixels_as_torchvision_does(original, cropped):
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         x, y = frame.to_original(column, row)
         assert (x + 1, y + 1) == tuple(moved[row, column, :2])
-
-
-def test_the_centre_of_a_cell_is_found_in_the_photo():
-    # A 500 x 400 photo, halved and centred in 160 x 160; cell (row 2, column 3) of a level of 16 x 16 patches.
-    frame = Frame.of((500, 400)).resized((250, 200)).centred((160, 160))
-    level = Level(0, "blocks.0", 8, 16, 7.5, 10, 10)
-    assert frame.cell_centre(level, 2, 3) == ((7.5 + 48 + 45 + 0.5) * 2 - 0.5, (7.5 + 32 + 20 + 0.5) * 2 - 0.5)
-    assert frame.cell_centre(Level(0, "blocks.0", 8, 16, None, 10, 10), 2, 3) is None
-
-
-def test_cells_that_are_not_square_have_two_spacings():
-    level = Level(0, "m", 8, (8, 4), (3.5, 1.5), 10, 10)
-    assert Frame.of((80, 80)).cell_centre(level, 1, 2) == (9.5, 11.5)

@@ -1,0 +1,97 @@
+# Features of boxes and at points: torchvision's roi_align, and bilinear samples, of a map in cells.
+"""Reading a map between its cells. Only `regions` needs torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from featx.images.cells import SAME, Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def regions(values: Tensor, boxes: ArrayLike, size: tuple[int, int] = (1, 1)) -> Tensor:
+    """Average a map in boxes, by ``torchvision.ops.roi_align`` (aligned, as many samples as a box has cells).
+
+    Beyond the map its border cells are continued, so that no zeros are averaged. Each box is computed by itself:
+    its numbers do not depend on the others.
+
+    Parameters
+    ----------
+    values : Tensor
+        (C, H, W), of any floating type, on any device; float16 is computed in float32.
+    boxes : array_like
+        (B, 4): edges in cells, cell `i` spanning i … i + 1; see `featx.images.cells.boxes_in_cells` and `cut`.
+    size : tuple of int
+        Height and width of the result, in bins.
+
+    Returns
+    -------
+    Tensor
+        (B, C, h, w) float32, on the same device; NaN for boxes that are NaN.
+    """
+    import torch
+    from torch.nn.functional import pad
+    from torchvision.ops import roi_align
+
+    edges = np.asarray(boxes, np.float64).reshape(-1, 4)
+    height, width = values.shape[-2:]
+    # roi_align continues a map by one cell, and has zeros beyond; a network that does not pad its input needs more.
+    beyond = np.max([-0.5 - edges[:, 0], -0.5 - edges[:, 1], edges[:, 2] - width - 0.5, edges[:, 3] - height - 0.5], 0)
+    margins = np.ceil(np.maximum(beyond, 0))
+    found = torch.full((len(edges), len(values), *size), torch.nan, device=values.device)
+    for margin in np.unique(margins[np.isfinite(margins)]).astype(int).tolist():
+        chosen = torch.from_numpy(margins == margin).to(values.device)
+        inside = torch.from_numpy(edges[margins == margin] + margin).to(values.device, torch.float32)
+        image = values[None].float()
+        image = pad(image, [margin] * 4, "replicate") if margin else image
+        found[chosen] = roi_align(image, [inside], size, aligned=True)
+    return found
+
+
+def sample(values: Array, row: ArrayLike, column: ArrayLike) -> Array:
+    """Read a map between its cells, bilinearly; beyond the map its border cells are continued.
+
+    Parameters
+    ----------
+    values : array
+        (C, H, W); of a memory map, only the cells around the points are read.
+    row, column : array_like
+        (P,): cells, as `featx.images.cells.to_cell` gives them.
+
+    Returns
+    -------
+    array
+        (P, C) float32: bit for bit the cell's own numbers at its centre; NaN where row or column is NaN.
+    """
+    top, bottom, down = _around(row, values.shape[1])
+    left, right, across = _around(column, values.shape[2])
+    upper = _between(_cells(values, top, left), _cells(values, top, right), across)
+    lower = _between(_cells(values, bottom, left), _cells(values, bottom, right), across)
+    found = _between(upper, lower, down)
+    found[np.isnan(down) | np.isnan(across)] = np.nan
+    return found.astype(np.float32)
+
+
+def _around(position: ArrayLike, length: int) -> tuple[Array, Array, Array]:
+    """Return the cells before and after positions, and how far each is from the first to the second."""
+    place = np.clip(np.asarray(position, np.float64), 0, length - 1)
+    whole = np.rint(place)
+    place = np.where(abs(place - whole) < SAME, whole, place)
+    before = np.floor(np.nan_to_num(place)).astype(int)
+    return before, np.minimum(before + 1, length - 1), place - before
+
+
+def _cells(values: Array, row: Array, column: Array) -> Array:
+    return values[:, row, column].T.astype(np.float64)
+
+
+def _between(first: Array, second: Array, share: Array) -> Array:
+    """Interpolate; where the share is 0 the first stays as it is, the sign of its zeros too."""
+    share = share[:, None]
+    found: Array = np.where(share == 0, first, first + (second - first) * share)
+    return found
