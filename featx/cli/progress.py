@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from featx.cli.descriptions import CONFIGURATIONS, size_of
 from featx.cli.rates import Rates
 from featx.cli.reports import forecast_lines
 from featx.cli.streams import interject, stderr
-from featx.cli.tables import CONFIGURATIONS, size_of
 from featx.engine.events import Checked, Event, Foreseen, Listener, Phase, Planned
 from featx.text import count_of, images, printable
 from featx.values import Note, Outcome, SearchListener, Surveyed

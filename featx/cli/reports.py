@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from featx.cli.descriptions import fit_of, levels_table, size_of
 from featx.cli.rates import clock
 from featx.cli.streams import stderr, stdout
-from featx.cli.tables import fit_of, levels_table, print_json, size_of
+from featx.cli.tables import print_json
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
 
