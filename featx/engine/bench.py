@@ -22,9 +22,9 @@ from featx.command_options import BenchOptions
 from featx.engine import checks, isolation, pipeline, resources
 from featx.engine.batching import Ready, by_size, in_order
 from featx.engine.computing import Computer
-from featx.engine.pipeline import Batch
 from featx.engine.resources import Workers
 from featx.engine.room import Room
+from featx.engine.work import Batch, Computed, Work
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import choose_devices, load
@@ -119,7 +119,7 @@ def _rounds(
     """
     fields = computers[0].fields
     alone, whole = scratch / "alone", scratch / "run"
-    work = pipeline.Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
+    work = Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
     ready: list[Ready | Outcome] = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
         raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
@@ -131,7 +131,7 @@ def _rounds(
     middle = sorted(batches, key=_pixels)[len(batches) // 2]
     for _ in range(rounds):
         writer = _writer(fields, _emptied(alone))
-        work = pipeline.Work(computers, writer, workers.batch_size, reader)
+        work = Work(computers, writer, workers.batch_size, reader)
         _time(seconds["read"], workers.readers, work.prepare, items)
         _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
         computed = _renamed(work.compute(middle), items)
@@ -165,7 +165,7 @@ def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], va
     return results
 
 
-def _compute(work: pipeline.Work, batch: Batch) -> int:
+def _compute(work: Work, batch: Batch) -> int:
     """Run a batch, and keep nothing of it."""
     return len(work.compute(batch))
 
@@ -175,7 +175,7 @@ def _pixels(batch: Batch) -> int:
     return next(value.pixels.numel() for value in batch.values if isinstance(value, Ready))
 
 
-def _commit(work: pipeline.Work, group: Sequence[Any]) -> int:
+def _commit(work: Work, group: Sequence[Any]) -> int:
     """Commit a group of outputs."""
     return sum(map(len, work.commit(group)))
 
@@ -184,7 +184,7 @@ def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:
+def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[Computed]:
     """Return the same maps for every item, each for its own file."""
     maps = _repeated(computed, len(items))
     return [replace(value, image=replace(value.image, item=item)) for value, item in zip(maps, items, strict=True)]

@@ -62,7 +62,7 @@ class Execution:
 
 def execute(items: list[Item], execution: Execution, recorder: Recorder, listener: Listener) -> list[Outcome]:
     """Have the pipeline process the items, and record the outcome of each; returns those that failed."""
-    from featx.engine import pipeline
+    from featx.engine.work import stat_within
 
     left = {item.key: item for item in items}
     failures = []
@@ -86,7 +86,7 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
                     enter(group)
         except StuckError as stuck:
             if stuck.item.key in left:
-                enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
+                enter([Outcome(stuck.item, stat_within(stuck.item.path), stage="decode", error=str(stuck))])
             listener(Note("An image hung: images are now decoded in separate processes"))
             execution.reader.give_up()
     if left:

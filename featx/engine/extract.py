@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from featx.declaring import keywords
 from featx.engine.checks import completed
-from featx.engine.events import Foreseen, Listener, Phase, Planned
+from featx.engine.events import Listener, Phase, Planned
 from featx.engine.execution import Execution, execute, recording
 from featx.engine.notes import of_plan, remarks, surprises
-from featx.engine.resources import machine, use_backend, workers_on_cpu
-from featx.engine.setting import Loaded, Setting, continued, may_do_again, set_up, unchosen
+from featx.engine.resources import machine, use_backend
+from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
@@ -147,7 +147,10 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
             return _nothing_to_do(before, output, plan, boxes, listener)
         earlier = continued(job, output, before)
-        loaded, forecast = _load(job, items, output, plan, earlier, boxes, listener)
+        listener(Phase("loading torch and timm"))
+        from featx.engine.loading import load  # which takes seconds, and a wrong path should not cost them
+
+        loaded, forecast = load(job, items, output, plan, earlier, boxes, listener)
         if loaded is None:
             return Report(before or {}, output, 0, 0, plan.failures, forecast, *_faults(boxes, output))
         if held is None:
@@ -215,15 +218,10 @@ def _work(
 
 
 def _room(setting: Setting) -> Room | None:
-    """Measure the memory that photos of any size share; None where all have one size."""
-    from featx.engine.room import Needs, Room, available
+    """Measure the memory that photos share; None where all have one size."""
+    from featx.engine.room import shared
 
-    if setting.job.fit != "native":
-        return None
-    if setting.job.force:
-        return Room()
-    on_cpu = setting.computers[0].pyramid.device.type == "cpu"
-    return Room(Needs(setting.blueprint, setting.workers.batch_size, on_cpu=on_cpu), available())
+    return shared(setting.job, setting.blueprint, setting.workers.batch_size, setting.computers[0].pyramid.device)
 
 
 def _nothing_to_do(
@@ -270,45 +268,6 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
     for text in remarks(found, job):
         listener(Note(text))
     return found.items, output
-
-
-def _load(
-    job: Job,
-    items: list[Item],
-    output: Path,
-    plan: Plan,
-    earlier: dict[str, Any] | None,
-    boxes: Boxes | None,
-    listener: Listener,
-) -> tuple[Loaded | None, Forecast]:
-    """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
-    listener(Phase("loading torch and timm"))
-    # These imports take seconds, which a wrong path should not cost.
-    from featx.engine.boxes import require_places
-    from featx.engine.forecast import foresee, require_room, stored_fields, tight
-    from featx.engine.hardware import slow_precision
-    from featx.models.pyramid import build, choose_devices, draw_up
-
-    devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
-    listener(Phase(f"looking into {job.model}"))
-    blueprint = draw_up(job.request)
-    if boxes is not None:
-        require_places(blueprint.description.levels)
-    formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
-    again = may_do_again(job, earlier, plan)
-    to_compute = items if again else plan.to_do
-    recipe = earlier["recipe"] if earlier and not again else {}
-    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
-    forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
-    listener(Foreseen(forecast))
-    if to_compute and not job.dry_run:
-        require_room(forecast, blueprint, job, output, workers)
-    for text in (*tight(forecast), *slow_precision(job, devices[0])):
-        listener(Note(text))
-    if job.dry_run:
-        return None, forecast
-    listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
-    return Loaded(blueprint, [build(blueprint, device) for device in devices]), forecast
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:

@@ -1,49 +1,27 @@
-# The forecast of a run: what it will write, how much memory it takes, and whether there is room for both.
+# The forecast of a run: what it will write, and how much memory it takes.
 """What is known about a run before its weights are loaded."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from msgspec import structs
 
 from featx.engine import resources
 from featx.engine.boxes import Boxes
-from featx.engine.reducing import reductions_of
-from featx.engine.resources import Memory, Workers
-from featx.engine.room import Needs, Room, available
+from featx.engine.measures import pass_memory, peak, stored_fields
+from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
-from featx.errors import FeatxError, ModelError, OutputError
 from featx.images import coverage, headers
-from featx.models import catalogue
-from featx.models.pyramid import Blueprint, draw_up
+from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
-from featx.text import amount_of, images
-from featx.values import Field, Input, Item
+from featx.text import amount_of
+from featx.values import Input, Item
 
 # Photos that are looked at where each has its own size.
 MANY = 256
-
-# Bytes of a manifest line, and of a disk block: every file takes whole blocks.
-LINE, BLOCK = 700, 4096
-
-# Batches whose arrays wait to be written while others are computed.
-WAITING = 2
-
-# Bytes that the process takes for threads, decoders, and allocations too small to be returned to the system.
-FIXED = 200_000_000
-
-# A forecast of memory is never too low, and too high by up to this factor; a run is refused only beyond it.
-MARGIN = 1.25
-
-# In the search for a size that fits, sides are multiples of the first; it ends within one part in the second.
-SIDE, PRECISION = 32, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +106,7 @@ def foresee(
         bytes=each * len(items),
         free=_free(output),
         pass_memory=one,
-        memory=_peak(blueprint, job, one, workers, memory, sizes.largest) if one and workers else None,
+        memory=peak(blueprint, job, one, workers, memory, sizes.largest) if one and workers else None,
         available_memory=None if memory.left is None else memory.used + memory.left,
         batch_size=workers.batch_size if workers else None,
         forwards=workers.forwards if workers else None,
@@ -136,103 +114,6 @@ def foresee(
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
     )
-
-
-def stored_fields(
-    blueprint: Blueprint,
-    job: Job,
-    size: tuple[int, int] | None = None,
-    boxes: Boxes | None = None,
-    count: int = 0,
-) -> list[Field]:
-    """Return the arrays that are written, with their types, of a photo.
-
-    Parameters
-    ----------
-    blueprint, job : Blueprint, Job
-        The pyramid, and all options.
-    size : (int, int) or None
-        Height and width of its input; None where all have the same.
-    boxes : Boxes or None
-        Those whose features are kept.
-    count : int
-        How many the photo has.
-    """
-    fields = list(blueprint.fields_at(size or blueprint.description.traced))
-    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
-        fields = reduction.fields(fields)
-    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
-
-
-def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Path, workers: Workers | None) -> None:
-    """Refuse a run that cannot fit into memory or onto the disk.
-
-    Raises
-    ------
-    ModelError
-        If it does not fit into memory; the error names both figures, and what would fit.
-    OutputError
-        If its output exceeds the free space; the error names both figures, and what would save how much.
-    """
-    if job.force:
-        return
-    needed, there = forecast.memory, forecast.available_memory
-    if workers and blueprint.description.input.height is None:
-        _require_room_for_photo(forecast, blueprint, workers)
-    elif workers and needed and there is not None and needed > there * MARGIN:
-        raise ModelError(
-            f"{blueprint.description.name} at {_size(blueprint)} takes about {amount_of(needed)} of memory, and "
-            f"{amount_of(there)} are available",
-            f"{_smaller(blueprint, job, workers, there)}; --force tries it all the same",
-        )
-    on_disk = _on_disk(job.format, forecast.bytes_per_image) * forecast.images
-    if forecast.free is not None and on_disk > forecast.free:
-        raise OutputError(
-            f"The features of {images(forecast.images)} take {amount_of(on_disk)}, and {amount_of(forecast.free)} are "
-            f"free for {output}",
-            f"{_savings(blueprint, job, forecast.images)}; --force begins all the same",
-        )
-
-
-def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers) -> None:
-    """Refuse a run whose typical photo, at its own size, does not fit into memory by itself."""
-    if forecast.photo is None or forecast.available_memory is None:
-        return
-    name, (width, height) = blueprint.description.name, forecast.photo
-    room = Room(Needs(blueprint, workers.batch_size, on_cpu=True), available())
-    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)]).typical):
-        raise ModelError(f"{name} cannot take a photo of {width} x {height} pixels: {refusal}", "--force tries it")
-
-
-def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:
-    """Bytes of a forward pass: the network's maps, and the batch as uint8 and twice as float32."""
-    height, width = size or blueprint.description.traced
-    found = blueprint.footprint(workers.batch_size, (height, width))
-    return None if found is None else found.memory + workers.batch_size * height * width * 3 * (1 + 4 + 4)
-
-
-def _peak(
-    blueprint: Blueprint,
-    job: Job,
-    one: int,
-    workers: Workers,
-    memory: Memory,
-    size: tuple[int, int] | None = None,
-) -> int:
-    """Peak bytes of the process: weights, concurrent passes, images read ahead, and arrays waiting to be written.
-
-    A pass that ends holds, on average, half of its arrays in addition to what it held before. Photos at their own size
-    wait until there is room for them.
-    """
-    height, width = size or blueprint.description.traced
-    weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
-    arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
-    ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
-    passes = workers.forwards * (one + arrays // 2)
-    peak = memory.used + FIXED + weights + passes + WAITING * arrays + ahead
-    if blueprint.description.input.height is None and memory.left is not None and not job.force:
-        return min(peak, memory.used + memory.left)
-    return peak
 
 
 def tight(forecast: Forecast) -> list[str]:
@@ -252,99 +133,3 @@ def _free(output: Path) -> int | None:
         except OSError:
             continue
     return None
-
-
-def _on_disk(name: str, size: int) -> int:
-    """Return the bytes that one output takes on the disk, its line included."""
-    return (size if formats.vectors_only(name) else -(-size // BLOCK) * BLOCK) + LINE
-
-
-def _smaller(blueprint: Blueprint, job: Job, workers: Workers, available: int) -> str:
-    """Say what would fit: one image at a time, or the nearest size."""
-    said = []
-    single = replace(workers, batch_size=1, forwards=1)
-    if workers != single and (needed := _memory(blueprint, job, single)) and needed <= available:
-        said.append(f"--batch-size 1 --workers 1 takes {amount_of(needed)}")
-    if (fitting := _largest_size(blueprint, job, workers, available)) is not None:
-        said.append(f"the largest size that fits is --image-size {fitting}")
-    text = ", and ".join(said) or "use a smaller model"
-    return text[0].upper() + text[1:]
-
-
-def _memory(blueprint: Blueprint, job: Job, workers: Workers) -> int | None:
-    one = pass_memory(blueprint, workers)
-    return one and _peak(blueprint, job, one, workers, resources.memory())
-
-
-def _largest_size(blueprint: Blueprint, job: Job, workers: Workers, available: int) -> str | None:
-    """Find the largest size of the same shape that fits, to within a twentieth."""
-    own, step = blueprint.description.traced, _step(blueprint)
-    longer = max(own)
-    fits, too_large, found = 0, longer // step + 1, ""
-    while too_large - fits > max(1, fits // PRECISION):
-        tried = (fits + too_large) // 2
-        height, width = (max(1, tried * side // longer) * step for side in own)
-        if _fits(blueprint, job, workers, (height, width), available):
-            fits, found = tried, f"{height}" if height == width else f"{height}x{width}"
-        else:
-            too_large = tried
-    return found or None
-
-
-def _step(blueprint: Blueprint) -> int:
-    """Return the step of the input sides to try."""
-    models = catalogue.read()
-    known = models.entries.get(blueprint.description.architecture) if models else None
-    multiple = ((known or {}).get("sizes") or {}).get("multiple", 1)
-    return math.lcm(multiple, SIDE) if multiple <= SIDE else int(multiple)
-
-
-def _fits(blueprint: Blueprint, job: Job, workers: Workers, size: tuple[int, int], available: int) -> bool:
-    try:
-        smaller = draw_up(replace(blueprint.request, image_size=size, test_size=False))
-    except FeatxError:  # the network does not take this size
-        return False
-    needed = _memory(smaller, job, workers)
-    return needed is not None and needed <= available
-
-
-def _savings(blueprint: Blueprint, job: Job, count: int) -> str:
-    """Say what other options would write."""
-    said = [
-        f"{options} writes {amount_of(_on_disk(job.format, size) * count)}"
-        for options, size in _alternatives(blueprint, job)
-    ]
-    return ", ".join(said) or "Free some space, or choose another folder with --output"
-
-
-def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
-    """Yield options that write less, and the bytes of an output with them; boxes take little."""
-    if job.boxes:
-        return
-    fields = stored_fields(blueprint, job)
-    if job.dtype == "float32" and not all(field.is_vector for field in fields):
-        halved = stored_fields(blueprint, replace(job, dtype="float16"))
-        yield "--dtype float16", formats.bytes_of(job.format, halved)
-    levels = blueprint.description.levels
-    strides = sorted({level.stride for level in levels if isinstance(level.stride, int | float)})
-    if len(strides) > 2 and job.maps and job.part != "all":
-        coarse = strides[len(strides) // 2 :]
-        finer = {level.key for level in levels if level.stride not in coarse}
-        fewer = [field for field in fields if field.key.removesuffix("_prefix") not in finer]
-        yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
-    if job.maps or job.final:
-        try:
-            vector = draw_up(_only_embedding(blueprint.request))
-        except FeatxError:  # it has none
-            return
-        yield "--no-maps --embedding", formats.bytes_of(job.format, stored_fields(vector, job))
-
-
-def _only_embedding(request: Any) -> Any:
-    chosen = {"out_indices": None, "strides": None, "norm": False, "prefix_tokens": False, "final": False}
-    return replace(request, **chosen, maps=False, embedding=True)
-
-
-def _size(blueprint: Blueprint) -> str:
-    height, width = blueprint.description.traced
-    return f"{height} x {width}"

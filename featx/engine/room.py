@@ -16,7 +16,10 @@ from featx.images.native import filled_up
 from featx.text import amount_of
 
 if TYPE_CHECKING:
+    import torch
+
     from featx.models.pyramid import Blueprint
+    from featx.requests import Job
 
 # Sides are rounded up by at most one part in so many.
 FINENESS = 8
@@ -139,6 +142,13 @@ class Room:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device) -> Room | None:
+    """Return the memory that a run's photos share if each has its own size; None where all have one."""
+    if job.fit != "native":
+        return None
+    return Room() if job.force else Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), available())
 
 
 def available() -> int | None:

@@ -142,7 +142,7 @@ def test_a_photo_that_does_not_fit_into_memory_fails_alone(tmp_path, monkeypatch
 
 def test_a_run_whose_typical_photo_does_not_fit_is_refused(tmp_path, monkeypatch):
     natural_image(0, 2000, 1500).save(tmp_path / "large.png")
-    monkeypatch.setattr("featx.engine.forecast.available", lambda: 60_000_000)
+    monkeypatch.setattr("featx.engine.remedies.available", lambda: 60_000_000)
     with pytest.raises(ModelError, match=r"test_resnet cannot take a photo of 2000 x 1500 pixels: .* --max-side \d+"):
         native(tmp_path / "large.png", tmp_path / "out")
     assert not (tmp_path / "out").exists()
