@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_done_in_parts(pyramid, batch, short_of_memory):
     computer = Computer(pyramid, [StoredType("float32")], 8, told.append)
     maps = computer(batch)
     assert short_of_memory == [5, 4, 2, 2, 1]
-    assert computer.largest == 2
+    assert computer.smallest == 2
     assert [text.partition(": ")[2] for text in told] == [
         "passes of 4 images, not 8",
         "passes of 2 images, not 4",
