@@ -200,7 +200,7 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
@@ -334,15 +334,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    ModelOptions,
-    ImageOptions,
-    KeepOptions,
-    BoxOptions,
-    StoreOptions,
-    OutputOptions,
-    NetworkOptions,
-    RunOptions,
-    Limits,
+    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(NetworkOptions, RunOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.
