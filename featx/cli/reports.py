@@ -7,13 +7,14 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
 from rich.console import Console
 from rich.markup import escape
 
 from featx.cli.descriptions import fit_of, levels_table, size_of
 from featx.cli.rates import clock
-from featx.cli.streams import stderr, stdout
-from featx.cli.tables import print_json
+from featx.cli.streams import stdout
+from featx.cli.tables import faults, print_json
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from featx.engine.extract import Report
     from featx.engine.forecast import Forecast
 
-# Reasons of failures that are listed, and boxes that are not used.
-REASONS, FAULTS = 5, 100
+# Reasons of failures that are listed.
+REASONS = 5
 
 
 def forecast_lines(value: Forecast) -> list[str]:
@@ -62,15 +63,13 @@ def _memory(value: Forecast) -> str:
 
 def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Show the result of a run, or of a dry run."""
-    for line in _unused(value):
-        stderr().print(printable(line), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
         found = {"forecast": plain(value.forecast)} if dry_run else value.summary
-        faults = [{value.counted: each.line, "key": each.key, "reason": each.reason} for each in value.box_faults]
-        unused = {"box_faults": faults} if value.counted else {}
+        unused = {"box_faults": to_builtins(value.box_faults)} if value.counted else {}
         print_json({**found, "output": str(value.output), "failures": failures, **unused})
         return
+    faults(value.box_faults, value.counted)
     if quiet:
         return
     out = stdout()
@@ -88,22 +87,10 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     out.print(_counts(value, call), highlight=False, soft_wrap=True)
     for line in _reasons(value.failures):
         out.print(f"  {escape(printable(line))}", highlight=False, soft_wrap=True)
-    if value.box_faults:
-        out.print(f"[red]{count_of(len(value.box_faults), 'box', 'boxes')} not used[/]", highlight=False)
     size = f"{amount_of(value.summary['bytes'])} in " if "bytes" in value.summary else ""
     out.print(f"{size}{escape(str(value.output))}/", soft_wrap=True, highlight=False)
     if value.summary["counts"]["done"]:
         out.print(f"[dim]next:[/] {escape(_next(value))}", soft_wrap=True, highlight=False)
-
-
-def _unused(value: Report) -> list[str]:
-    """Say which boxes cannot be used, and why."""
-    lines = [
-        f"box not used: {value.counted} {fault.line}, {fault.key or 'no photo'}: {fault.reason}"
-        for fault in value.box_faults[:FAULTS]
-    ]
-    more = len(value.box_faults) - FAULTS
-    return [*lines, f"and {count_of(more, 'other box', 'other boxes')}; --json lists them all"] if more > 0 else lines
 
 
 def _print_run(out: Console, summary: dict[str, Any]) -> None:

@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.errors import ModelError, UsageError
+from featx.errors import UsageError
 from featx.images.annotations import Annotations, Fault, Mark, matched, read_boxes, usable
-from featx.images.cells import cut
+from featx.images.cells import share_seen
 from featx.images.frame import Frame
 from featx.runs import manifest
 from featx.runs.formats import Array
 from featx.runs.manifest import Done
-from featx.values import BOXES, Field, Item, Level
+from featx.values import BOXES, Field, Item
 
 # The arrays beside the features: edges, id and label as they were given, and the share that the model saw.
 FIELDS = (
@@ -116,29 +116,8 @@ def _unusable(path: Path, found: Annotations, items: Sequence[Item]) -> UsageErr
     )
 
 
-def require_places(levels: Iterable[Level]) -> None:
-    """Refuse levels whose cells cannot be found in a photo.
-
-    Raises
-    ------
-    ModelError
-        Naming one, if there are any.
-    """
-    for level in levels:
-        if level.offset is None or level.stride is None:
-            raise ModelError(
-                f"--boxes needs to know where the cells of {level.key} lie in a photo, which featx cannot tell",
-                "Choose other levels with --out-indices",
-            )
-
-
 def arrays_of(marks: Sequence[Mark], frame: Frame) -> list[Array]:
     """Return the arrays of `FIELDS` for a photo's usable boxes."""
     edges = np.array([mark.place for mark in marks], np.float64).reshape(-1, 4)
     texts = ([getattr(mark, name) for mark in marks] for name in ("id", "label"))
-    seen = _area(cut(frame, edges)) / _area(edges)
-    return [edges, *(np.array(text, np.str_) for text in texts), seen.astype(np.float32)]
-
-
-def _area(boxes: Array) -> Any:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return [edges, *(np.array(text, np.str_) for text in texts), share_seen(frame, edges).astype(np.float32)]

@@ -128,8 +128,9 @@ class Computer:
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
             if self._halved.get(size, self.largest) == part:
                 self._halved[size] = -(-part // 2)
-                halved = f"passes of {self._halved[size]} images of {size[0]} x {size[1]}, not {part}"
-                self.on_note(f"{self.pyramid.device} ran out of memory: {halved}")
+                which = f" of {size[1]} x {size[0]} pixels" if self.pyramid.input.height is None else ""
+                passes = f"passes of {self._halved[size]} images{which}, not {part}"
+                self.on_note(f"{self.pyramid.device} ran out of memory: {passes}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
 

@@ -22,7 +22,8 @@ from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.options import GROUPS, folder_name
+from featx.naming import folder_name
+from featx.options import GROUPS
 from featx.requests import Job
 from featx.runs import formats, layout, lock
 from featx.runs.garbage import ANY_VECTOR, collect_garbage

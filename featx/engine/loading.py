@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from featx.engine.boxes import Boxes, require_places
+from featx.engine.boxes import Boxes
 from featx.engine.events import Foreseen, Listener, Phase
 from featx.engine.forecast import Forecast, foresee, tight
 from featx.engine.hardware import slow_precision
@@ -14,6 +14,7 @@ from featx.engine.measures import stored_fields
 from featx.engine.remedies import require_room
 from featx.engine.resources import workers_on_cpu
 from featx.engine.setting import Loaded, may_do_again
+from featx.images.cells import spacing_of
 from featx.models.pyramid import build, choose_devices, draw_up
 from featx.requests import Job
 from featx.runs import formats
@@ -40,8 +41,8 @@ def load(
     devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
     listener(Phase(f"looking into {job.model}"))
     blueprint = draw_up(job.request)
-    if boxes is not None:
-        require_places(blueprint.description.levels)
+    for level in blueprint.description.levels if boxes else ():
+        spacing_of(level)  # which cells of a box need
     formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do

@@ -159,6 +159,8 @@ def of_coco(path: str | PathLike[str], data: bytes) -> tuple[Iterator[Row], dict
     names: dict[str, str | None] = {}  # None where several photos have one id
     sizes: dict[str, tuple[int, int]] = {}
     for image in _records(coco.images, _Image):
+        if image.id is None:
+            continue
         name, image_id = to_text(str(image.file_name or "")), str(image.id)
         names[image_id] = name if names.get(image_id, name) == name else None
         if all(isinstance(side, int) and side > 0 for side in (image.width, image.height)):

@@ -117,11 +117,13 @@ def _collected(rows: Iterable[Row], found: Annotations) -> Annotations:
     """Collect rows by photo; one without a place, or with the id of another in its photo, is a fault."""
     ids: dict[str, dict[str, int]] = {}
     for line, name, place, mark, label in rows:
-        first = ids.setdefault(name, {}).setdefault(mark, line) if mark else line
-        if isinstance(place, str) or not name:
-            found.faults.append(Fault(line, name, str(place) if name else "it names no photo"))
-        elif first != line:
-            found.faults.append(Fault(line, name, f"{found.counted} {first} has the same id, {mark}"))
+        reason = place if isinstance(place, str) else ""
+        if not name:
+            reason = "it names no photo"
+        elif mark and not reason and (first := ids.setdefault(name, {}).setdefault(mark, line)) != line:
+            reason = f"{found.counted} {first} has the same id, {mark}"
+        if reason or isinstance(place, str):
+            found.faults.append(Fault(line, name, reason))
         else:
             found.marks.setdefault(name, []).append(Mark(name, place, mark, label, line))
     return found

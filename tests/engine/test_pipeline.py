@@ -127,9 +127,9 @@ def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypat
             read_on.set()
         return honest_prepare(self, item)
 
-    def call(self, pixels):
+    def call(self, *batch):
         assert read_on.wait(HANGS)
-        return honest_call(self, pixels)
+        return honest_call(self, *batch)
 
     monkeypatch.setattr(Work, "prepare", prepare)
     monkeypatch.setattr(Computer, "__call__", call)
@@ -140,11 +140,11 @@ def test_an_error_ends_it_and_leaves_no_half_files(computer, items, work, tmp_pa
     calls = []
     honest = Computer.__call__
 
-    def fail_later(self, pixels):
+    def fail_later(self, *batch):
         calls.append(1)
         if len(calls) >= 6:
             raise ModelError("the device is gone")
-        return honest(self, pixels)
+        return honest(self, *batch)
 
     monkeypatch.setattr(Computer, "__call__", fail_later)
     outcomes = []
@@ -206,7 +206,7 @@ def test_stopping_commits_what_is_finished_before_the_passes_that_run(computer, 
     honest = Work.compute
 
     def compute(self, batch):
-        if int(batch[0].item.key.removesuffix(".jpg")) >= 8:
+        if int(batch.values[0].item.key.removesuffix(".jpg")) >= 8:
             hangs.set()
             assert committed.wait(HANGS)
         return honest(self, batch)
