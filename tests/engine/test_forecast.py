@@ -117,7 +117,9 @@ def test_memory_grows_with_batches_and_passes_and_shrinks_with_precision():
     ]
     assert peaks == sorted(peaks)
     halved = draw_up(replace(blueprint.request, precision="bf16"))
-    assert halved.footprint(4, (160, 160)).memory == pytest.approx(blueprint.footprint(4, (160, 160)).memory / 2, rel=0.2)
+    assert halved.footprint(4, (160, 160)).memory == pytest.approx(
+        blueprint.footprint(4, (160, 160)).memory / 2, rel=0.2
+    )
 
 
 def test_a_network_that_looks_at_values_is_not_guessed_at(monkeypatch):
