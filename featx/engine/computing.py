@@ -191,7 +191,9 @@ class Computer:
     def _to_host(self, value: Any, dtype: str) -> Any:
         """Cast and lay out in one pass over memory; what is on the host already stays as it is."""
         if not isinstance(value, Tensor):
-            return [self._to_host(each, dtype) if isinstance(each, Tensor) else each for each in value]
+            if not value or not isinstance(value[0], Tensor):
+                return value
+            return torch.split(self._to_host(torch.cat(list(value)), dtype), [len(each) for each in value])
         host = torch.empty(value.shape, dtype=getattr(torch, dtype), pin_memory=self._on_gpu)
         return host.copy_(value, non_blocking=self._on_gpu)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from PIL import Image
 
 import featx
 from featx.errors import StoppedError
@@ -51,10 +51,9 @@ def test_maps_equal_timm_to_the_bit(mixed, tmp_path):
     extract(paths, tmp_path / "out", batch_size=4)
     torch.manual_seed(0)
     reference = timm.create_model("resnet18", features_only=True).eval().to("cuda", memory_format=torch.channels_last)
-    transform = create_transform(**resolve_model_data_config(reference), is_training=False)
-    from PIL import Image
-
-    pixels = torch.stack([transform(Image.open(path)) for path in paths]).to("cuda")
+    pyramid = featx.load_pyramid("resnet18", weights="random", device="cpu")
+    placed = [pyramid.preprocessor.place(Image.open(path))[0] for path in paths]
+    pixels = pyramid.normalise(torch.from_numpy(np.stack(placed)).to("cuda"))  # a card divides in its own way
     with torch.no_grad(), full_precision(torch.device("cuda")):
         maps = [reference(batch.contiguous(memory_format=torch.channels_last)) for batch in pixels.split(4)]
     run = featx.open_run(tmp_path / "out")
