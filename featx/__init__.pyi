@@ -27,12 +27,17 @@ def extract(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
+    fit: str | None = None,
+    max_side: int | None = None,
+    crop_pct: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
     maps: bool | None = None,
     prefix_tokens: bool = False,
     norm: bool = False,
+    boxes: str | PathLike[str] | None = None,
+    box_size: int | tuple[int, int] | None = None,
     format: str = "npz",
     dtype: str = "float32",
     overwrite: bool = False,
@@ -82,6 +87,12 @@ def extract(
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
+    fit : str | None
+        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+    max_side : int | None
+        With --fit native, reduce larger photos so that their longer side has N pixels.
+    crop_pct : float | None
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
@@ -94,10 +105,14 @@ def extract(
         Keep the class and register tokens of every level, as level_N_prefix.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
+    boxes : str | PathLike[str] | None
+        Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without any are left out.
+    box_size : int | tuple[int, int] | None
+        Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level. Default: 1.
     format : str
-        One .npz file per image, or all embeddings in one array (npy) or table (parquet).
+        One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).
     dtype : str
-        Data type of the stored maps; embeddings are always float32.
+        Data type of the stored maps and boxes; embeddings are always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
@@ -152,6 +167,9 @@ def load_pyramid(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
+    fit: str | None = None,
+    max_side: int | None = None,
+    crop_pct: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
@@ -184,6 +202,12 @@ def load_pyramid(
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
+    fit : str | None
+        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+    max_side : int | None
+        With --fit native, reduce larger photos so that their longer side has N pixels.
+    crop_pct : float | None
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None

@@ -23,7 +23,7 @@ from featx.declaring import (
     size_in_bytes,
     whole,
 )
-from featx.naming import device_name, model_name
+from featx.naming import as_model, device_name
 
 PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
@@ -31,10 +31,6 @@ BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", 
 
 # A larger batch size is a typing error.
 MOST_IMAGES = 65_536
-
-
-def _model(_: str, value: Any) -> str:
-    return model_name(str(value))
 
 
 @group
@@ -46,7 +42,7 @@ class ModelOptions(Options):
     model: str = option(
         kw_only=False,
         help="timm's name (arch, arch.tag, hf-hub:owner/name, local-dir:path), or ultralytics' (yolov8n).",
-        convert=_model,
+        convert=as_model,
         metavar="NAME",
         flags=("-m",),
     )
@@ -204,7 +200,7 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
@@ -338,15 +334,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    ModelOptions,
-    ImageOptions,
-    KeepOptions,
-    BoxOptions,
-    StoreOptions,
-    OutputOptions,
-    NetworkOptions,
-    RunOptions,
-    Limits,
+    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(NetworkOptions, RunOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

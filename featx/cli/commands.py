@@ -219,10 +219,10 @@ def sample(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the features in boxes, or at points, of a run's photos as a table.
+    """Write a table of features in boxes, or at points, of photos.
 
-    One row per box or point, with a vector for each level. Boxes are averaged by
-    torchvision's roi_align; points are read between cells.
+    One row per box or point, with a vector for each level of a run. Boxes are
+    averaged by torchvision's roi_align; points are read between cells.
 
     Exit status: 0 all have a row, 1 could not run, 2 wrong usage, 3 some have none.
     """

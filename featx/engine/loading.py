@@ -42,7 +42,7 @@ def load(
     listener(Phase(f"looking into {job.model}"))
     blueprint = draw_up(job.request)
     for level in blueprint.description.levels if boxes else ():
-        spacing_of(level)  # which cells of a box need
+        spacing_of(level)  # which the cells of a box need
     formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do

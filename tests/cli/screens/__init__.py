@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "version": ("--version",),
     **{
         f"help-{name}": (name, "--help")
-        for name in ("list-models", "info", "extract", "similar", "bench", "fetch", "verify")
+        for name in ("list-models", "info", "extract", "similar", "sample", "bench", "fetch", "verify")
     },
     "unknown-command": ("extrat", "photos"),
     "unknown-option": ("extract", "photos", "--modle", "resnet18"),
@@ -82,6 +82,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "similar-sheet": ("similar", "run", "photos/1.jpg", "-k", "2", "-o", "sheet.txt"),
     "similar-folder": ("similar", "run", "photos"),
     "similar-no-embeddings": ("similar", "quiet", "photos/1.jpg"),
+    "sample": ("sample", "run", "--boxes", "boxes.csv", "-o", "boxes.parquet", "--level", "2"),
+    "sample-all-used": ("sample", "run", "--points", "points.csv", "-o", "points.npz"),
+    "sample-suffix": ("sample", "run", "--boxes", "boxes.csv", "-o", "boxes.txt"),
     "bench": ("bench", "test_resnet", "--device", "cpu", "--count", "8", "--rounds", "1"),
     "bench-dtype": ("bench", "test_resnet", "--dtype", "int16"),
     "fetch-unknown": ("fetch", "resnet999", "-o", "weights"),
@@ -90,13 +93,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def prepare(folder: Path) -> None:
-    """Make what the commands find: three photos and a broken one, and an empty folder."""
+    """Make what the commands find: three photos and a broken one, an empty folder, boxes and points."""
     photos = folder / "photos"
     photos.mkdir()
     (folder / "empty").mkdir()
     for number in range(1, 4):
         natural_image(number, 320, 240).save(photos / f"{number}.jpg")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
+    (folder / "boxes.csv").write_text(
+        "key,x1,y1,x2,y2,label\n1.jpg,80,60,200,180,cat\n2.jpg,90,70,90,90,dog\n2.jpg,0,0,20,240,dog\n9.jpg,1,2,3,4,cat\n"
+    )
+    (folder / "points.csv").write_text("key,x,y\n1.jpg,160,120\n3.jpg,100,80.5\n")
 
 
 def shown(forge: Callable[..., dict], folder: Path, environment: dict, size: Size) -> Iterator[tuple[str, str]]:
