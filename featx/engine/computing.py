@@ -128,8 +128,9 @@ class Computer:
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
             if self._halved.get(size, self.largest) == part:
                 self._halved[size] = -(-part // 2)
-                halved = f"passes of {self._halved[size]} images of {size[0]} x {size[1]}, not {part}"
-                self.on_note(f"{self.pyramid.device} ran out of memory: {halved}")
+                which = f" of {size[1]} x {size[0]} pixels" if self.pyramid.input.height is None else ""
+                passes = f"passes of {self._halved[size]} images{which}, not {part}"
+                self.on_note(f"{self.pyramid.device} ran out of memory: {passes}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
 
@@ -190,7 +191,9 @@ class Computer:
     def _to_host(self, value: Any, dtype: str) -> Any:
         """Cast and lay out in one pass over memory; what is on the host already stays as it is."""
         if not isinstance(value, Tensor):
-            return [self._to_host(each, dtype) if isinstance(each, Tensor) else each for each in value]
+            if not value or not isinstance(value[0], Tensor):
+                return value
+            return torch.split(self._to_host(torch.cat(list(value)), dtype), [len(each) for each in value])
         host = torch.empty(value.shape, dtype=getattr(torch, dtype), pin_memory=self._on_gpu)
         return host.copy_(value, non_blocking=self._on_gpu)
 

@@ -221,7 +221,7 @@ def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
 def test_several_devices_take_turns(tmp_path, monkeypatch):
     """Two pyramids on the processor stand for two graphics cards."""
     devices = [torch.device("cpu"), torch.device("cpu")]
-    monkeypatch.setattr("featx.models.pyramid.choose_devices", lambda _: devices)
+    monkeypatch.setattr("featx.engine.loading.choose_devices", lambda _: devices)
     calls = []
     honest = Computer.__call__
     monkeypatch.setattr(Computer, "__call__", lambda self, *batch: calls.append(id(self)) or honest(self, *batch))

@@ -206,7 +206,7 @@ def test_stopping_commits_what_is_finished_before_the_passes_that_run(computer, 
     honest = Work.compute
 
     def compute(self, batch):
-        if int(batch[0].item.key.removesuffix(".jpg")) >= 8:
+        if int(batch.values[0].item.key.removesuffix(".jpg")) >= 8:
             hangs.set()
             assert committed.wait(HANGS)
         return honest(self, batch)
