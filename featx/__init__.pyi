@@ -33,6 +33,8 @@ def extract(
     maps: bool | None = None,
     prefix_tokens: bool = False,
     norm: bool = False,
+    boxes: str | PathLike[str] | None = None,
+    box_size: int | tuple[int, int] | None = None,
     format: str = "npz",
     dtype: str = "float32",
     overwrite: bool = False,
@@ -94,10 +96,14 @@ def extract(
         Keep the class and register tokens of every level, as level_N_prefix.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
+    boxes : str | PathLike[str] | None
+        Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without any are left out.
+    box_size : int | tuple[int, int] | None
+        Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level. Default: 1.
     format : str
-        One .npz file per image, or all embeddings in one array (npy) or table (parquet).
+        One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).
     dtype : str
-        Data type of the stored maps; embeddings are always float32.
+        Data type of the stored maps and boxes; embeddings are always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool

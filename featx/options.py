@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +11,7 @@ from featx.declaring import (
     amount,
     as_path,
     as_text,
+    bins,
     declaration,
     declared,
     group,
@@ -24,53 +23,13 @@ from featx.declaring import (
     size_in_bytes,
     whole,
 )
-from featx.errors import UsageError
-
-# Prefix of the name of a model in a folder.
-LOCAL = "local-dir:"
-
-# A timm model as named on its hub page, and any repository by the URL of its page.
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:tree/main/?)?")
-_OF_TIMM = re.compile(r"timm/([\w.-]+)")
+from featx.naming import device_name, model_name
 
 PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
 # A larger batch size is a typing error.
 MOST_IMAGES = 65_536
-
-
-def model_name(text: str) -> str:
-    """Return the name of a model, which may be given as on its hub page.
-
-    ``timm/resnet50.a1_in1k``, and the page's URL, become ``resnet50.a1_in1k``; the URL of any other repository becomes
-    ``hf-hub:owner/name``. A folder's path is made absolute, so that its runs can be read from anywhere.
-    """
-    if text.startswith(LOCAL) and text != LOCAL:
-        return LOCAL + os.path.abspath(os.path.expanduser(text.removeprefix(LOCAL)))  # noqa: PTH100, PTH111
-    page = _PAGE.fullmatch(text)
-    repository = page[1] if page else text
-    of_timm = _OF_TIMM.fullmatch(repository)
-    return of_timm[1] if of_timm else f"hf-hub:{repository}" if page else text
-
-
-def folder_name(model: str) -> str:
-    """Name the folder of a model's features: the model's name, without prefix or slashes."""
-    prefix, _, rest = model.rpartition(":")
-    return Path(rest).resolve().name if prefix == "local-dir" else rest.replace("/", "--")
-
-
-def device_name(name: str, value: Any) -> str:
-    """Expect the name of one device, or of several GPUs."""
-    text = str(value)
-    numbers = text.removeprefix("cuda:").split(",") if re.fullmatch(r"cuda:[0-9]{1,9}(,[0-9]{1,9})*", text) else []
-    if text not in ("auto", "cpu", "cuda", "all", "mps") and not numbers:
-        kind = re.match("cpu|mps", text)
-        hint = f"{kind[0]} takes no number" if kind else ""
-        raise UsageError(f"{name}: expected auto, cpu, cuda, cuda:1, cuda:0,1, all or mps, not {text!r}", hint)
-    if len({*map(int, numbers)}) < len(numbers):
-        raise UsageError(f"{name}: {text!r} names a GPU twice", "Name each GPU once")
-    return text
 
 
 def _model(_: str, value: Any) -> str:
@@ -190,6 +149,32 @@ class KeepOptions(Options):
 
 
 @group
+class BoxOptions(Options):
+    """Where in photos to look, rather than everywhere."""
+
+    panel: ClassVar[str] = "What to keep"
+
+    boxes: Path | None = option(
+        default=None,
+        help="Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without "
+        "any are left out.",
+        convert=as_path,
+        metavar="FILE",
+        accepts="str | PathLike[str] | None",
+        in_recipe=True,
+    )
+    box_size: tuple[int, int] | None = option(
+        default=None,
+        help="Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level.",
+        convert=bins,
+        metavar="N|HxW",
+        shown="1",
+        accepts="int | tuple[int, int] | None",
+        in_recipe=True,
+    )
+
+
+@group
 class StoreOptions(Options):
     """How what is kept is stored."""
 
@@ -197,14 +182,14 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy) or table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps; embeddings are always float32.",
+        help="Data type of the stored maps and boxes; embeddings are always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,
@@ -334,6 +319,7 @@ GROUPS: tuple[type[Options], ...] = (
     ModelOptions,
     ImageOptions,
     KeepOptions,
+    BoxOptions,
     StoreOptions,
     OutputOptions,
     NetworkOptions,

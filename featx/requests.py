@@ -6,6 +6,7 @@ from __future__ import annotations
 from featx.declaring import declared, group
 from featx.errors import UsageError
 from featx.options import (
+    BoxOptions,
     ImageOptions,
     KeepOptions,
     Limits,
@@ -30,7 +31,9 @@ class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
 
 
 @group
-class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits):
+class Job(
+    ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits
+):
     """One call of ``featx extract``: its images and all of its options.
 
     Attributes
@@ -51,8 +54,9 @@ class Job(ModelOptions, ImageOptions, KeepOptions, StoreOptions, OutputOptions, 
 
     @property
     def request(self) -> ModelRequest:
-        """The requested pyramid."""
-        return ModelRequest(**{each.name: getattr(self, each.name) for each in declared(ModelRequest)})
+        """The requested pyramid; what is in boxes is taken from maps, even if those are not kept."""
+        asked = {each.name: getattr(self, each.name) for each in declared(ModelRequest)}
+        return ModelRequest(**{**asked, "maps": self.maps is not False or self.boxes is not None})
 
     @property
     def limits(self) -> Limits:
@@ -66,25 +70,30 @@ ONE = "Use one of them"
 def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], ...]:
     """Return the contradictions to check: whether each was requested, what is wrong, and how to fix it."""
     by_index, by_stride = asked.out_indices is not None, asked.strides is not None
-    no_maps = asked.maps is False
-    other_dtype = isinstance(asked, Job) and asked.dtype != "float32"
+    job = asked if isinstance(asked, Job) else None
+    no_levels = asked.maps is False and not (job and job.boxes)
     return (
         (by_index and by_stride, "--out-indices and --strides both choose the levels", ONE),
         (asked.test_size and asked.image_size is not None, "--image-size and --test-size both choose the size", ONE),
         (asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"),
         (asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"),
         (
-            no_maps and not (asked.final or asked.embedding),
+            no_levels and not (asked.final or asked.embedding),
             "--no-maps leaves nothing to keep",
-            "Add --embedding or --final",
+            "Add --embedding, --final or --boxes",
         ),
-        (no_maps and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
-        (no_maps and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),
-        (no_maps and asked.prefix_tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE),
+        (no_levels and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
+        (no_levels and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),
+        (no_levels and asked.prefix_tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE),
         (
-            other_dtype and no_maps and not asked.final,
+            job is not None and job.dtype != "float32" and no_levels and not asked.final,
             "--dtype is about maps, and none are kept",
             "Leave out --dtype; embeddings are always float32",
+        ),
+        (
+            job is not None and job.box_size is not None and job.boxes is None,
+            "--box-size is about the features of boxes, and there are none",
+            "Add --boxes FILE",
         ),
     )
 

@@ -17,7 +17,10 @@ from msgspec import Struct, to_builtins
 Spacing = int | float | tuple[int | float, int | float]
 
 # Names of the arrays that are not levels.
-FINAL, EMBEDDING = "final", "embedding"
+FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
+
+# Letters of a text, as a guess where they are not known.
+LETTERS = 16
 
 
 class Item(Struct, frozen=True, gc=False):
@@ -109,7 +112,7 @@ class Field(Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """Bytes of its numbers, in the type in which they are written."""
-        return math.prod(self.lengths) * {"float16": 2, "float64": 8}.get(self.dtype, 4)
+        return math.prod(self.lengths) * {"float16": 2, "float64": 8, "text": 4 * LETTERS}.get(self.dtype, 4)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -269,6 +272,8 @@ class Outcome:
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
         Of that file.
+    boxes : int or None
+        How many boxes it has; None where no boxes were asked for.
     stage, error : str
         For a failure: where (``read``, ``decode``, ``forward``, ``write``) and why, in one line. Empty otherwise.
     messages : str
@@ -282,6 +287,7 @@ class Outcome:
     output: str = ""
     bytes: int = 0
     sha256: str = ""
+    boxes: int | None = None
     stage: str = ""
     error: str = ""
     messages: str = ""

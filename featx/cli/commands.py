@@ -142,8 +142,8 @@ def extract(
 
     Run the same command again to resume.
 
-    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed,
-    11 another run holds the output, 130 or 143 stopped.
+    Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed
+    or boxes could not be used, 11 another run holds the output, 130 or 143 stopped.
     """
     named = tuple(text for text in inputs or () if text != "-")
     job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **options)
@@ -155,7 +155,7 @@ def extract(
     ):
         report = run(job, listener, STOP, libraries.size)
     reports.report(report, dry_run=job.dry_run, quiet=quiet, as_json=as_json)
-    raise typer.Exit(3 if report.failures else 0)
+    raise typer.Exit(3 if report.failures or report.box_faults else 0)
 
 
 @command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")

@@ -7,12 +7,13 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
 from rich.console import Console
 from rich.markup import escape
 
 from featx.cli.rates import clock
 from featx.cli.streams import stdout
-from featx.cli.tables import levels_table, print_json
+from featx.cli.tables import faults, levels_table, print_json
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
 
@@ -61,8 +62,10 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     if as_json:
         failures = [{"key": each.item.key, "stage": each.stage, "error": each.error} for each in value.failures]
         found = {"forecast": plain(value.forecast)} if dry_run else value.summary
-        print_json({**found, "output": str(value.output), "failures": failures})
+        unused = {"box_faults": to_builtins(value.box_faults)} if value.counted else {}
+        print_json({**found, "output": str(value.output), "failures": failures, **unused})
         return
+    faults(value.box_faults, value.counted)
     if quiet:
         return
     out = stdout()
@@ -88,16 +91,23 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
 
 def _print_run(out: Console, summary: dict[str, Any]) -> None:
     """Show what a new run holds, and what it was made with."""
-    if summary["levels"]:
-        out.print(levels_table([*summary["levels"], *([summary["final"]] if "final" in summary else [])]))
+    stored = {array["key"] for array in summary["arrays"]}
+    levels = [level for level in summary["levels"] if _key_of(level) in stored]
+    if levels:
+        out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
-        if not summary["levels"] or len(array["shape"]) != 3:
-            out.print(f"{array['key']} {' x '.join(map(str, array['shape']))} {array['dtype']}")
+        if not levels or len(array["shape"]) != 3:
+            shape = " x ".join("n" if length is None else str(length) for length in array["shape"])
+            out.print(f"{array['key']} {shape} {array['dtype']}")
     weights = summary["weights"]
     if weights["kind"] != "random":
         part = f", {weights['part']}" if "part" in weights else ""
         out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
     out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+
+
+def _key_of(level: dict[str, Any]) -> str:
+    return f"{level.get('part') or 'level'}_{level['index']}"
 
 
 def _counts(value: Report, call: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from featx.requests import Job, ModelRequest
 if TYPE_CHECKING:
     import torch
 
+    from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
 
 
@@ -43,7 +44,11 @@ def request_of(summary: dict[str, Any]) -> ModelRequest:
     file = f"{weights['source']}:{weights['part']}" if weights.get("part") else weights["source"]
     same = {each.name: recipe[each.name] for each in declared(ModelRequest) if declaration(each).in_recipe}
     return ModelRequest(
-        **{**same, "strides": recipe["strides"] if several else None},
+        **{
+            **same,
+            "strides": recipe["strides"] if several else None,
+            "maps": recipe["maps"] or recipe["boxes"] is not None,  # which the features of boxes are taken from
+        },
         model=summary["model"],
         weights=file if weights["kind"] == "file" else weights["kind"],
         seed=weights.get("seed", 0),
@@ -67,8 +72,8 @@ class Again:
         return self.computers[0].pyramid
 
 
-def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
-    """Load the model of a run, and have it run in the same batches by the same backend.
+def set_up_again(summary: dict[str, Any], device: str, images: int, boxes: Boxes | None = None) -> Again:
+    """Load the model of a run, and have it run in the same batches by the same backend, on boxes or without.
 
     Raises
     ------
@@ -78,7 +83,8 @@ def set_up_again(summary: dict[str, Any], device: str, images: int) -> Again:
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])
     stored = {each.name: summary["recipe"][each.name] for each in declared(StoreOptions)}
-    job = Job(model=pyramid.name, **stored)
-    computers, workers = spread([pyramid], job, images, summary["recipe"])
+    keep = {} if boxes is None else {"boxes": "", "maps": summary["recipe"]["maps"]}
+    job = Job(model=pyramid.name, **stored, **keep)
+    computers, workers = spread([pyramid], job, images, summary["recipe"], boxes=boxes)
     use_backend(computers, workers)
     return Again(devices, computers, workers)

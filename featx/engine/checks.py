@@ -11,7 +11,7 @@ from featx.runs import formats
 
 
 def completed(job: Job) -> Job:
-    """Decide whether maps are kept, if not specified, and refuse what the format cannot hold.
+    """Decide whether maps are kept, and the size of boxes, if not specified; refuse what the format cannot hold.
 
     Raises
     ------
@@ -19,12 +19,38 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
+    if job.boxes:
+        job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
         return replace(job, maps=job.maps is not False)
-    others = {"maps": job.maps, "final": job.final, "prefix-tokens": job.prefix_tokens, "norm": job.norm}
+    holds = "holds only embeddings"
+    if job.boxes and formats.FORMATS[job.format].boxes:
+        holds = "holds only embeddings, or only vectors of boxes"
+        _require_vectors(job)
+    elif job.boxes:
+        raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
+    others = {"maps": job.maps, "final": job.final, "prefix-tokens": job.prefix_tokens}
+    if not job.boxes:
+        others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]
     if asked:
-        raise UsageError(f"--format {job.format} holds only embeddings", f"Leave out --{asked[0]}, or use npz")
-    if not job.embedding:
-        raise UsageError(f"--format {job.format} holds only embeddings, and none were asked for", "Add --embedding")
+        raise UsageError(f"--format {job.format} {holds}", f"Leave out --{asked[0]}, or use npz")
+    if not (job.embedding or job.boxes):
+        raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_vectors(job: Job) -> None:
+    """Refuse features of boxes that are not one float32 vector a level, and nothing else."""
+    if job.box_size != (1, 1):
+        raise UsageError(
+            f"--format {job.format} holds one vector per box and level, not several cells",
+            "Leave out --box-size, or use --format npz",
+        )
+    if job.embedding:
+        raise UsageError(
+            f"--format {job.format} holds embeddings of images or vectors of boxes, not both",
+            "Leave out --embedding, or use --format npz",
+        )
+    if job.dtype != "float32":
+        raise UsageError(f"--format {job.format} holds float32", "Leave out --dtype, or use --format npz")

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from featx.engine.reducing import Reduction
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
 from featx.models.pyramid import Pyramid
 from featx.values import Field
@@ -28,14 +29,15 @@ class Arrays:
 
     Attributes
     ----------
-    values : list of Tensor
-        (B, ...) for each of the computer's fields, contiguous, on the host, in the stored type.
-    finite : list of Tensor
+    values : list of Tensor, or of sequences
+        (B, ...) for each of the computer's fields, or an array for each photo; contiguous, on the host, in the stored
+        type.
+    finite : list of sequences
         For each, (B,) bool: whether all values are finite.
     """
 
-    values: list[Tensor]
-    finite: list[Tensor]
+    values: list[Values]
+    finite: list[Sequence[Any]]
 
 
 class Computer:
@@ -85,8 +87,15 @@ class Computer:
         batch[len(images) :] = 0
         return batch
 
-    def __call__(self, pixels: Tensor) -> Arrays:
+    def __call__(self, pixels: Tensor, photos: Sequence[Photo] = ()) -> Arrays:
         """Run a (B, H, W, 3) uint8 batch, split into smaller parts if a GPU does not have enough memory.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            The photos; blanks may follow them.
+        photos : sequence of Photo
+            What is known of them.
 
         Raises
         ------
@@ -97,7 +106,8 @@ class Computer:
         while True:
             part = self.largest
             try:
-                parts = [self._run(piece) for piece in torch.split(pixels, part)]
+                places = range(0, len(pixels), part)
+                parts = [self._run(pixels[at : at + part], photos[at : at + part]) for at in places]
                 return parts[0] if len(parts) == 1 else _joined(parts)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -134,25 +144,25 @@ class Computer:
 
         def seconds(size: int) -> float:
             batch = self.stack([torch.zeros(feed.height, feed.width, 3, dtype=torch.uint8)], size)
-            self._run(batch)
+            self._run(batch, ())
             began = time.perf_counter()
-            self._run(batch)
+            self._run(batch, ())
             return time.perf_counter() - began
 
         return largest_worthwhile(seconds)
 
-    def _run(self, pixels: Tensor) -> Arrays:
+    def _run(self, pixels: Tensor, photos: Sequence[Photo]) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
-            values = self.pyramid.run(batch)
+            values: list[Values] = list(self.pyramid.run(batch))
             for reduction in self._reductions:
-                values = reduction(values)
-            finite = [_finite(value) for value in values] if self._on_gpu else []
-            types = [getattr(torch, field.dtype) for field in self.fields]
-            host = [self._to_host(value, dtype) for value, dtype in zip(values, types, strict=True)]
+                values = reduction(values, photos)
+            flags = [_finite(value) if isinstance(value, Tensor) and self._on_gpu else None for value in values]
+            host = [self._to_host(value, field.dtype) for value, field in zip(values, self.fields, strict=True)]
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
-        return Arrays(host, [flags.cpu() for flags in finite] or [_finite(value) for value in host])
+        finite = [_finite(value) if found is None else found.cpu() for value, found in zip(host, flags, strict=True)]
+        return Arrays(host, finite)
 
     def _stream(self) -> AbstractContextManager[Any]:
         """One stream per thread: while one thread's batch is computed, another's copies overlap with it."""
@@ -163,9 +173,11 @@ class Computer:
         stream: AbstractContextManager[Any] = torch.cuda.stream(self._own.stream)
         return stream
 
-    def _to_host(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Cast and lay out in one pass over memory."""
-        host = torch.empty(value.shape, dtype=dtype, pin_memory=self._on_gpu)
+    def _to_host(self, value: Any, dtype: str) -> Any:
+        """Cast and lay out in one pass over memory; what is on the host already stays as it is."""
+        if not isinstance(value, Tensor):
+            return [self._to_host(each, dtype) if isinstance(each, Tensor) else each for each in value]
+        host = torch.empty(value.shape, dtype=getattr(torch, dtype), pin_memory=self._on_gpu)
         return host.copy_(value, non_blocking=self._on_gpu)
 
 
@@ -198,14 +210,20 @@ def largest_worthwhile(seconds: Callable[[int], float]) -> int:
     return best
 
 
-def _finite(value: Tensor) -> Tensor:
+def _finite(value: Any) -> Any:
     """Which images of an array are free of NaN and infinity."""
+    if not isinstance(value, Tensor):
+        return [bool(torch.isfinite(each).all()) if isinstance(each, Tensor) else True for each in value]
     if value.device.type == "cpu" and torch.isfinite(torch.stack(torch.aminmax(value))).all():
         return torch.ones(len(value), dtype=torch.bool)  # if minimum and maximum are finite, all are
     return torch.isfinite(value).flatten(1).all(1)
 
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:
-    values = [torch.cat(pieces) for pieces in zip(*(part.values for part in parts), strict=True)]
-    finite = [torch.cat(pieces) for pieces in zip(*(part.finite for part in parts), strict=True)]
+    values = [_chained(pieces) for pieces in zip(*(part.values for part in parts), strict=True)]
+    finite = [_chained(pieces) for pieces in zip(*(part.finite for part in parts), strict=True)]
     return Arrays(values, finite)
+
+
+def _chained(pieces: Sequence[Any]) -> Any:
+    return torch.cat(list(pieces)) if isinstance(pieces[0], Tensor) else list(chain.from_iterable(pieces))

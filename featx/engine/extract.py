@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ from featx.engine.setting import Setting, continued, may_do_again, set_up, uncho
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.options import GROUPS, folder_name
+from featx.images.cells import spacing_of
+from featx.naming import folder_name
+from featx.options import GROUPS
 from featx.requests import Job
 from featx.runs import formats, layout, lock
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
@@ -30,11 +32,14 @@ from featx.runs.recipe import facts_of
 from featx.runs.recorder import Recorder
 from featx.runs.summary import read_summary
 from featx.runs.suspects import marks_of, pending_suspects
+from featx.text import images
 from featx.values import Item, Note, Outcome
 
 if TYPE_CHECKING:
+    from featx.engine.boxes import Boxes
     from featx.engine.forecast import Forecast
     from featx.engine.isolation import Reader
+    from featx.images.annotations import Fault
     from featx.models.pyramid import Pyramid
 
 
@@ -54,6 +59,10 @@ class Report:
         Images of this call's inputs that have no features, now or from an earlier call: each with stage and error.
     forecast : featx.engine.forecast.Forecast or None
         What was expected of this call; None where it had nothing to do.
+    box_faults : list of featx.images.annotations.Fault
+        Boxes of ``--boxes`` that cannot be used: each with its photo and the reason.
+    counted : str
+        What their lines are numbers of: ``line`` of CSV, ``annotation`` of COCO; empty without ``--boxes``.
     """
 
     summary: dict[str, Any]
@@ -62,6 +71,8 @@ class Report:
     computed: int
     failures: list[Outcome]
     forecast: Forecast | None = None
+    box_faults: list[Fault] = field(default_factory=list)
+    counted: str = ""
 
 
 @keywords(*GROUPS, without=("model", "output"))
@@ -129,23 +140,25 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
     """
     job = completed(job)
     items, output = _find(job, listener)
+    boxes, items = _with_boxes(job, items, listener)
     with ExitStack() as stack:
         before = read_summary(output)
         held = stack.enter_context(lock.exclusive(output)) if before and not job.dry_run else None
-        plan = plan_work(output, items, job)
-        if before and is_settled(job, output, before, plan):
-            return _nothing_to_do(before, output, plan, listener)
+        plan = _planned(output, items, job, boxes)
+        if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
+            return _nothing_to_do(before, output, plan, boxes, listener)
         earlier = continued(job, output, before)
-        pyramids, forecast = _load(job, items, output, plan, earlier, listener)
+        pyramids, forecast = _load(job, items, output, plan, earlier, boxes, listener)
         if not pyramids:
-            return Report(before or {}, output, 0, 0, plan.failures, forecast)
+            return Report(before or {}, output, 0, 0, plan.failures, forecast, *_faults(boxes, output))
         if held is None:
             held = stack.enter_context(lock.exclusive(output))
             if read_summary(output):  # written by another run meanwhile
-                plan, earlier = plan_work(output, items, job), continued(job, output, read_summary(output))
+                plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
-        setting = set_up(pyramids, job, items, output, earlier, plan, notes.append)
-        return _work(held, output, setting, read_summary(output), notes, forecast, Callers(listener, stop, captured))
+        setting = set_up(pyramids, job, items, output, earlier, plan, notes.append, boxes)
+        callers = Callers(listener, stop, captured)
+        return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +177,7 @@ def _work(
     before: dict[str, Any] | None,
     notes: deque[str],
     forecast: Forecast,
+    boxes: Boxes | None,
     callers: Callers,
 ) -> Report:
     """Do the work of a plan."""
@@ -189,15 +203,42 @@ def _work(
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
-    return Report(recorder.summary, output, tried, done, failures, forecast)
+    return Report(recorder.summary, output, tried, done, failures, forecast, *_faults(boxes, output))
 
 
-def _nothing_to_do(summary: dict[str, Any], output: Path, plan: Plan, listener: Listener) -> Report:
+def _nothing_to_do(
+    summary: dict[str, Any], output: Path, plan: Plan, boxes: Boxes | None, listener: Listener
+) -> Report:
     """Report a run that is complete already."""
     listener(Planned(summary, output, 0, plan.done, tuple(plan.failures)))
     for text in of_plan(plan):
         listener(Note(text))
-    return Report(summary, output, 0, 0, plan.failures)
+    return Report(summary, output, 0, 0, plan.failures, None, *_faults(boxes, output))
+
+
+def _with_boxes(job: Job, items: list[Item], listener: Listener) -> tuple[Boxes | None, list[Item]]:
+    """Read the boxes, and leave out images without any."""
+    if job.boxes is None:
+        return None, items
+    from featx.engine.boxes import read
+
+    boxes, kept = read(job.boxes, job.box_size or (1, 1), items)
+    if without := len(items) - len(kept):
+        listener(Note(f"{images(without)} without boxes in {job.boxes}, left out"))
+    return boxes, kept
+
+
+def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
+    """Return the boxes that cannot be used, and what their numbers count."""
+    return (boxes.faults(output), boxes.found.counted) if boxes else ([], "")
+
+
+def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
+    """Compare the images with the manifest; the boxes follow those that have another key there."""
+    plan = plan_work(output, items, job, boxes.stale if boxes else None)
+    if boxes:
+        boxes.renamed(plan.known_as)
+    return plan
 
 
 def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
@@ -212,26 +253,34 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
 
 
 def _load(
-    job: Job, items: list[Item], output: Path, plan: Plan, earlier: dict[str, Any] | None, listener: Listener
+    job: Job,
+    items: list[Item],
+    output: Path,
+    plan: Plan,
+    earlier: dict[str, Any] | None,
+    boxes: Boxes | None,
+    listener: Listener,
 ) -> tuple[list[Pyramid], Forecast]:
     """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
     listener(Phase("loading torch and timm"))
     # These imports take seconds, which a wrong path should not cost.
-    from featx.engine.forecast import foresee, require_room, tight
+    from featx.engine.forecast import foresee, require_room, stored_fields, tight
     from featx.engine.hardware import slow_precision
     from featx.models.pyramid import build, choose_devices, draw_up
 
     devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
     listener(Phase(f"looking into {job.model}"))
     blueprint = draw_up(job.request)
-    formats.require(job.format, blueprint.description.fields, job.dtype)
+    for level in blueprint.description.levels if boxes else ():
+        spacing_of(level)  # which cells of a box need
+    formats.require(job.format, stored_fields(blueprint, job, boxes))
     again = may_do_again(job, earlier, plan)
-    images = items if again else plan.to_do
+    to_compute = items if again else plan.to_do
     recipe = earlier["recipe"] if earlier and not again else {}
     workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
-    forecast = foresee(blueprint, job, images, output, workers)
+    forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
     listener(Foreseen(forecast))
-    if images and not job.dry_run:
+    if to_compute and not job.dry_run:
         require_room(forecast, blueprint, job, output, workers)
     for text in (*tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))

@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from featx.engine import resources
+from featx.engine.boxes import Boxes
 from featx.engine.reducing import reductions_of
 from featx.engine.resources import Memory, Workers
 from featx.errors import FeatxError, ModelError, OutputError
@@ -80,7 +83,14 @@ class Forecast:
     seen: float | None
 
 
-def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path, workers: Workers | None) -> Forecast:
+def foresee(
+    blueprint: Blueprint,
+    job: Job,
+    items: Sequence[Item],
+    output: Path,
+    workers: Workers | None,
+    boxes: Boxes | None = None,
+) -> Forecast:
     """Work out what a run will write, and how much memory it will take.
 
     Parameters
@@ -95,8 +105,10 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
         The run's folder, which need not exist.
     workers : Workers or None
         How the work is spread over a processor; None for a GPU.
+    boxes : Boxes or None
+        Those whose features are kept.
     """
-    fields = stored_fields(blueprint, job)
+    fields = stored_fields(blueprint, job, boxes, boxes.mean(items) if boxes else 0)
     each = formats.bytes_of(job.format, fields)
     photo, memory = headers.typical_size(items), resources.memory()
     one = pass_memory(blueprint, workers) if workers and items else None
@@ -116,12 +128,12 @@ def foresee(blueprint: Blueprint, job: Job, items: Sequence[Item], output: Path,
     )
 
 
-def stored_fields(blueprint: Blueprint, job: Job) -> list[Field]:
-    """Return the arrays that are written, with their types."""
+def stored_fields(blueprint: Blueprint, job: Job, boxes: Boxes | None = None, count: int = 0) -> list[Field]:
+    """Return the arrays that are written, with their types, for a photo with that many boxes."""
     fields = list(blueprint.description.fields)
-    for reduction in reductions_of(job):
+    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
         fields = reduction.fields(fields)
-    return fields
+    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
 
 
 def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Path, workers: Workers | None) -> None:
@@ -255,7 +267,9 @@ def _savings(blueprint: Blueprint, job: Job, count: int) -> str:
 
 
 def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
-    """Yield options that write less, and the bytes of an output with them."""
+    """Yield options that write less, and the bytes of an output with them; boxes take little."""
+    if job.boxes:
+        return
     fields = stored_fields(blueprint, job)
     if job.dtype == "float32" and not all(field.is_vector for field in fields):
         halved = stored_fields(blueprint, replace(job, dtype="float16"))

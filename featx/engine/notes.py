@@ -62,5 +62,5 @@ def remarks(found: sources.Found, job: Job) -> list[str]:
         example = ": {} is stored as {}".format(*found.example) if found.example else ""
         texts.append(f"{images(found.repeated)} named more than once, processed once{example}")
     if formats.vectors_only(job.format) and job.maps is None:
-        texts.append(f"No maps are kept: {job.format} holds only embeddings")
+        texts.append(f"No maps are kept: {job.format} holds only {'vectors of boxes' if job.boxes else 'embeddings'}")
     return texts

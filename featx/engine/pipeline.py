@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
+import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import Reader, ReadingThreads
+from featx.engine.reducing import Photo
 from featx.engine.resources import Workers
 from featx.engine.stages import Stage
 from featx.errors import ROOM, OutputError, StuckError, UnreadableError
@@ -34,7 +36,7 @@ from featx.images.frame import Frame
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
-from featx.values import Item, Outcome, Stat
+from featx.values import BOXES, Item, Outcome, Stat
 
 # Batches' worth of values that may wait for a batch to fill: many broken images must not wait for a good one.
 PATIENCE = 4
@@ -130,19 +132,20 @@ def run(
         computed = stage(ThreadPoolExecutor(workers.forwards), work.compute, batches, workers.forwards + 1)
         images = chain.from_iterable(computed)
         written = stage(ThreadPoolExecutor(workers.writers), work.write, images, workers.batch_size + 1)
-        yield from _commit_in_groups(work, written, max(writer.group, workers.batch_size), writer.seconds, stopped)
+        yield from _commit_in_groups(work, written, writer, max(writer.group, workers.batch_size), stopped)
 
 
 def _commit_in_groups(
-    work: Work, written: Stage[Written | Outcome], size: int, seconds: float, stopped: Callable[[], bool]
+    work: Work, written: Stage[Written | Outcome], writer: Writer, size: int, stopped: Callable[[], bool]
 ) -> Iterator[list[Outcome]]:
-    """Commit what is written once there are `size`, or after `seconds`, or when nothing more will come."""
+    """Commit what is written once there are `size`, or as the writer has it, or when nothing more will come."""
     group: list[Written | Outcome] = []
-    began = 0.0
+    began, held = 0.0, 0
     try:
         while True:
-            if len(group) >= size or (group and (stopped() or time.monotonic() - began >= seconds)):
-                finished, group = group, []
+            full = len(group) >= size or held > writer.room
+            if full or (group and (stopped() or time.monotonic() - began >= writer.seconds)):
+                finished, group, held = group, [], 0
                 yield from work.commit(finished)
             if not written.ready(LOOK_EVERY):
                 continue
@@ -151,6 +154,7 @@ def _commit_in_groups(
                 break
             began = began if group else time.monotonic()
             group.append(value)
+            held += value.stored.bytes if isinstance(value, Written) else 0
     except Exception:
         work.abandon(group)
         with suppress(OutputError):  # report what ended the run instead
@@ -207,12 +211,13 @@ class Work:
 
     def compute(self, batch: Sequence[Ready | Outcome]) -> list[Computed | Outcome]:
         """Run the network on the images of a batch."""
-        images = [image.pixels for image in batch if isinstance(image, Ready)]
+        images = [image for image in batch if isinstance(image, Ready)]
         if not images:
             return [outcome for outcome in batch if isinstance(outcome, Outcome)]
         computer = self._computers[next(self._turn) % len(self._computers)]
         with computer.at_work():
-            arrays = computer(computer.stack(images, self._batch_size))
+            pixels = computer.stack([image.pixels for image in images], self._batch_size)
+            arrays = computer(pixels, [Photo(image.item.key, image.frame) for image in images])
         place = count()
         return [Computed(value, arrays, next(place)) if isinstance(value, Ready) else value for value in batch]
 
@@ -220,13 +225,13 @@ class Work:
         """Start writing an image's arrays."""
         if isinstance(value, Outcome):
             return value
-        image, fields = value.image, self._computers[0].pyramid.fields
+        image, fields = value.image, self._computers[0].fields
         for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
                 error = f"{field.key} holds NaN or infinity{self._more_precise()}"
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         named = zip(fields, value.arrays.values, strict=True)
-        arrays = {field.key: values[value.position].numpy() for field, values in named}
+        arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
         try:
             stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))
         except OSError as error:
@@ -240,6 +245,7 @@ class Work:
             frame=image.frame,
             bytes=stored.bytes,
             sha256=stored.sha256,
+            boxes=len(arrays[BOXES]) if BOXES in arrays else None,
             messages=image.messages,
         )
         return Written(outcome, stored)

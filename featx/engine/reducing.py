@@ -3,16 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from featx.engine.boxes import FIELDS, Boxes, arrays_of
+from featx.images.cells import Array, boxes_in_cells, cut
+from featx.images.frame import Frame
+from featx.images.regions import regions
 from featx.requests import Job
-from featx.values import Field
+from featx.values import Field, Level
+
+
+class Photo(NamedTuple):
+    """A photo of a batch: its key, and where it lies in the model's input."""
+
+    key: str
+    frame: Frame
+
+
+# The values of a batch: (B, ...), or, where they differ from photo to photo, one of its own for each.
+Values = Tensor | Sequence[Tensor] | Sequence[Array]
 
 
 class Reduction(Protocol):
@@ -21,8 +36,58 @@ class Reduction(Protocol):
     def fields(self, fields: Sequence[Field]) -> list[Field]:
         """Return the output fields for some input fields."""
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Reduce a batch: (B, ...) for each field, on the device that computed it."""
+    def __call__(self, values: Sequence[Values], photos: Sequence[Photo], /) -> list[Values]:
+        """Reduce a batch: values for each field, on the device that computed it; blanks may follow the photos."""
+
+
+@dataclass(frozen=True, slots=True)
+class InBoxes:
+    """Add the features in each photo's boxes, level by level; the maps themselves may go.
+
+    Attributes
+    ----------
+    boxes : Boxes
+        By photo.
+    levels : mapping of int to Level
+        Those whose maps are looked at, by their place among the fields.
+    maps : bool
+        Whether these are kept.
+    dtype : str
+        What the features are stored as.
+    """
+
+    boxes: Boxes
+    levels: Mapping[int, Level]
+    maps: bool
+    dtype: str
+
+    def fields(self, fields: Sequence[Field]) -> list[Field]:
+        """Return what is kept, the boxes, and a (B, C, h, w) array of features for each level."""
+        features = [
+            Field(f"{level.key}_boxes", (None, level.channels, *self.boxes.size), self.dtype)
+            for level in self.levels.values()
+        ]
+        return [*self._kept(fields), *FIELDS, *features]
+
+    def __call__(self, values: Sequence[Values], photos: Sequence[Photo]) -> list[Values]:
+        """Compute the features where the maps are, photo by photo, so that none depends on the others."""
+        marks = [self.boxes.of(photo.key, photo.frame) for photo in photos]
+        given = [arrays_of(each, photo.frame) for each, photo in zip(marks, photos, strict=True)]
+        features = [
+            [
+                self._features(level, values[place][number], photo.frame, boxes)
+                for number, (photo, (boxes, *_)) in enumerate(zip(photos, given, strict=True))
+            ]
+            for place, level in self.levels.items()
+        ]
+        return [*self._kept(values), *(list(each) for each in zip(*given, strict=True)), *features]
+
+    def _kept(self, values: Sequence[Any]) -> list[Any]:
+        return [value for place, value in enumerate(values) if self.maps or place not in self.levels]
+
+    def _features(self, level: Level, values: Any, frame: Frame, boxes: Array) -> Tensor:
+        found = regions(values, boxes_in_cells(frame, level, cut(frame, boxes)), self.boxes.size)
+        return found.to(getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +104,24 @@ class StoredType:
 
     def fields(self, fields: Sequence[Field]) -> list[Field]:
         """Return the same arrays, with their types."""
-        return [replace(field, dtype="float32" if field.is_vector else self.dtype) for field in fields]
+        return [
+            field if field.dtype else replace(field, dtype="float32" if field.is_vector else self.dtype)
+            for field in fields
+        ]
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, values: Sequence[Values], _: Sequence[Photo]) -> list[Values]:
         """Cast where that halves the copy; on a CPU, the copy into the output's layout casts."""
-        types = (torch.float32 if value.ndim == 2 else getattr(torch, self.dtype) for value in values)  # (B, D)
-        return [value.to(kind) if value.is_cuda else value for value, kind in zip(values, types, strict=True)]
+        return [self._cast(value) if isinstance(value, Tensor) and value.is_cuda else value for value in values]
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(torch.float32 if value.ndim == 2 else getattr(torch, self.dtype))  # (B, D) is vectors
 
 
-def reductions_of(job: Job) -> list[Reduction]:
-    """Return the steps that a job requires, in order."""
-    return [StoredType(job.dtype)]
+def reductions_of(job: Job, fields: Sequence[Field], levels: Sequence[Level], boxes: Boxes | None) -> list[Reduction]:
+    """Return the steps that a job requires, in order, for a pyramid with these fields and levels."""
+    stored = StoredType(job.dtype)
+    if boxes is None:
+        return [stored]
+    by_key = {level.key: level for level in levels}
+    places = {place: by_key[field.key] for place, field in enumerate(fields) if field.key in by_key}
+    return [InBoxes(boxes, places, job.maps is not False, job.dtype), stored]

@@ -19,6 +19,7 @@ from featx.requests import Job
 if TYPE_CHECKING:
     import torch
 
+    from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.models.pyramid import Pyramid
 
@@ -131,13 +132,15 @@ def spread(
     images: int,
     earlier: dict[str, Any],
     on_note: Callable[[str], None] = lambda _: None,
+    boxes: Boxes | None = None,
 ) -> tuple[list[Computer], Workers]:
     """Spread the work over the machine; see `workers_on_cpu`. A GPU's batch size is found by trying."""
     from featx.engine.computing import Computer
     from featx.engine.reducing import reductions_of
 
     batch_size = job.batch_size or earlier.get("batch_size")
-    computers = [Computer(pyramid, reductions_of(job), batch_size or images, on_note) for pyramid in pyramids]
+    reductions = reductions_of(job, pyramids[0].fields, pyramids[0].levels, boxes)
+    computers = [Computer(pyramid, reductions, batch_size or images, on_note) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
         workers = workers_on_cpu(job, images, earlier)
     else:

@@ -16,6 +16,7 @@ from featx.runs.recipe import recipe_of, require_same_recipe
 from featx.values import Item
 
 if TYPE_CHECKING:
+    from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.models.pyramid import Pyramid
 
@@ -41,25 +42,27 @@ def set_up(
     earlier: dict[str, Any] | None,
     plan: Plan,
     on_note: Callable[[str], None],
+    boxes: Boxes | None = None,
 ) -> Setting:
     """Choose batches and threads, and make sure that the recipe matches the folder's.
 
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
-    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note)
-    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads)
+    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note, boxes)
+    digest = boxes.digest if boxes else None
+    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     setting = Setting(job, plan, computers, workers, recipe, earlier)
     if not may_do_again(job, earlier, plan):
         return setting
-    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note)
+    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note, boxes)
     if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
         return setting
     job = replace(job, overwrite=True)
     done_again = plan.kept_done + plan.again
     plan = plan_work(output, plan.renamed(items), job)
-    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads)
+    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest)
     return Setting(job, plan, computers, suitable, recipe, None, done_again)
 
 

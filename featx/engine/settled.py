@@ -22,7 +22,7 @@ from featx.version import library_versions
 CACHED = re.compile(r"(?P<repository>.*/models--[^/]+)/snapshots/(?P<revision>[^/]+)/.*")
 
 
-def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan) -> bool:
+def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan, boxes: str | None = None) -> bool:
     """Whether a run is complete for this job, and was made with exactly its options.
 
     Parameters
@@ -35,12 +35,15 @@ def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan) -> b
         Its summary.
     plan : Plan
         The images, compared with the manifest.
+    boxes : str or None
+        Digest of the boxes.
     """
     return (
         not (plan.to_do or job.overwrite)
         and earlier["state"] == "done"
         and not (output / UNFINISHED).exists()
         and earlier.get("options") == options_of(job)
+        and earlier["recipe"]["boxes"] == boxes
         and _same_machine(job, earlier)
         and _same_versions(job, earlier)
         and all(_is_unchanged(then, job.model) for then in earlier["files"])

@@ -201,8 +201,7 @@ def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> 
     with machine(again.devices, again.workers):
         arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
     names = [field.key for field in computer.fields]
-    vector: Array = arrays.values[names.index(EMBEDDING)][0].numpy()
-    return vector
+    return np.asarray(arrays.values[names.index(EMBEDDING)][0])
 
 
 def _require_one_image(query: str) -> None:

@@ -273,6 +273,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     # torch takes seconds to load, and nothing else here needs it.
     from featx.engine import isolation, pipeline
     from featx.engine.again import set_up_again
+    from featx.engine.boxes import of_outputs
 
     recipe = run.summary["recipe"]
     tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
@@ -284,7 +285,8 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
-    again = set_up_again(run.summary, recipe["device"], len(items))
+    boxes = of_outputs({item.key: run[item.key] for item in items}, recipe["box_size"]) if recipe["boxes"] else None
+    again = set_up_again(run.summary, recipe["device"], len(items), boxes)
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
@@ -317,8 +319,11 @@ def _unchanged(run: Run, key: str) -> Item | None:
 
 def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, result: Recomputed) -> None:
     for name, values in then.items():
+        if values.dtype.kind == "U":
+            continue
         old, new = values.astype(np.float64), now[name].astype(np.float64)
-        deviation = float(np.abs(new - old).max() / max(np.abs(old).max(), np.finfo(np.float32).tiny))
+        largest = max(np.abs(old).max(initial=0), np.finfo(np.float32).tiny)
+        deviation = float(np.abs(new - old).max(initial=0) / largest)
         if deviation > result.deviation:
             result.deviation, result.where = deviation, f"{name} of {key}"
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from featx.errors import FeatxError
+from featx.errors import UsageError
 from featx.images.lists import MARKS
 from featx.paths import to_text
 from featx.signatures import HEAD, archive_kind, is_image
@@ -48,7 +48,7 @@ def read(path: str | PathLike[str], columns: tuple[str, ...]) -> bytes:
 
     Raises
     ------
-    FeatxError
+    UsageError
         If it cannot be read, is empty, or is an image or an archive.
     """
     what = "boxes" if columns is BOX else "points"
@@ -56,17 +56,17 @@ def read(path: str | PathLike[str], columns: tuple[str, ...]) -> bytes:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FeatxError(f"The {what} in {path} cannot be read: {reason}", "Check the path") from error
+        raise UsageError(f"The {what} in {path} cannot be read: {reason}", "Check the path") from error
     if is_image(data[:HEAD]) or archive_kind(data[:HEAD]):
         kind = "an image" if is_image(data[:HEAD]) else "an archive"
-        raise FeatxError(f"{path} is {kind}, not a file of {what}", FORMS[columns])
+        raise UsageError(f"{path} is {kind}, not a file of {what}", FORMS[columns])
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
     try:
         data = data.decode(encoding).encode() if encoding else data.removeprefix(b"\xef\xbb\xbf")
     except UnicodeDecodeError as error:
-        raise FeatxError(f"{path} looks like {encoding}, but cannot be decoded", "Write it as UTF-8") from error
+        raise UsageError(f"{path} looks like {encoding}, but cannot be decoded", "Write it as UTF-8") from error
     if not data.strip():
-        raise FeatxError(f"{path} is empty", FORMS[columns])
+        raise UsageError(f"{path} is empty", FORMS[columns])
     return data
 
 
@@ -75,7 +75,7 @@ def of_csv(path: str | PathLike[str], data: bytes, columns: tuple[str, ...]) -> 
 
     Raises
     ------
-    FeatxError
+    UsageError
         If it has not the columns, or is not CSV.
     """
     # Keys have bytes that are not UTF-8 escaped in the same way.
@@ -83,7 +83,7 @@ def of_csv(path: str | PathLike[str], data: bytes, columns: tuple[str, ...]) -> 
     try:
         header = [name.strip().lower() for name in next(rows)]
         if missing := [name for name in ("key", *columns) if name not in header]:
-            raise FeatxError(f"{path} has no column {missing[0]} in its first line", FORMS[columns])
+            raise UsageError(f"{path} has no column {missing[0]} in its first line", FORMS[columns])
         at = {name: header.index(name) for name in ("key", *columns, "id", "label") if name in header}
         line = rows.line_num + 1
         for row in rows:
@@ -91,7 +91,7 @@ def of_csv(path: str | PathLike[str], data: bytes, columns: tuple[str, ...]) -> 
                 yield _of_row(line, row, at, columns)
             line = rows.line_num + 1
     except csv.Error as error:
-        raise FeatxError(f"{path} is not CSV from line {rows.line_num} on: {error}", FORMS[columns]) from error
+        raise UsageError(f"{path} is not CSV from line {rows.line_num} on: {error}", FORMS[columns]) from error
 
 
 def _of_row(line: int, row: Sequence[str], at: Mapping[str, int], columns: tuple[str, ...]) -> Row:
@@ -152,13 +152,15 @@ def of_coco(path: str | PathLike[str], data: bytes) -> tuple[Iterator[Row], dict
 
     Raises
     ------
-    FeatxError
+    UsageError
         If it is not such a file.
     """
     coco = _parsed(path, data)
     names: dict[str, str | None] = {}  # None where several photos have one id
     sizes: dict[str, tuple[int, int]] = {}
     for image in _records(coco.images, _Image):
+        if image.id is None:
+            continue
         name, image_id = to_text(str(image.file_name or "")), str(image.id)
         names[image_id] = name if names.get(image_id, name) == name else None
         if all(isinstance(side, int) and side > 0 for side in (image.width, image.height)):
@@ -202,9 +204,9 @@ def _parsed(path: str | PathLike[str], data: bytes) -> _Coco:
         except ValueError:  # Python writes NaN, which JSON does not have; it becomes null, a fault of that box alone
             return msgspec.json.decode(msgspec.json.encode(json.loads(data)), type=_Coco)
     except msgspec.ValidationError as error:
-        raise FeatxError(f"{path} is JSON, but not COCO's with images and annotations: {error}", hint) from error
+        raise UsageError(f"{path} is JSON, but not COCO's with images and annotations: {error}", hint) from error
     except (ValueError, OverflowError, RecursionError) as error:
-        raise FeatxError(f"{path} begins like JSON, but cannot be read: {error}", hint) from error
+        raise UsageError(f"{path} begins like JSON, but cannot be read: {error}", hint) from error
 
 
 def _records(texts: Iterable[Raw], kind: type[Record]) -> Iterator[Record]:

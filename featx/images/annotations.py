@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from featx.images import annotation_rows
 from featx.images.annotation_rows import BOX, POINT, Row
+from featx.images.cells import seen
 from featx.images.frame import Frame
 from featx.values import many_records
 
@@ -89,7 +90,7 @@ def read_boxes(path: str | PathLike[str]) -> Annotations:
 
     Raises
     ------
-    FeatxError
+    UsageError
         If the file cannot be read, or is neither.
     """
     data = annotation_rows.read(path, BOX)
@@ -105,7 +106,7 @@ def read_points(path: str | PathLike[str]) -> Annotations:
 
     Raises
     ------
-    FeatxError
+    UsageError
         If the file cannot be read, or is something else.
     """
     data = annotation_rows.read(path, POINT)
@@ -116,11 +117,13 @@ def _collected(rows: Iterable[Row], found: Annotations) -> Annotations:
     """Collect rows by photo; one without a place, or with the id of another in its photo, is a fault."""
     ids: dict[str, dict[str, int]] = {}
     for line, name, place, mark, label in rows:
-        first = ids.setdefault(name, {}).setdefault(mark, line) if mark else line
-        if isinstance(place, str) or not name:
-            found.faults.append(Fault(line, name, str(place) if name else "it names no photo"))
-        elif first != line:
-            found.faults.append(Fault(line, name, f"{found.counted} {first} has the same id, {mark}"))
+        reason = place if isinstance(place, str) else ""
+        if not name:
+            reason = "it names no photo"
+        elif mark and not reason and (first := ids.setdefault(name, {}).setdefault(mark, line)) != line:
+            reason = f"{found.counted} {first} has the same id, {mark}"
+        if reason or isinstance(place, str):
+            found.faults.append(Fault(line, name, reason))
         else:
             found.marks.setdefault(name, []).append(Mark(name, place, mark, label, line))
     return found
@@ -175,10 +178,10 @@ def usable(
     if said and said != size:
         reason = _other_size(said, size, frame.orientation)
         return [], [Fault(mark.line, mark.key, reason) for mark in marks]
-    seen = _seen(size, frame)
+    visible = seen(frame)
     good, faults = [], []
     for mark in marks:
-        if reason := _reason(mark.place, size, seen):
+        if reason := _reason(mark.place, size, visible):
             faults.append(Fault(mark.line, mark.key, reason))
         else:
             good.append(mark)
@@ -192,14 +195,7 @@ def _other_size(said: tuple[int, int], size: tuple[int, int], orientation: int) 
     return reason
 
 
-def _seen(size: tuple[int, int], frame: Frame) -> tuple[float, float, float, float]:
-    """Edges of the part of the photo that lies in the model's input."""
-    left, top = frame.to_original(-0.5, -0.5)
-    right, bottom = frame.to_original(frame.input[0] - 0.5, frame.input[1] - 0.5)
-    return max(left + 0.5, 0.0), max(top + 0.5, 0.0), min(right + 0.5, size[0]), min(bottom + 0.5, size[1])
-
-
-def _reason(place: tuple[float, ...], size: tuple[int, int], seen: tuple[float, float, float, float]) -> str:
+def _reason(place: tuple[float, ...], size: tuple[int, int], visible: tuple[float, ...]) -> str:
     """Say why a box or a point cannot be used; empty if it can."""
     is_box = len(place) == len(BOX)
     if is_box and not (place[2] > place[0] and place[3] > place[1]):
@@ -208,7 +204,7 @@ def _reason(place: tuple[float, ...], size: tuple[int, int], seen: tuple[float, 
     edges = place if is_box else tuple(value + 0.5 for value in (*place, *place))
     if not _overlaps(edges, (0.0, 0.0, *size), closed=not is_box):
         return f"the {what} lies outside the photo, which is {size[0]} x {size[1]}"
-    if not _overlaps(edges, seen, closed=not is_box):
+    if not _overlaps(edges, visible, closed=not is_box):
         return f"the {what} lies in a part of the photo that was cropped away"
     return ""
 

@@ -19,7 +19,7 @@ from featx.models.checkpoints import is_safetensors
 from featx.models.libraries import library_of
 from featx.models.timm import loading
 from featx.models.timm.reference import CONFIGURATION, Reference, resolve
-from featx.options import folder_name, model_name
+from featx.naming import folder_name, model_name
 
 # What a fetched folder is allowed to hold.
 OURS = (CONFIGURATION, "model.safetensors", "pytorch_model.bin")

@@ -23,7 +23,8 @@ from featx.images.placing import reason_of
 from featx.models import footprint, libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
 from featx.models.levels import require_arrays, to_nchw
-from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions, device_name
+from featx.naming import device_name
+from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.values import Description, Field, Input, Level, Weights, plain

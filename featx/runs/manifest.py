@@ -31,6 +31,7 @@ class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):
     output: str
     bytes: int
     sha256: str
+    boxes: int | None = None
     messages: str = ""
 
 
@@ -69,6 +70,8 @@ def encoded(outcome: Outcome) -> bytes:
     }
     facts = ("size", "frame", "output", "bytes", "sha256") if outcome.done else ("stage", "error")
     line.update((fact, getattr(outcome, fact)) for fact in facts)
+    if outcome.boxes is not None:
+        line["boxes"] = outcome.boxes
     if outcome.messages:
         line["messages"] = outcome.messages
     return json.dumps(to_builtins(line), separators=(",", ":")).encode() + b"\n"

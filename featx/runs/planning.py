@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,10 +68,22 @@ class Plan:
 
 
 @many_records()
-def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
-    """Compare the images with the manifest; linear, and small enough for a million of them."""
+def plan_work(folder: Path, items: list[Item], job: Job, stale: Callable[[Path], set[str]] | None = None) -> Plan:
+    """Compare the images with the manifest; linear, and small enough for a million of them.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    items : list of Item
+        The images of this call.
+    job : Job
+        Its options.
+    stale : callable or None
+        Gives the keys in a folder that have to be done again, although image and output are as they were.
+    """
     known = {} if job.overwrite else read_known(folder)
-    planner = _Planner(folder, job)
+    planner = _Planner(folder, job, stale(folder) if stale and known else set())
     plan = planner.plan
     fresh: list[int] = []
     taken: set[str] = set()
@@ -110,17 +122,22 @@ def plan_work(folder: Path, items: list[Item], job: Job) -> Plan:
 class _Planner:
     """Decides image by image, and counts."""
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    def __init__(self, folder: Path, job: Job, stale: set[str]) -> None:
         self.plan = Plan()
         self._reader = formats.reader(job.format, folder)
         self._own_files = not formats.vectors_only(job.format)
         self._job = job
+        self._stale = stale
 
     def again(self, item: Item, line: Known) -> Item | None:
         """Return the image if it has to be done again; None if its line is current."""
         plan = self.plan
         state = state_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
-        if state is State.STALE or (self._job.retry_failed and not line.done):
+        if (
+            state is State.STALE
+            or (line.done and item.key in self._stale)
+            or (self._job.retry_failed and not line.done)
+        ):
             plan.again += line.done
             if not line.done:
                 plan.retried.append(item)

@@ -12,7 +12,7 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
-from featx.options import RECIPE, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, StoreOptions
+from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
 from featx.values import Field, Input, Level, Stat, Weights, plain
@@ -107,11 +107,15 @@ ORDER = (
 )
 
 
-def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int) -> dict[str, Any]:
-    """Everything that changes the numbers: the options that say so of themselves, and what they came to."""
+def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: str | None = None) -> dict[str, Any]:
+    """Everything that changes the numbers: the options that say so of themselves, and what they came to.
+
+    Boxes are in it by a digest of what is in their file.
+    """
     recipe = {
         **{name: getattr(job, name) for name in RECIPE},
         "strides": job.strides if job.part == "all" else None,  # elsewhere the levels say it
+        "boxes": boxes,
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
@@ -148,9 +152,12 @@ def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], jo
 
 
 def options_of(job: Job) -> dict[str, Any]:
-    """Return the options that choose the network, the images' fit and what is kept, as they were given."""
-    groups = (ModelOptions, ImageOptions, KeepOptions, StoreOptions, NetworkOptions)
-    options = {each.name: getattr(job, each.name) for group in groups for each in declared(group)}
+    """Return the options that choose the network, the images' fit and what is kept, as they were given.
+
+    The file of boxes is not among them: what is in it matters.
+    """
+    groups = (ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, NetworkOptions)
+    options = {each.name: getattr(job, each.name) for group in groups for each in declared(group, without=["boxes"])}
     if job.weights not in ("pretrained", "random"):
         options["weights"] = absolute(expanded(job.weights))
     return plain(options)  # type: ignore[no-any-return]

@@ -49,7 +49,11 @@ class Counts(Struct, frozen=True):
 
 def _recipe_type() -> Any:
     """Make the type of recipes: what the options came to, and every option that is said to be in it."""
-    of_options = get_type_hints(Job) | {"precision": Literal[options.PRECISIONS], "dtype": Dtype}
+    of_options = get_type_hints(Job) | {
+        "precision": Literal[options.PRECISIONS],
+        "dtype": Dtype,
+        "boxes": str | None,
+    }
     came_to = {
         "model": str,
         "weights": str,

@@ -224,7 +224,7 @@ def test_several_devices_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr("featx.models.pyramid.choose_devices", lambda _: devices)
     calls = []
     honest = Computer.__call__
-    monkeypatch.setattr(Computer, "__call__", lambda self, pixels: calls.append(id(self)) or honest(self, pixels))
+    monkeypatch.setattr(Computer, "__call__", lambda self, *batch: calls.append(id(self)) or honest(self, *batch))
     for number in range(8):
         natural_image(number).save(tmp_path / f"{number}.png")
     report = featx.extract(tmp_path, MODEL, tmp_path / "two", weights="random", batch_size=2)

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import featx
-from featx import options
+from featx import naming
 from featx.engine import pipeline
 from featx.engine.events import Foreseen, Phase, Planned
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
@@ -378,9 +378,9 @@ def test_lists_and_what_the_listener_hears(photos, tmp_path, monkeypatch):
 
 
 def test_the_folder_s_default_name():
-    assert options.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
-    assert options.folder_name("hf-hub:someone/net") == "someone--net"
-    assert options.folder_name("local-dir:/models/net/") == "net"
+    assert naming.folder_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert naming.folder_name("hf-hub:someone/net") == "someone--net"
+    assert naming.folder_name("local-dir:/models/net/") == "net"
 
 
 def test_a_batch_of_none_is_refused(photos, tmp_path):

@@ -126,9 +126,9 @@ def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypat
             read_on.set()
         return honest_prepare(self, item)
 
-    def call(self, pixels):
+    def call(self, *batch):
         assert read_on.wait(HANGS)
-        return honest_call(self, pixels)
+        return honest_call(self, *batch)
 
     monkeypatch.setattr(pipeline.Work, "prepare", prepare)
     monkeypatch.setattr(Computer, "__call__", call)
@@ -139,11 +139,11 @@ def test_an_error_ends_it_and_leaves_no_half_files(computer, items, work, tmp_pa
     calls = []
     honest = Computer.__call__
 
-    def fail_later(self, pixels):
+    def fail_later(self, *batch):
         calls.append(1)
         if len(calls) >= 6:
             raise ModelError("the device is gone")
-        return honest(self, pixels)
+        return honest(self, *batch)
 
     monkeypatch.setattr(Computer, "__call__", fail_later)
     outcomes = []

@@ -17,7 +17,7 @@ class Mean:
     def fields(self, fields):
         return [Field(field.key, field.shape[:1]) for field in fields]
 
-    def __call__(self, values):
+    def __call__(self, values, photos):
         return [value.mean((2, 3)) for value in values]
 
 

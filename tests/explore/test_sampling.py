@@ -227,8 +227,8 @@ WRONG = [
     (("--points", "points.csv", "-o", "t.npz", "--box-size", "7"), 2, "--box-size is for --boxes."),
     (("--boxes", "boxes.csv", "--box-size", "0"), 2, "--box-size: expected one side (7)"),
     (("--boxes", "boxes.csv", "--level", "1"), 2, "The run has no map level_1. It has level_2, level_3."),
-    (("--boxes", "none.csv"), 1, "The boxes in none.csv cannot be read"),
-    (("--points", "boxes.csv"), 1, "boxes.csv has no column x in its first line."),
+    (("--boxes", "none.csv"), 2, "The boxes in none.csv cannot be read"),
+    (("--points", "boxes.csv"), 2, "boxes.csv has no column x in its first line."),
 ]
 
 

@@ -145,10 +145,10 @@ def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_pa
 def test_the_size_of_arrays_is_counted_in_the_type_that_is_written(tmp_path):
     from featx.values import Field
 
-    fields = (Field("level_0", (1024, 1024, 1024)), Field("embedding", (1000,)))
+    embedding = Field("embedding", (1000,), "float32")
     with pytest.raises(featx.errors.UsageError, match="4,295 MB"):
-        formats.require("npz", fields)
-    formats.require("npz", fields, "float16")
+        formats.require("npz", (Field("level_0", (1024, 1024, 1024), "float32"), embedding))
+    formats.require("npz", (Field("level_0", (1024, 1024, 1024), "float16"), embedding))
 
 
 def test_another_process_s_lines_do_not_change(run):

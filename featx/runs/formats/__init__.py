@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
-from msgspec.structs import replace
 
 from featx.declaring import one_of
 from featx.errors import UsageError
@@ -28,17 +27,30 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Row(NamedTuple):
-    """A format: the module with its Reader and Writer, its files' suffix, and whether it holds only one vector each."""
+    """A format.
+
+    Attributes
+    ----------
+    module : str
+        Where its Reader and Writer are.
+    suffix : str
+        Of its files.
+    vectors_only : bool
+        Whether it holds nothing but a vector of each image.
+    boxes : bool
+        Whether it also holds vectors of each of an image's boxes, where it holds nothing else of it.
+    """
 
     module: str
     suffix: str
     vectors_only: bool = False
+    boxes: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True),
-    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True),
+    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True),
 }
 
 SUFFIXES = {row.suffix for row in FORMATS.values()}
@@ -96,11 +108,14 @@ class Writer(Protocol):
         Outputs that are committed together, at least.
     seconds : float
         After so long they are committed, however few they are.
+    room : int
+        Bytes that may wait to be committed.
     """
 
     largest: int
     group: int
     seconds: float
+    room: int
 
     def write(self, record: Record) -> Stored:
         """Begin with an image; called from several threads. Nothing appears under its own name yet."""
@@ -182,8 +197,8 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         return np.lib.format.read_array_header_1_0(file)
 
 
-def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "float32") -> None:
-    """Refuse an unknown format, or one that cannot hold what a pyramid gives, maps being written as `dtype`.
+def require(name: str, fields: Sequence[Field] | None = None) -> None:
+    """Refuse an unknown format, or one that cannot hold these arrays, which are written in their types.
 
     Raises
     ------
@@ -193,22 +208,34 @@ def require(name: str, fields: Sequence[Field] | None = None, dtype: str = "floa
         If a library that it needs is not installed.
     """
     one_of(*FORMATS)("--format", name)
-    if fields is not None and vectors_only(name) and not (len(fields) == 1 and fields[0].is_vector):
+    row = FORMATS[name]
+    module = import_module(row.module)
+    if fields is not None and row.vectors_only and not (_is_vector(fields) or (row.boxes and _are_boxes(fields))):
         given = ", ".join(field.key for field in fields)
         raise UsageError(
             f"{name} stores one vector per image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
-    largest = import_module(FORMATS[name].module).Writer.largest
-    size = sum(replace(field, dtype="float32" if field.is_vector else dtype).bytes for field in fields or ())
-    if size > largest:
+    size = sum(field.bytes for field in fields or ())
+    if size > module.Writer.largest:
         raise UsageError(
-            f"The arrays of one image take {amount_of(size)}, but an {name} file holds at most {amount_of(largest)}",
+            f"The arrays of one image take {amount_of(size)}, but an {name} file holds at most "
+            f"{amount_of(module.Writer.largest)}",
             "Use a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
         )
 
 
+def _is_vector(fields: Sequence[Field]) -> bool:
+    return len(fields) == 1 and fields[0].is_vector
+
+
+def _are_boxes(fields: Sequence[Field]) -> bool:
+    """Whether there are boxes with vectors, and nothing else."""
+    features = {field.shape[2:] for field in fields if len(field.shape) > 2}
+    return features == {(1, 1)} and all(field.key.startswith("box") or field.key.endswith("_boxes") for field in fields)
+
+
 def vectors_only(name: str) -> bool:
-    """Whether a format keeps nothing but one vector per image."""
+    """Whether a format keeps nothing but vectors."""
     return name in FORMATS and FORMATS[name].vectors_only
 
 

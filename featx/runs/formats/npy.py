@@ -40,6 +40,7 @@ class Writer:
     largest = sys.maxsize
     group = 64
     seconds = 5.0
+    room = sys.maxsize
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         self._array, self._keys = folder / VECTORS, folder / KEYS

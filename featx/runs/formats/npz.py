@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from featx import files
 from featx.runs.formats import Array, Record, Stored, read_header
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, Field
+from featx.values import EMBEDDING, LETTERS, Field
 
 # Vectors that are read together.
 BLOCK = 1024
@@ -35,8 +36,8 @@ ALIGNMENT = 64
 # The extra field that Android's zipalign pads with; readers skip it.
 PADDING_ID = 0xD935
 
-# Kinds of numpy's types that are read: signed, unsigned, floating.
-NUMBERS = "iuf"
+# Kinds of numpy's types that are read: signed, unsigned, floating, Unicode.
+PLAIN = "iufU"
 
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
@@ -57,6 +58,7 @@ class Writer:
     largest = LARGEST - (1 << 20)  # with room for the headers
     group = 16  # the disk works on them side by side
     seconds = 2.0
+    room = sys.maxsize
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         del fields
@@ -161,7 +163,7 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        C-contiguous; any shape and numeric type; names in ASCII.
+        C-contiguous; any shape, numbers or text; names in ASCII.
 
     Returns
     -------
@@ -206,8 +208,9 @@ def bytes_of(fields: Sequence[Field]) -> int:
         name = len(f"{field.key}.npy")
         local = LOCAL_HEADER + name
         padding = len(_padding(position + local))
+        dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
         directory += DIRECTORY_HEADER + name + padding
-        position += local + padding + len(_npy_header(np.dtype(field.dtype), field.lengths)) + field.bytes
+        position += local + padding + len(_npy_header(dtype, field.lengths)) + field.bytes
     return position + directory + END
 
 
@@ -244,8 +247,8 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
     with archive.open(member) as data:
         shape, fortran, dtype = read_header(data)  # type: ignore[arg-type]  # it reads and tells, which is all
         header = data.tell()
-    if dtype.kind not in NUMBERS:  # an array of objects would be memory addresses out of the file
-        raise ValueError(f"{path} holds an array of {dtype}, which are not numbers")
+    if dtype.kind not in PLAIN:  # an array of objects would be memory addresses out of the file
+        raise ValueError(f"{path} holds an array of {dtype}, which are neither numbers nor text")
     with path.open("rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])

@@ -1,5 +1,9 @@
 # Parquet: a table of keys, paths, sizes and vectors in shards, each a file with one row group.
-"""Vectors as a table: ``key``, ``path``, ``width``, ``height``, ``embedding``.
+"""Vectors as a table.
+
+A row is an image, with ``key``, ``path``, ``width``, ``height`` and ``embedding``; or a box of an image, with ``x1``,
+``y1``, ``x2``, ``y2``, ``id``, ``label``, ``seen`` and a vector of each level instead of the embedding. The boxes of an
+image follow each other.
 
 A shard appears complete or not at all, and only one that holds rows of images that were done again, or that nobody
 knows, is ever written again.
@@ -7,7 +11,6 @@ knows, is ever written again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -22,8 +25,9 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, Field
+from featx.values import BOXES, EMBEDDING, Field
 
 try:
     import pyarrow as pa
@@ -31,26 +35,56 @@ try:
 except ImportError as error:
     raise FeatxError("The format parquet needs pyarrow", "Run `pip install 'featx[parquet]'`") from error
 
-FLOAT32 = np.dtype("<f4")
+# What every row says of its image, and the types of the columns beside the vectors.
+FACTS = {"key": pa.string(), "path": pa.string(), "width": pa.int32(), "height": pa.int32()}
+TYPES = {"float64": pa.float64(), "float32": pa.float32(), "text": pa.string()}
 
 SHARD = re.compile(r"embeddings-(\d{5,})\.parquet")
 
 # Shards that a reader keeps in memory.
 OPEN = 3
 
-# Columns beside the vector, and where its numbers are.
-FACTS, NUMBERS = ("key", "path", "width", "height"), f"{EMBEDDING}.list.element"
+# The sha256 of an image without rows.
+NOTHING = digest_of({})
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table."""
+class Rows:
+    """What the table has of one image: one of each fact, and (n,) or (n, C) values of each other column."""
 
-    key: str
-    path: str
-    width: int
-    height: int
-    vector: Array
+    facts: tuple[str, str, int, int]
+    columns: dict[str, Array]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.columns.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The rows of a shard, image by image.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of a row's vectors; 0 for a shard that cannot be read.
+    numbers : dict of str to int
+        Of keys to places in `starts`.
+    starts : ndarray
+        First row of each image, and the number of all rows.
+    """
+
+    size: int
+    numbers: dict[str, int]
+    starts: Array
+
+    def rows(self, key: str) -> tuple[int, int]:
+        """Return where the rows of an image begin, and how many there are."""
+        if key not in self.numbers:
+            return 0, 0
+        first, end = self.starts[self.numbers[key] :][:2].tolist()
+        return first, end - first
 
 
 class Writer:
@@ -59,18 +93,19 @@ class Writer:
     largest = sys.maxsize
     group = 16_384
     seconds = 30.0  # what a killed run may have to do again
+    room = 1 << 28
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
         self._folder, self._unfinished = folder, unfinished
-        self._schema = _schema(*fields[0].lengths)
+        self._schema = _schema(fields)
         self._next = 0
         self._alone = threading.Lock()
 
     def write(self, record: Record) -> Stored:
         """Only hash."""
-        vector = np.ascontiguousarray(record.arrays[EMBEDDING], FLOAT32)
-        row = Row(record.item.key, record.path, *record.size, vector)
-        return Stored(vector.nbytes, hashlib.sha256(vector.data).hexdigest(), row)
+        columns = columns_of(record.arrays)
+        size = sum(values.nbytes for values in columns.values() if values.ndim == 2)
+        return Stored(size, digest_of(columns), Rows((record.item.key, record.path, *record.size), columns))
 
     def commit(self, group: Sequence[Stored]) -> list[str]:
         """Write a shard."""
@@ -79,11 +114,13 @@ class Writer:
         with self._alone:
             name = f"embeddings-{self._next:05d}.parquet"
             self._next += 1
-        rows: list[Row] = [stored.content for stored in group]
-        columns = [pa.array([getattr(row, fact) for row in rows], self._schema.field(fact).type) for fact in FACTS]
-        values = pa.array(np.concatenate([row.vector for row in rows]))
-        vectors = pa.FixedSizeListArray.from_arrays(values, type=self._schema.field(EMBEDDING).type)
-        self._write(name, pa.Table.from_arrays([*columns, vectors], schema=self._schema))
+        images: list[Rows] = [stored.content for stored in group]
+        facts = [rows.facts for rows in images for _ in range(rows.count)]
+        columns = [pa.array([each[place] for each in facts], kind) for place, kind in enumerate(FACTS.values())]
+        others = list(self._schema)[len(FACTS) :]
+        values = (np.concatenate([rows.columns[field.name] for rows in images]) for field in others)
+        columns += [_to_arrow(each, field.type) for each, field in zip(values, others, strict=True)]
+        self._write(name, pa.Table.from_arrays(columns, schema=self._schema))
         return [name] * len(group)
 
     def abandon(self, kept: Sequence[Stored]) -> None:
@@ -104,9 +141,7 @@ class Writer:
                 live = [done.get(key) == path.name for key in _keys(path)]
             except (OSError, pa.ArrowException):  # its images are being done again; then nothing needs it any more
                 continue
-            if not any(live):
-                files.remove(path)
-            elif not all(live):
+            if not all(live):
                 self._shorten(path, live)
 
     def _shorten(self, path: Path, live: Sequence[bool]) -> None:
@@ -122,11 +157,13 @@ class Writer:
     def _write(self, name: str, table: Any) -> None:
         """Write a shard through memory, so that it reaches the disk as everything else of a run does."""
         buffer = pa.BufferOutputStream()
+        paths = {field.name: field.name for field in table.schema}
+        paths |= {field.name: f"{field.name}.list.element" for field in table.schema if pa.types.is_nested(field.type)}
         parquet.write_table(
             table,
             buffer,
-            row_group_size=len(table),
-            compression={fact: "zstd" if fact in ("key", "path") else "none" for fact in (*FACTS, NUMBERS)},
+            row_group_size=max(1, len(table)),
+            compression={paths[field.name]: "zstd" if field.type == pa.string() else "none" for field in table.schema},
             use_dictionary=False,
             write_page_checksum=True,
         )
@@ -137,31 +174,38 @@ class Reader:
     """Looks rows up by their keys; a shard is read when one of its rows is."""
 
     def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
-        self._root = os.path.realpath(folder)
-        self._places: dict[str, dict[str, int]] = {}
-        self._open: dict[str, tuple[Any, Array]] = {}
+        self._root, self._digest = os.path.realpath(folder), digest
+        self._indices: dict[str, Index] = {}
+        self._open: dict[str, dict[str, Any]] = {}
 
     def holds(self, key: str, output: str, size: int) -> bool:
-        """Whether there is a row of it, of that length."""
-        places = self._index(output)
-        return key in places and places[""] == size
+        """Whether there are rows of it, of that length."""
+        index = self._index(output)
+        return index.size > 0 and index.rows(key)[1] * index.size == size
 
     def read(self, key: str, output: str) -> Mapping[str, Array]:
-        """Read a row."""
-        return {EMBEDDING: self._shard(output)[1][self._index(output)[key]]}
+        """Read an image's rows."""
+        first, count = self._index(output).rows(key)
+        if not count and self._digest(key) != NOTHING:
+            raise KeyError(key)
+        return arrays_of(self._columns(output, first, count))
 
     def fault(self, line: Done) -> str:
-        """Compare a row with the manifest's line."""
+        """Compare rows with the manifest's line."""
         key, output = line.key, line.output
-        if key not in self._index(output):
+        index = self._index(output)
+        first, count = index.rows(key)
+        if not index.size or (not count and line.sha256 != NOTHING):
             return "missing"
-        place = self._index(output)[key]
-        table, vectors = self._shard(output)
-        if hashlib.sha256(vectors[place].data).hexdigest() != line.sha256:
+        if digest_of(self._columns(output, first, count)) != line.sha256:
             return "sha256 differs"
-        facts = {fact: table[fact][place].as_py() for fact in FACTS[1:]}
+        shard = self._shard(output)
         recorded = {"path": line.path, "width": line.size[0], "height": line.size[1]}
-        return "" if facts == recorded else f"says {facts}, not {recorded}"
+        for place in range(first, first + count):
+            facts = {fact: shard[fact][place].as_py() for fact in recorded}
+            if facts != recorded:
+                return f"says {facts}, not {recorded}"
+        return ""
 
     def files(self, outputs: Iterable[str]) -> set[str]:
         """The shards themselves."""
@@ -171,7 +215,7 @@ class Reader:
         """Look through all shards."""
         found = {}
         for _, path in _shards(Path(self._root)):
-            keys = [key for key in self._index(path.name) if key and done.get(key) != path.name]
+            keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
         return found
@@ -182,22 +226,32 @@ class Reader:
         for key, output in places:
             wanted.setdefault(output, []).append(key)
         for output, keys in wanted.items():
-            index = self._index(output)
-            yield keys, self._shard(output)[1][[index[key] for key in keys]]
+            index, vectors = self._index(output), self._shard(output)[EMBEDDING]
+            yield keys, vectors[index.starts[[index.numbers[key] for key in keys]]]
 
-    def _index(self, output: str) -> dict[str, int]:
-        """Rows by key; under the empty key, which no image has, the bytes of a vector."""
-        if output not in self._places:
+    def _index(self, output: str) -> Index:
+        if output not in self._indices:
             try:
                 path = files.inside(self._root, output)
-                size = parquet.read_schema(path).field(EMBEDDING).type.list_size * FLOAT32.itemsize
-                self._places[output] = {"": size, **{key: place for place, key in enumerate(_keys(path))}}
-            except (OSError, KeyError, AttributeError, OutputError, pa.ArrowException):
-                self._places[output] = {"": 0}
-        return self._places[output]
+                kinds = parquet.read_schema(path).types
+                lengths = [kind.list_size for kind in kinds if pa.types.is_fixed_size_list(kind)]
+                self._indices[output] = _index_of(_keys(path), sum(lengths) * FLOAT32.itemsize)
+            except (OSError, KeyError, OutputError, pa.ArrowException):
+                self._indices[output] = _index_of([], 0)
+        return self._indices[output]
 
-    def _shard(self, output: str) -> tuple[Any, Array]:
-        """Return a shard's table and its vectors; few are kept open, since a million vectors are gigabytes."""
+    def _columns(self, output: str, first: int, count: int) -> dict[str, Array]:
+        """Return the columns of some rows, without the facts of their image."""
+        columns = {name: values for name, values in self._shard(output).items() if name not in FACTS}
+        return {
+            name: values[first : first + count]
+            if isinstance(values, np.ndarray)
+            else _to_numpy(values.slice(first, count))
+            for name, values in columns.items()
+        }
+
+    def _shard(self, output: str) -> dict[str, Any]:
+        """Return a shard's columns, vectors as (N, C) arrays; few stay open, since a million vectors are gigabytes."""
         shard = self._open.get(output)
         if shard is None:
             try:
@@ -205,22 +259,46 @@ class Reader:
                 table = parquet.read_table(path, page_checksum_verification=True, memory_map=True)
             except pa.ArrowException as error:
                 raise ValueError(str(error)) from error
-            column = table[EMBEDDING].combine_chunks()
-            shard = table, column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            pieces = {name: table[name].combine_chunks() for name in table.column_names}
+            shard = {
+                name: _to_numpy(piece) if pa.types.is_nested(piece.type) else piece for name, piece in pieces.items()
+            }
             self._open = {**dict(list(self._open.items())[1 - OPEN :]), output: shard}
         return shard
 
 
-def _schema(length: int) -> Any:
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field(EMBEDDING, pa.list_(pa.float32(), length), nullable=False),
-        ]
-    )
+def _index_of(keys: Sequence[str], size: int) -> Index:
+    starts = [place for place, key in enumerate(keys) if not place or key != keys[place - 1]]
+    return Index(size, {keys[start]: number for number, start in enumerate(starts)}, np.array([*starts, len(keys)]))
+
+
+def _schema(fields: Sequence[Field]) -> Any:
+    """Return the schema of a table with these arrays: an embedding, or what belongs to boxes."""
+    columns = dict(FACTS)
+    for field in fields:
+        if field.key == BOXES:
+            columns |= dict.fromkeys(EDGES, TYPES[field.dtype])
+        elif field.key in BESIDE:
+            columns[BESIDE[field.key]] = TYPES[field.dtype]
+        else:
+            length = field.lengths[0 if field.is_vector else 1]
+            columns[field.key.removesuffix(SUFFIX)] = pa.list_(pa.float32(), length)
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def _to_arrow(values: Array, kind: Any) -> Any:
+    """Make a column of (n,) or (n, C) values."""
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
+    return pa.array(values.tolist() if values.dtype.kind == "U" else values, kind)
+
+
+def _to_numpy(column: Any) -> Array:
+    """Make (n,) or (n, C) values of a column, which is in one piece."""
+    if pa.types.is_fixed_size_list(column.type):
+        values: Array = column.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(column), column.type.list_size)
+    return np.array(column.to_pylist(), np.str_) if column.type == pa.string() else np.asarray(column.to_numpy())
 
 
 def _shards(folder: Path) -> list[tuple[int, Path]]:

@@ -1,0 +1,53 @@
+# Columns of a table: how an image's arrays become its rows, one for each box or one for its embedding, and back.
+"""The columns of one image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from featx.runs.formats import Array
+from featx.values import BOXES, EMBEDDING
+
+FLOAT32 = np.dtype("<f4")
+
+# Where the array `BOXES` and those beside it go.
+EDGES = ("x1", "y1", "x2", "y2")
+BESIDE = {"box_ids": "id", "box_labels": "label", "box_seen": "seen"}
+
+# What is added to a level's name for the array with the features of its boxes.
+SUFFIX = "_boxes"
+
+
+def columns_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what differs in the n rows of an image: (n,) values, or (n, C) vectors."""
+    columns: dict[str, Array] = {}
+    for key, values in arrays.items():
+        if key == BOXES:
+            columns |= dict(zip(EDGES, np.ascontiguousarray(values.T), strict=True))
+        elif key in BESIDE:
+            columns[BESIDE[key]] = values
+        else:
+            vectors = values[None] if values.ndim == 1 else values[:, :, 0, 0]
+            columns[key.removesuffix(SUFFIX)] = np.ascontiguousarray(vectors, FLOAT32)
+    return columns
+
+
+def arrays_of(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays of an image's columns, as they were given to `columns_of`."""
+    if EDGES[0] not in columns:
+        return {EMBEDDING: columns[EMBEDDING][0]}
+    arrays = {BOXES: np.stack([columns[name] for name in EDGES], axis=1)}
+    arrays |= {key: columns[name] for key, name in BESIDE.items()}
+    vectors = {name: values for name, values in columns.items() if values.ndim == 2}
+    return arrays | {f"{name}{SUFFIX}": values[:, :, None, None] for name, values in vectors.items()}
+
+
+def digest_of(columns: Mapping[str, Array]) -> str:
+    """Return the sha256 of all values of an image's columns; that of nothing, where there are no rows."""
+    hashed = hashlib.sha256()
+    for values in columns.values():
+        hashed.update("\0".join(values).encode() if values.dtype.kind == "U" else values.data)
+    return hashed.hexdigest()
