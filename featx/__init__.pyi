@@ -27,6 +27,9 @@ def extract(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
+    fit: str | None = None,
+    max_side: int | None = None,
+    crop_pct: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
@@ -84,6 +87,12 @@ def extract(
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
+    fit : str | None
+        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+    max_side : int | None
+        With --fit native, reduce larger photos so that their longer side has N pixels.
+    crop_pct : float | None
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
@@ -101,7 +110,7 @@ def extract(
     box_size : int | tuple[int, int] | None
         Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level. Default: 1.
     format : str
-        One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).
+        One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).
     dtype : str
         Data type of the stored maps and boxes; embeddings are always float32.
     overwrite : bool
@@ -158,6 +167,9 @@ def load_pyramid(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
+    fit: str | None = None,
+    max_side: int | None = None,
+    crop_pct: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
@@ -190,6 +202,12 @@ def load_pyramid(
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
+    fit : str | None
+        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+    max_side : int | None
+        With --fit native, reduce larger photos so that their longer side has N pixels.
+    crop_pct : float | None
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None

@@ -191,6 +191,21 @@ def seconds(least: float) -> Convert:
     return convert
 
 
+def share(example: str) -> Convert:
+    """Expect a number above 0, up to 1."""
+
+    def convert(name: str, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = 0.0
+        if not 0 < number <= 1:  # false for NaN
+            raise UsageError(f"{name}: expected a number above 0, up to 1, such as {example}, not {quoted(value)}")
+        return number
+
+    return convert
+
+
 def amount(example: str) -> Convert:
     """Expect a whole number of at least 1, which may be abbreviated: 30M, 1.5G, 250k, 1_000_000."""
     return _abbreviated(_COUNTS, f"a whole number of at least 1, such as {example}")

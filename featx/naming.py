@@ -32,6 +32,11 @@ def model_name(text: str) -> str:
     return of_timm[1] if of_timm else f"hf-hub:{repository}" if page else text
 
 
+def as_model(_: str, value: Any) -> str:
+    """Expect the name of a model."""
+    return model_name(str(value))
+
+
 def folder_name(model: str) -> str:
     """Name the folder of a model's features: the model's name, without prefix or slashes."""
     prefix, _, rest = model.rpartition(":")

@@ -19,21 +19,19 @@ from featx.declaring import (
     one_of,
     option,
     seconds,
+    share,
     size,
     size_in_bytes,
     whole,
 )
-from featx.naming import device_name, model_name
+from featx.naming import as_model, device_name
 
 PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
+FITS = ("crop", "squash", "pad", "native")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
 # A larger batch size is a typing error.
 MOST_IMAGES = 65_536
-
-
-def _model(_: str, value: Any) -> str:
-    return model_name(str(value))
 
 
 @group
@@ -45,7 +43,7 @@ class ModelOptions(Options):
     model: str = option(
         kw_only=False,
         help="timm's name (arch, arch.tag, hf-hub:owner/name, local-dir:path), or ultralytics' (yolov8n).",
-        convert=_model,
+        convert=as_model,
         metavar="NAME",
         flags=("-m",),
     )
@@ -112,6 +110,27 @@ class ImageOptions(Options):
     test_size: bool = option(
         default=False,
         help="Use the size and crop that the weights were tested with, if they differ from the model's own.",
+    )
+    fit: str | None = option(
+        default=None,
+        help="How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at "
+        "its own size.",
+        convert=one_of(*FITS),
+        metavar="|".join(FITS),
+        shown="the model's own, mostly crop",
+    )
+    max_side: int | None = option(
+        default=None,
+        help="With --fit native, reduce larger photos so that their longer side has N pixels.",
+        convert=whole(1, 1 << 20),
+        metavar="N",
+    )
+    crop_pct: float | None = option(
+        default=None,
+        help="Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most.",
+        convert=share("0.9"),
+        metavar="SHARE",
+        shown="the model's own",
     )
 
 
@@ -182,7 +201,7 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in a table (parquet).",
+        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
@@ -316,15 +335,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    ModelOptions,
-    ImageOptions,
-    KeepOptions,
-    BoxOptions,
-    StoreOptions,
-    OutputOptions,
-    NetworkOptions,
-    RunOptions,
-    Limits,
+    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(NetworkOptions, RunOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

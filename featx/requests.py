@@ -72,9 +72,30 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
     by_index, by_stride = asked.out_indices is not None, asked.strides is not None
     job = asked if isinstance(asked, Job) else None
     no_levels = asked.maps is False and not (job and job.boxes)
+    native = asked.fit == "native"
     return (
         (by_index and by_stride, "--out-indices and --strides both choose the levels", ONE),
         (asked.test_size and asked.image_size is not None, "--image-size and --test-size both choose the size", ONE),
+        (
+            native and (asked.image_size is not None or asked.test_size),
+            "--fit native takes every photo at its own size",
+            "Leave out --image-size and --test-size; --max-side limits the size",
+        ),
+        (
+            asked.max_side is not None and not native,
+            "--max-side is for --fit native",
+            "Add --fit native, or choose the size of the input with --image-size",
+        ),
+        (
+            asked.crop_pct is not None and asked.fit in ("squash", "pad", "native"),
+            f"--crop-pct is for --fit crop; {asked.fit} keeps the whole photo",
+            "Leave out --crop-pct",
+        ),
+        (
+            native and asked.backend != "torch",
+            f"--backend {asked.backend} prepares the network for one size of input, and --fit native has many",
+            "Leave out --backend",
+        ),
         (asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"),
         (asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"),
         (

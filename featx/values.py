@@ -111,7 +111,7 @@ class Field(Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """Bytes of its numbers, in the type in which they are written."""
+        """Bytes of its numbers, in the type in which they are written; a length that differs counts as 0."""
         return math.prod(self.lengths) * {"float16": 2, "float64": 8, "text": 4 * LETTERS}.get(self.dtype, 4)
 
     @property
@@ -125,13 +125,13 @@ class Field(Struct, frozen=True):
         return len(shape) == len(self.shape) and all(length in (None, actual) for length, actual in expected)
 
 
-class Input(Struct, frozen=True):
+class Input(Struct, frozen=True, omit_defaults=True):
     """The input that a model expects, as timm's evaluation transform reads it.
 
     Attributes
     ----------
-    height, width : int
-        Size of the model's input in pixels.
+    height, width : int or None
+        Size of the model's input in pixels; None where every photo has its own (``native``).
     mean, std : tuple of float
         Per channel, for values in [0, 1].
     interpolation : str
@@ -140,20 +140,30 @@ class Input(Struct, frozen=True):
         The share of the resized image that the crop keeps, per side.
     fit : str
         ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up), ``pad`` (longer side
-        resized, borders filled with the mean) or ``letterbox`` (the same with grey borders, as detectors have it).
+        resized, borders filled with the mean), ``letterbox`` (the same with grey borders, as detectors have it) or
+        ``native`` (the photo's own size, filled up on the right and at the bottom).
     configuration : str
         Where size and crop come from: ``own`` (those of timm's evaluation), ``test`` (the larger ones that some weights
         have for testing) or ``asked`` (an image size that was asked for).
+    multiple : int or None
+        For ``native``: what the sides of the input are multiples of.
+    least : int or None
+        For ``native``: the shortest side that the network takes; None where one multiple is enough.
+    max_side : int or None
+        For ``native``: to how many pixels the longer side of a larger photo is reduced; None leaves all as they are.
     """
 
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
     fit: str
     configuration: str
+    multiple: int | None = None
+    least: int | None = None
+    max_side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,8 @@ class Description:
         ``NCHW`` or ``NHWC``: how the network itself lays out its maps.
     rebuilt : bool
         Whether the network is rebuilt for an input size that it would not take otherwise.
+    traced : (int, int)
+        Height and width of the input at which its levels were measured.
     plan : object
         What the source builds it from.
     files : tuple of str
@@ -204,6 +216,7 @@ class Description:
     final: Level | None = None
     layout: str = "NCHW"
     rebuilt: bool = False
+    traced: tuple[int, int] = (0, 0)
     plan: Any = None
     files: tuple[str, ...] = ()
 
@@ -272,6 +285,8 @@ class Outcome:
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
         Of that file.
+    levels : dict or None
+        Height and width of each map, by the array's name, where they differ from the summary's.
     boxes : int or None
         How many boxes it has; None where no boxes were asked for.
     stage, error : str
@@ -287,6 +302,7 @@ class Outcome:
     output: str = ""
     bytes: int = 0
     sha256: str = ""
+    levels: dict[str, tuple[int, int]] | None = None
     boxes: int | None = None
     stage: str = ""
     error: str = ""

@@ -21,7 +21,7 @@ APART = {("models", "runs"), ("runs", "models")}
 # Imported by some modules only.
 ALONE = {
     "typer": {"cli.arguments", "cli.commands", "cli.usage"},
-    "rich": {"cli.progress", "cli.reports", "cli.streams", "cli.tables"},
+    "rich": {"cli.descriptions", "cli.progress", "cli.reports", "cli.streams", "cli.tables"},
     "timm": {
         *("models.timm.building", "models.timm.input", "models.timm.loading", "models.timm.outputs"),
         *("models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.cli import completion, progress, reports, streams, tables
+from featx.cli import completion, descriptions, progress, reports, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes
 from featx.cli.usage import Command, Group
 from featx.command_options import (
@@ -115,7 +115,7 @@ def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -
 
     with progress.searching() as listener:
         described = describe_model(ModelRequest(**options), listener)
-    tables.description(described, as_json=as_json)
+    descriptions.description(described, as_json=as_json)
 
 
 @command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from featx.cli.descriptions import CONFIGURATIONS, size_of
 from featx.cli.rates import Rates
 from featx.cli.reports import forecast_lines
 from featx.cli.streams import interject, stderr
-from featx.cli.tables import CONFIGURATIONS
 from featx.engine.events import Checked, Event, Foreseen, Listener, Phase, Planned
 from featx.text import count_of, images, printable
 from featx.values import Note, Outcome, SearchListener, Surveyed
@@ -211,7 +211,7 @@ def _opening(plan: Planned) -> str:
     failed = f", {len(plan.failures)} failed before (--retry-failed)" if plan.failures else ""
     work = f"{images(plan.to_do)} to compute" if plan.to_do else "nothing to compute"
     feed = plan.summary["input"]
-    at = f"{feed['height']} x {feed['width']}, {CONFIGURATIONS[feed['configuration']]}"
+    at = size_of(feed) if feed["height"] is None else f"{size_of(feed)}, {CONFIGURATIONS[feed['configuration']]}"
     return f"{plan.summary['model']} at {at}: {work}{earlier}{failed}"
 
 

@@ -11,9 +11,10 @@ from msgspec import to_builtins
 from rich.console import Console
 from rich.markup import escape
 
+from featx.cli.descriptions import fit_of, levels_table, size_of
 from featx.cli.rates import clock
 from featx.cli.streams import stdout
-from featx.cli.tables import faults, levels_table, print_json
+from featx.cli.tables import faults, print_json
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Outcome, plain
 
@@ -29,12 +30,12 @@ def forecast_lines(value: Forecast) -> list[str]:
     """Say what a run will write, and how much memory it will take."""
     if not value.images:
         return []
-    feed = value.input
+    feed = plain(value.input)
     total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
     return [
-        f"input    {feed.height} x {feed.width}, {feed.fit} {feed.crop_pct:g}{_seen(value)}",
-        f"output   {amount_of(value.bytes_per_image)} an image{total}{free}",
+        f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
+        f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
     ]
 
@@ -43,6 +44,9 @@ def _seen(value: Forecast) -> str:
     if value.photo is None or value.seen is None:
         return ""
     width, height = value.photo
+    if value.largest is not None:
+        larger = f", the largest seen {value.largest[0]} x {value.largest[1]}" if value.largest != value.photo else ""
+        return f"; a typical photo has {width} x {height}{larger}"
     share = "all" if value.seen > 0.995 else f"{value.seen:.0%}"
     return f": sees {share} of a {width} x {height} photo"
 

@@ -17,10 +17,9 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
-from featx.images import coverage
 from featx.runs.layout import MANIFEST
-from featx.text import amount_of, count_of, images, printable, spacing
-from featx.values import RANDOM_WEIGHTS, Input
+from featx.text import amount_of, count_of, images, printable
+from featx.values import RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
@@ -30,14 +29,8 @@ if TYPE_CHECKING:
     from featx.images.annotations import Fault
 
 
-# Relative difference below which two strides are equal but for rounding.
-SAME_STRIDE = 1e-4
-
 # Rows of annotations without features that are listed.
 FAULTS = 20
-
-# How the tables describe where an input size comes from.
-CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
 
 
 def error(failure: Exception) -> None:
@@ -63,27 +56,6 @@ def models(entries: Sequence[dict[str, Any]], wanted: ListOptions, *, names: boo
         stderr().print(count_of(len(entries), "model"))
 
 
-def description(value: dict[str, Any], *, as_json: bool) -> None:
-    """Show one model."""
-    if as_json:
-        print_json(value)
-        return
-    out = stdout()
-    facts = Table.grid(padding=(0, 2))
-    for name, text in _model_facts(value).items():
-        facts.add_row(f"[dim]{name}[/]", escape(text))
-    out.print(facts)
-    shown, depth = len(value["levels"]), value["available_levels"]
-    out.print()
-    out.print(levels_table(value["levels"]))
-    if shown < depth:
-        out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
-    if text := _misleading_ratio(value["levels"]):
-        out.print(f"[dim]{text}[/]")
-    out.print()
-    out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
-
-
 def fetched(value: dict[str, Any], *, as_json: bool) -> None:
     """Show what was fetched, and how to use it."""
     if as_json:
@@ -101,7 +73,7 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
         print_json(value)
         return
     out, workers = stdout(), value["workers"]
-    table = _table("stage", ">images/s", ">threads", "work")
+    table = plain_table("stage", ">images/s", ">threads", "work")
     for stage, threads, work in (
         ("read", "readers", "decode, resize, crop"),
         ("forward", "forwards", f"batches of {workers['batch_size']}, {count_of(workers['threads'], 'core')} each"),
@@ -124,7 +96,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
         return
     if value.weights == "random":
         stderr().print("[yellow]random weights: nothing was learned, so these similarities mean little[/]")
-    out, table = stdout(), _table(">rank", ">cosine", "image")
+    out, table = stdout(), plain_table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
     out.print(table)
@@ -159,7 +131,7 @@ def faults(found: Sequence[Fault], counted: str) -> None:
     """List rows of annotations that cannot be used: the first of them, and how many there are."""
     if not found:
         return
-    table = _table(f">{counted}", "photo", "why it has no features")
+    table = plain_table(f">{counted}", "photo", "why it has no features")
     for fault in found[:FAULTS]:
         table.add_row(str(fault.line), escape(printable(fault.key)), escape(printable(fault.reason)))
     out, more = stderr(), len(found) - FAULTS
@@ -218,111 +190,7 @@ def _recomputed(value: Recomputed) -> str:
     )
 
 
-def _model_facts(value: dict[str, Any]) -> dict[str, str]:
-    """The lines above the table of levels."""
-    feed, tested = value["input"], value["test_input"]
-    name, architecture = value["model"], value["architecture"]
-    own = feed["configuration"] == "own"
-    sizes = "" if own else f" ({CONFIGURATIONS[feed['configuration']]})"
-    other = f"; {_size(tested)}, crop {tested['crop_pct']:g} with --test-size" if tested and own else ""
-    return {
-        "model": name + (f"  ({architecture})" if architecture != name else ""),
-        "family": value["family"],
-        "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
-        "input": f"{_size(feed)}{sizes}, {feed['fit']} {feed['crop_pct']:g}, {feed['interpolation']}{other}",
-        "sees": coverage.described(msgspec.convert(feed, Input)),
-        "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
-        "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
-        "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
-        "other outputs": _other_outputs(value),
-        "bytes per photo": amount_of(value["bytes_per_image"]),
-        **({"licence": value["license"]} if "license" in value else {}),
-    }
-
-
-def _other_outputs(value: dict[str, Any]) -> str:
-    """List what a model offers in addition to its levels."""
-    final, tokens = value["final"], value["prefix_tokens"]
-    parts = [
-        f"embedding {value['embedding']}" if value["embedding"] else "",
-        f"final map {final['channels']} x {final['height']} x {final['width']}" if final else "",
-        count_of(tokens, "prefix token") if tokens else "",
-        "final norm (--norm)" if value["norm"] else "",
-        f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
-    ]
-    return ", ".join(part for part in parts if part) or "none"
-
-
-def _sizes(sizes: dict[str, Any] | None) -> str:
-    if sizes is None:
-        return "none"
-    which = "any" if sizes["multiple"] == 1 else f"multiples of {sizes['multiple']}"
-    square = ", square" if sizes["square"] else ""
-    rebuilt = ", the network is rebuilt for them" if sizes["rebuilt"] else ""
-    weights = "" if sizes.get("resampled", True) else ", and pretrained weights cannot be used then"
-    return f"{which}{square}{rebuilt}{weights}"
-
-
-def _size(feed: dict[str, Any]) -> str:
-    return f"{feed['height']} x {feed['width']}"
-
-
-def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
-    """Make the table of levels."""
-    table = _table(">level", "module", ">channels", ">stride", ">offset", ">map", ">bytes")
-    for level in levels:
-        known = level["height"] is not None
-        each = 2 if level.get("dtype") == "float16" else 4
-        size = each * level["channels"] * level["height"] * level["width"] if known else None
-        part = level.get("part", "")
-        table.add_row(
-            part if level["index"] < 0 else f"{part} {level['index']}".strip(),
-            level["name"],
-            str(level["channels"]),
-            spacing(level["stride"]),
-            spacing(level["offset"]),
-            f"{level['height']} x {level['width']}" if known else "?",
-            "?" if size is None else amount_of(size),
-        )
-    return table
-
-
-def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
-    """Warn where input size divided by map size is not the stride, and name the level where it is furthest off."""
-    worst = max(levels, key=_off)
-    if _off(worst) < SAME_STRIDE:
-        return ""
-    ratio = " x ".join(dict.fromkeys(f"{number:.4g}" for number in worst["ratio"]))
-    return (
-        "Strides are the measured spacing of cells. Use them instead of input size divided by map size, "
-        f"which is {ratio} at level {worst['index']}."
-    )
-
-
-def _off(level: dict[str, Any]) -> float:
-    """Return how far input size divided by map size is from a level's stride, relative to the stride."""
-    stride, ratios = level["stride"], level.get("ratio", ())
-    return max(abs(ratio / stride - 1) for ratio in ratios) if ratios and isinstance(stride, int | float) else 0.0
-
-
-def _tags(value: dict[str, Any]) -> Table:
-    """Make the table of pretrained weights, marking the default and those that the name chooses."""
-    table = _table("pretrained tag", "licence", ">input", "")
-    _, dot, chosen = value["model"].partition(".")
-    for number, tag in enumerate(value["pretrained"]):
-        size = f"{tag['input_size'][1]}x{tag['input_size'][2]}"
-        marks = ["default"] * (not number) + ["chosen"] * (bool(dot) and tag["tag"] == chosen)
-        table.add_row(tag["tag"], tag["license"] or "not stated", size, ", ".join(marks))
-    return table
-
-
-def _no_weights(value: dict[str, Any]) -> str:
-    if value["source"] == "ultralytics":
-        return f"featx fetches no weights for it; give extract --weights {value['model']}.pt"
-    return "no pretrained weights"
-
-
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """Make a plain table; headings that begin with > are right-aligned. Texts after the first wrap if necessary."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
@@ -330,10 +198,6 @@ def _table(*columns: str) -> Table:
         heading = column.lstrip(">")
         table.add_column(heading, justify="right" if right else "left", no_wrap=right or not number, overflow="fold")
     return table
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _sentence(text: str) -> str:

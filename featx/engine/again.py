@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.declaring import declaration, declared
 from featx.engine.resources import Workers, spread, use_backend
+from featx.engine.room import Room
 from featx.errors import UsageError
 from featx.models.pyramid import Pyramid, choose_devices, load
 from featx.options import StoreOptions
@@ -55,6 +56,7 @@ def request_of(summary: dict[str, Any]) -> ModelRequest:
         out_indices=None if several else recipe["levels"] or None,
         image_size=(feed["height"], feed["width"]) if feed["configuration"] == "asked" else None,
         test_size=feed["configuration"] == "test",
+        **{name: summary.get("options", {}).get(name) for name in ("fit", "max_side", "crop_pct")},
     )
 
 
@@ -65,6 +67,7 @@ class Again:
     devices: list[torch.device]
     computers: list[Computer]
     workers: Workers
+    room: Room | None
 
     @property
     def pyramid(self) -> Pyramid:
@@ -84,7 +87,7 @@ def set_up_again(summary: dict[str, Any], device: str, images: int, boxes: Boxes
     pyramid = load_again(summary, devices[0])
     stored = {each.name: summary["recipe"][each.name] for each in declared(StoreOptions)}
     keep = {} if boxes is None else {"boxes": "", "maps": summary["recipe"]["maps"]}
-    job = Job(model=pyramid.name, **stored, **keep)
+    job = Job(model=pyramid.name, fit=pyramid.request.fit, **stored, **keep)
     computers, workers = spread([pyramid], job, images, summary["recipe"], boxes=boxes)
     use_backend(computers, workers)
-    return Again(devices, computers, workers)
+    return Again(devices, computers, workers, Room() if job.fit == "native" else None)

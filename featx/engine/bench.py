@@ -20,8 +20,11 @@ from PIL import Image
 from featx import files
 from featx.command_options import BenchOptions
 from featx.engine import checks, isolation, pipeline, resources
+from featx.engine.batching import Ready, by_size, in_order
 from featx.engine.computing import Computer
 from featx.engine.resources import Workers
+from featx.engine.room import Room
+from featx.engine.work import Batch, Computed, Work
 from featx.errors import UsageError
 from featx.images import sources
 from featx.models.pyramid import choose_devices, load
@@ -72,7 +75,7 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
         resources.use_backend(computers, workers)
         reader = isolation.Reader(pyramids[0].preprocessor, job.limits, scratch)
         with resources.machine(devices, workers):
-            seconds, size, batches = _rounds(computers, workers, reader, items, scratch, asked.rounds)
+            seconds, size, batches = _rounds(job, computers, workers, reader, items, scratch, asked.rounds)
     rates = {stage: len(items) / statistics.median(values) for stage, values in seconds.items()}
     rates["forward"] *= batches * workers.batch_size / len(items)
     shared = 1 / sum(1 / rates[stage] for stage in STAGES[:3])
@@ -95,7 +98,13 @@ def bench(job: Job, count: int, rounds: int) -> dict[str, Any]:
 
 
 def _rounds(
-    computers: list[Computer], workers: Workers, reader: isolation.Reader, items: list[Item], scratch: Path, rounds: int
+    job: Job,
+    computers: list[Computer],
+    workers: Workers,
+    reader: isolation.Reader,
+    items: list[Item],
+    scratch: Path,
+    rounds: int,
 ) -> tuple[dict[str, list[float]], float, int]:
     """Time every stage alone, and the pipeline, round by round.
 
@@ -110,25 +119,27 @@ def _rounds(
     """
     fields = computers[0].fields
     alone, whole = scratch / "alone", scratch / "run"
-    work = pipeline.Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
-    ready = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
+    work = Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
+    ready: list[Ready | Outcome] = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
         raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
-    batches = _cut(ready, workers.batch_size)
+    group, room = (by_size, Room()) if job.fit == "native" else (in_order, None)
+    batches = [Batch(values) for values in group(ready, workers.batch_size, lambda: False)]
     seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "pipeline")}
     sizes: list[int] = []
     work.compute(batches[0])  # the first pass sets things up
+    middle = sorted(batches, key=_pixels)[len(batches) // 2]
     for _ in range(rounds):
         writer = _writer(fields, _emptied(alone))
-        work = pipeline.Work(computers, writer, workers.batch_size, reader)
+        work = Work(computers, writer, workers.batch_size, reader)
         _time(seconds["read"], workers.readers, work.prepare, items)
         _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
-        computed = _renamed(work.compute(batches[0]), items)
+        computed = _renamed(work.compute(middle), items)
         written = _time(seconds["write"], workers.writers, work.write, computed)
         _time(seconds["commit"], 1, partial(_commit, work), _cut(written, writer.group))
         writer = _writer(fields, _emptied(whole))
         began = time.perf_counter()
-        outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader)))
+        outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader, room=room)))
         seconds["pipeline"].append(time.perf_counter() - began)
         sizes = [outcome.bytes for outcome in outcomes if outcome.done]
     return seconds, statistics.median(sizes), len(batches)
@@ -154,12 +165,17 @@ def _time(seconds: list[float], threads: int, function: Callable[[Any], Any], va
     return results
 
 
-def _compute(work: pipeline.Work, batch: Sequence[pipeline.Ready]) -> int:
+def _compute(work: Work, batch: Batch) -> int:
     """Run a batch, and keep nothing of it."""
     return len(work.compute(batch))
 
 
-def _commit(work: pipeline.Work, group: Sequence[Any]) -> int:
+def _pixels(batch: Batch) -> int:
+    """Count the pixels of an image of a batch."""
+    return next(value.pixels.numel() for value in batch.values if isinstance(value, Ready))
+
+
+def _commit(work: Work, group: Sequence[Any]) -> int:
     """Commit a group of outputs."""
     return sum(map(len, work.commit(group)))
 
@@ -168,7 +184,7 @@ def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[pipeline.Computed]:
+def _renamed(computed: Sequence[Any], items: Sequence[Item]) -> list[Computed]:
     """Return the same maps for every item, each for its own file."""
     maps = _repeated(computed, len(items))
     return [replace(value, image=replace(value.image, item=item)) for value, item in zip(maps, items, strict=True)]

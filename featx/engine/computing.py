@@ -23,6 +23,10 @@ from featx.values import Field
 BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
 
 
+class TooLargeError(ModelError):
+    """A device does not have enough memory for a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrays:
     """A pyramid's output for a batch.
@@ -50,7 +54,7 @@ class Computer:
     reductions : sequence of Reduction
         Applied to its arrays, in order.
     largest : int
-        The most images in one pass; halved when the device runs out of memory.
+        The most images in one pass; halved, for images of a size, when the device runs out of memory.
     on_note : callable
         Called, from any thread, when that happens.
 
@@ -69,6 +73,7 @@ class Computer:
     ) -> None:
         self.pyramid = pyramid
         self.largest = largest
+        self._halved: dict[tuple[int, ...], int] = {}
         self.on_note = on_note
         self.fields: list[Field] = list(pyramid.fields)
         for reduction in reductions:
@@ -99,12 +104,14 @@ class Computer:
 
         Raises
         ------
+        TooLargeError
+            If one image alone is too much, or the batch for a processor.
         ModelError
-            If one image alone is too much, or the batch for a processor, or the maps are not those that the model says
-            it has.
+            If the maps are not those that the model says it has.
         """
+        size = tuple(pixels.shape[1:])
         while True:
-            part = self.largest
+            part = self._halved.get(size, self.largest)
             try:
                 places = range(0, len(pixels), part)
                 parts = [self._run(pixels[at : at + part], photos[at : at + part]) for at in places]
@@ -116,11 +123,14 @@ class Computer:
                 may_halve = isinstance(error, torch.OutOfMemoryError) or self.pyramid.device.type != "cpu"
                 if part == 1 or not may_halve:
                     what = "one image" if part == 1 else f"a batch of {part} images"
-                    raise ModelError(f"{self.pyramid.device} does not have enough memory for {what}", LESS) from error
+                    refusal = f"{self.pyramid.device} does not have enough memory for {what}"
+                    raise TooLargeError(refusal, LESS) from error
             # Outside the handler, which would keep the failed pass alive; another thread may have halved already.
-            if self.largest == part:
-                self.largest = -(-part // 2)
-                self.on_note(f"{self.pyramid.device} ran out of memory: passes of {self.largest} images, not {part}")
+            if self._halved.get(size, self.largest) == part:
+                self._halved[size] = -(-part // 2)
+                which = f" of {size[1]} x {size[0]} pixels" if self.pyramid.input.height is None else ""
+                passes = f"passes of {self._halved[size]} images{which}, not {part}"
+                self.on_note(f"{self.pyramid.device} ran out of memory: {passes}")
             if self._on_gpu:
                 torch.cuda.empty_cache()
 
@@ -134,16 +144,21 @@ class Computer:
             self._under_way.discard(threading.get_ident())
 
     @property
+    def smallest(self) -> int:
+        """The most images in one pass of the size that takes the fewest."""
+        return min((self.largest, *self._halved.values()))
+
+    @property
     def passes(self) -> int:
         """How many passes are under way."""
         return len(self._under_way)
 
     def best_batch_size(self) -> int:
         """Find the best number of images per pass by trying, on blank images."""
-        feed = self.pyramid.input
+        height, width = self.pyramid.traced
 
         def seconds(size: int) -> float:
-            batch = self.stack([torch.zeros(feed.height, feed.width, 3, dtype=torch.uint8)], size)
+            batch = self.stack([torch.zeros(height, width, 3, dtype=torch.uint8)], size)
             self._run(batch, ())
             began = time.perf_counter()
             self._run(batch, ())
@@ -176,7 +191,9 @@ class Computer:
     def _to_host(self, value: Any, dtype: str) -> Any:
         """Cast and lay out in one pass over memory; what is on the host already stays as it is."""
         if not isinstance(value, Tensor):
-            return [self._to_host(each, dtype) if isinstance(each, Tensor) else each for each in value]
+            if not value or not isinstance(value[0], Tensor):
+                return value
+            return torch.split(self._to_host(torch.cat(list(value)), dtype), [len(each) for each in value])
         host = torch.empty(value.shape, dtype=getattr(torch, dtype), pin_memory=self._on_gpu)
         return host.copy_(value, non_blocking=self._on_gpu)
 

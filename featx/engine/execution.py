@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from featx.values import Item, Note, Outcome
 if TYPE_CHECKING:
     from featx.engine.computing import Computer
     from featx.engine.isolation import Reader
+    from featx.engine.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class Execution:
     notes: deque[str]
     unfinished: Path
     suspects: dict[bytes, bytes]
+    room: Callable[[], Room | None]
 
     def outcomes(self, items: list[Item]) -> Generator[list[Outcome]]:
         """Have the pipeline process items; see `featx.engine.pipeline.run`."""
         from featx.engine import pipeline
 
-        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked)
+        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked, self.room())
 
     def passes(self) -> int:
         """Count the forward passes that are under way."""
@@ -60,21 +62,22 @@ class Execution:
 
 def execute(items: list[Item], execution: Execution, recorder: Recorder, listener: Listener) -> list[Outcome]:
     """Have the pipeline process the items, and record the outcome of each; returns those that failed."""
-    from featx.engine import pipeline
+    from featx.engine.work import stat_within
 
-    left, failures = deque(items), []
+    left = {item.key: item for item in items}
+    failures = []
 
     def enter(group: Sequence[Outcome]) -> None:
         entered = recorder.enter(group)
         execution.clear(entered)
         for outcome in entered:
-            left.popleft()
+            del left[outcome.item.key]
             listener(outcome)
             if not outcome.done:
                 failures.append(outcome)
 
     while left and not execution.stop.asked():
-        outcomes = execution.outcomes(list(left))
+        outcomes = execution.outcomes(list(left.values()))
         try:
             with closing(outcomes), execution.stop.gently(execution.passes):
                 for group in outcomes:
@@ -82,10 +85,8 @@ def execute(items: list[Item], execution: Execution, recorder: Recorder, listene
                         listener(Note(execution.notes.popleft()))
                     enter(group)
         except StuckError as stuck:
-            if stuck.item in left:
-                left.remove(stuck.item)
-                left.appendleft(stuck.item)
-                enter([Outcome(stuck.item, pipeline.stat_within(stuck.item.path), stage="decode", error=str(stuck))])
+            if stuck.item.key in left:
+                enter([Outcome(stuck.item, stat_within(stuck.item.path), stage="decode", error=str(stuck))])
             listener(Note("An image hung: images are now decoded in separate processes"))
             execution.reader.give_up()
     if left:

@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.declaring import keywords
 from featx.engine.checks import completed
-from featx.engine.events import Foreseen, Listener, Phase, Planned
+from featx.engine.events import Listener, Phase, Planned
 from featx.engine.execution import Execution, execute, recording
 from featx.engine.notes import of_plan, remarks, surprises
-from featx.engine.resources import machine, use_backend, workers_on_cpu
-from featx.engine.setting import Setting, continued, may_do_again, set_up, unchosen
+from featx.engine.resources import machine, use_backend
+from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.images import lists, sources
-from featx.images.cells import spacing_of
 from featx.naming import folder_name
 from featx.options import GROUPS
 from featx.requests import Job
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.forecast import Forecast
     from featx.engine.isolation import Reader
+    from featx.engine.room import Room
     from featx.images.annotations import Fault
-    from featx.models.pyramid import Pyramid
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +148,18 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
             return _nothing_to_do(before, output, plan, boxes, listener)
         earlier = continued(job, output, before)
-        pyramids, forecast = _load(job, items, output, plan, earlier, boxes, listener)
-        if not pyramids:
+        listener(Phase("loading torch and timm"))
+        from featx.engine.loading import load  # which takes seconds, and a wrong path should not cost them
+
+        loaded, forecast = load(job, items, output, plan, earlier, boxes, listener)
+        if loaded is None:
             return Report(before or {}, output, 0, 0, plan.failures, forecast, *_faults(boxes, output))
         if held is None:
             held = stack.enter_context(lock.exclusive(output))
             if read_summary(output):  # written by another run meanwhile
                 plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
-        setting = set_up(pyramids, job, items, output, earlier, plan, notes.append, boxes)
+        setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         callers = Callers(listener, stop, captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
 
@@ -190,8 +193,17 @@ def _work(
     writer = _begin(held, output, setting, before)
     recorder = _recorder(held, output, setting, listener)
     reader = _reader(held, setting, suspects, listener, callers.captured)
+    stop = callers.stop or Stop()
     execution = Execution(
-        setting.computers, writer, setting.workers, reader, callers.stop or Stop(), notes, held.unfinished, suspects
+        setting.computers,
+        writer,
+        setting.workers,
+        reader,
+        stop,
+        notes,
+        held.unfinished,
+        suspects,
+        partial(_room, setting),
     )
     failures = list(plan.failures)
     devices = [computer.pyramid.device for computer in setting.computers]
@@ -199,11 +211,18 @@ def _work(
         failures += execute(plan.to_do, execution, recorder, listener)
         if plan.again or len(failures) > len(plan.failures):
             collect_garbage(writer, output, setting.job.format)
-    recorder.facts["largest_pass"] = min(computer.largest for computer in setting.computers)
+    recorder.facts["largest_pass"] = min(computer.smallest for computer in setting.computers)
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
     return Report(recorder.summary, output, tried, done, failures, forecast, *_faults(boxes, output))
+
+
+def _room(setting: Setting) -> Room | None:
+    """Measure the memory that photos share; None where all have one size."""
+    from featx.engine.room import shared
+
+    return shared(setting.job, setting.blueprint, setting.workers.batch_size, setting.computers[0].pyramid.device)
 
 
 def _nothing_to_do(
@@ -250,44 +269,6 @@ def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
     for text in remarks(found, job):
         listener(Note(text))
     return found.items, output
-
-
-def _load(
-    job: Job,
-    items: list[Item],
-    output: Path,
-    plan: Plan,
-    earlier: dict[str, Any] | None,
-    boxes: Boxes | None,
-    listener: Listener,
-) -> tuple[list[Pyramid], Forecast]:
-    """Forecast the run; then load the model once per device, unless this is a dry run or the run cannot fit."""
-    listener(Phase("loading torch and timm"))
-    # These imports take seconds, which a wrong path should not cost.
-    from featx.engine.forecast import foresee, require_room, stored_fields, tight
-    from featx.engine.hardware import slow_precision
-    from featx.models.pyramid import build, choose_devices, draw_up
-
-    devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
-    listener(Phase(f"looking into {job.model}"))
-    blueprint = draw_up(job.request)
-    for level in blueprint.description.levels if boxes else ():
-        spacing_of(level)  # which cells of a box need
-    formats.require(job.format, stored_fields(blueprint, job, boxes))
-    again = may_do_again(job, earlier, plan)
-    to_compute = items if again else plan.to_do
-    recipe = earlier["recipe"] if earlier and not again else {}
-    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
-    forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
-    listener(Foreseen(forecast))
-    if to_compute and not job.dry_run:
-        require_room(forecast, blueprint, job, output, workers)
-    for text in (*tight(forecast), *slow_precision(job, devices[0])):
-        listener(Note(text))
-    if job.dry_run:
-        return [], forecast
-    listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
-    return [build(blueprint, device) for device in devices], forecast
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:

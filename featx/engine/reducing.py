@@ -14,7 +14,7 @@ from torch import Tensor
 from featx.engine.boxes import FIELDS, Boxes, arrays_of
 from featx.images.cells import Array, boxes_in_cells, cut
 from featx.images.frame import Frame
-from featx.images.regions import regions
+from featx.images.regions import regions_of_batch
 from featx.requests import Job
 from featx.values import Field, Level
 
@@ -70,24 +70,27 @@ class InBoxes:
         return [*self._kept(fields), *FIELDS, *features]
 
     def __call__(self, values: Sequence[Values], photos: Sequence[Photo]) -> list[Values]:
-        """Compute the features where the maps are, photo by photo, so that none depends on the others."""
+        """Compute the features where the maps are; those of a photo do not depend on the others."""
         marks = [self.boxes.of(photo.key, photo.frame) for photo in photos]
         given = [arrays_of(each, photo.frame) for each, photo in zip(marks, photos, strict=True)]
-        features = [
-            [
-                self._features(level, values[place][number], photo.frame, boxes)
-                for number, (photo, (boxes, *_)) in enumerate(zip(photos, given, strict=True))
-            ]
-            for place, level in self.levels.items()
-        ]
-        return [*self._kept(values), *(list(each) for each in zip(*given, strict=True)), *features]
+        edges = [boxes for boxes, *_ in given]
+        features = [self._features(level, values[place], photos, edges) for place, level in self.levels.items()]
+        texts = [[arrays[place] for arrays in given] for place in range(len(FIELDS))]
+        return [*self._kept(values), *texts, *features]
 
     def _kept(self, values: Sequence[Any]) -> list[Any]:
         return [value for place, value in enumerate(values) if self.maps or place not in self.levels]
 
-    def _features(self, level: Level, values: Any, frame: Frame, boxes: Array) -> Tensor:
-        found = regions(values, boxes_in_cells(frame, level, cut(frame, boxes)), self.boxes.size)
-        return found.to(getattr(torch, self.dtype))
+    def _features(
+        self, level: Level, values: Any, photos: Sequence[Photo], edges: Sequence[Array]
+    ) -> tuple[Tensor, ...]:
+        """Return those of each photo."""
+        inside = [
+            boxes_in_cells(photo.frame, level, cut(photo.frame, boxes))
+            for photo, boxes in zip(photos, edges, strict=True)
+        ]
+        found = regions_of_batch(values, inside, self.boxes.size).to(getattr(torch, self.dtype))
+        return torch.split(found, [len(boxes) for boxes in edges])
 
 
 @dataclass(frozen=True, slots=True)

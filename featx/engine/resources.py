@@ -108,6 +108,9 @@ class Workers:
 # Largest batch that still speeds up a CPU; measured on ResNet-50 at 224, one thread per pass.
 LARGEST_BATCH = 8
 
+# Photos of one size in a pass on a GPU, where each has its own size.
+OF_ONE_SIZE = 8
+
 # Concurrent passes on a GPU: while one is computed, another is copied to it and a third is copied back.
 STREAMS = 3
 
@@ -116,10 +119,12 @@ def workers_on_cpu(job: Job, images: int, earlier: dict[str, Any]) -> Workers:
     """Spread the work over a processor; settings that change numbers and were not given stay as in an earlier call.
 
     Every core runs its own forward pass: passes of one thread do not wait for each other, and reading and writing use
-    the time that remains. Passes get more threads only if there are fewer batches than cores.
+    the time that remains. Passes get more threads only if there are fewer batches than cores. Photos at their own size
+    are passed one by one: passes of eight were no faster, and few photos have the same size.
     """
     available = cores()
-    batch_size = job.batch_size or earlier.get("batch_size") or 1 << (min(images, LARGEST_BATCH).bit_length() - 1)
+    largest = 1 if job.fit == "native" else LARGEST_BATCH
+    batch_size = job.batch_size or earlier.get("batch_size") or 1 << (min(images, largest).bit_length() - 1)
     batches = -(-images // batch_size)
     threads = earlier.get("threads") or available // (job.workers or min(available, batches)) or 1
     forwards = job.workers or max(1, available // threads)
@@ -145,7 +150,8 @@ def spread(
         workers = workers_on_cpu(job, images, earlier)
     else:
         available = cores()
-        batch_size = batch_size or min(images, computers[0].best_batch_size())
+        best = OF_ONE_SIZE if job.fit == "native" else computers[0].best_batch_size()
+        batch_size = batch_size or min(images, best)
         forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
         workers = Workers(batch_size, forwards, threads, readers=available, writers=available)
     for computer in computers:

@@ -18,7 +18,15 @@ from featx.values import Item
 if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
-    from featx.models.pyramid import Pyramid
+    from featx.models.pyramid import Blueprint, Pyramid
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pyramid's description, and the pyramid itself, once per device."""
+
+    blueprint: Blueprint
+    pyramids: list[Pyramid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,7 @@ class Setting:
     """How a call will run: the plan, the workers, and the summary of the earlier call that it continues."""
 
     job: Job
+    blueprint: Blueprint
     plan: Plan
     computers: list[Computer]
     workers: Workers
@@ -35,7 +44,7 @@ class Setting:
 
 
 def set_up(
-    pyramids: list[Pyramid],
+    loaded: Loaded,
     job: Job,
     items: list[Item],
     output: Path,
@@ -49,11 +58,11 @@ def set_up(
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
+    pyramids, digest = loaded.pyramids, boxes.digest if boxes else None
     computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note, boxes)
-    digest = boxes.digest if boxes else None
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
-    setting = Setting(job, plan, computers, workers, recipe, earlier)
+    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier)
     if not may_do_again(job, earlier, plan):
         return setting
     computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note, boxes)
@@ -63,7 +72,7 @@ def set_up(
     done_again = plan.kept_done + plan.again
     plan = plan_work(output, plan.renamed(items), job)
     recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest)
-    return Setting(job, plan, computers, suitable, recipe, None, done_again)
+    return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
 
 
 def continued(job: Job, output: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:

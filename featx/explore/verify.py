@@ -293,7 +293,9 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
         made = formats.reader("npz", scratch)
         try:
-            for outcome in chain.from_iterable(pipeline.run(again.computers, items, writer, again.workers, reader)):
+            for outcome in chain.from_iterable(
+                pipeline.run(again.computers, items, writer, again.workers, reader, room=again.room)
+            ):
                 key = outcome.item.key
                 if not outcome.done:
                     result.failed.append(key)

@@ -26,16 +26,16 @@ def seen(feed: Input, size: Size) -> float:
     size : (int, int)
         Width and height of the photo as a viewer shows it, in pixels.
     """
-    if feed.fit == "letterbox":
+    if feed.fit in ("letterbox", "native") or feed.height is None or feed.width is None:
         return 1.0
-    width, height = _resized(feed, size)
+    width, height = _resized(feed, feed.height, feed.width, size)
     return min(1.0, feed.width / width) * min(1.0, feed.height / height)
 
 
-def _resized(feed: Input, size: Size) -> Size:
-    """Return the size that a photo has before it is cropped, rounded as timm and torchvision round it."""
+def _resized(feed: Input, tall: int, wide: int, size: Size) -> Size:
+    """Return the size that a photo has before it is cropped to `tall` x `wide`, rounded as timm and torchvision do."""
     width, height = size
-    target = (math.floor(feed.width / feed.crop_pct), math.floor(feed.height / feed.crop_pct))
+    target = (math.floor(wide / feed.crop_pct), math.floor(tall / feed.crop_pct))
     if feed.fit == "squash":
         return target
     if feed.fit == "crop" and target[0] == target[1]:

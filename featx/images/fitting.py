@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio
+from timm.data.transforms import CenterCropOrPad, MaybeToTensor, ResizeKeepRatio, str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from featx.errors import DecodeError, ModelError
+from featx.images import native
 from featx.images.frame import Frame
 from featx.options import Limits
 
@@ -182,9 +183,56 @@ class Letterbox(Preprocessor):
         return self._height * self._width
 
 
+class Native(Preprocessor):
+    """A photo at its own size, or reduced; bars on the right and at the bottom fill it up to what a network takes.
+
+    Parameters
+    ----------
+    config : dict
+        ``fit`` (``native``); ``multiple``, ``least`` and ``max_side`` as `featx.values.Input` has them;
+        ``interpolation``, ``mean``, ``std``; ``fill``, the colour of the bars, where it is not the mean.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config, config["mean"], config["std"])
+        self._multiple, self._least, self._max_side = config["multiple"], config["least"], config["max_side"]
+        self._filter = str_to_pil_interp(config["interpolation"])
+        self._fill = tuple(config.get("fill") or (round(255 * value) for value in config["mean"]))
+
+    def place(
+        self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().max_pixels
+    ) -> tuple[Image.Image, Frame]:
+        """Resize if it is too large, and fill up."""
+        size, filled = self._sizes(image.size)
+        if filled[0] * filled[1] > max_pixels:
+            raise DecodeError(
+                f"filled up, it would have {filled[0] * filled[1] / 1e6:.4g} megapixels, more than the "
+                f"{max_pixels / 1e6:.4g} allowed (--max-pixels)"
+            )
+        frame = Frame.of(image.size, orientation).resized(size).filled_up(filled)
+        if size != image.size:
+            image = image.resize(size, self._filter)
+        placed = Image.new("RGB", filled, self._fill)
+        placed.paste(image, (0, 0))
+        return placed, frame
+
+    def largest(self, size: Size) -> int:
+        """Return the pixels of the filled-up photo."""
+        width, height = self._sizes(size)[1]
+        return width * height
+
+    def _sizes(self, size: Size) -> tuple[Size, Size]:
+        content = native.reduced(size, self._max_side)
+        return content, native.filled_up(content, self._multiple, self._least)
+
+
+FITS: dict[str, type[Letterbox | Native]] = {"letterbox": Letterbox, "native": Native}
+
+
 def make(config: dict[str, Any]) -> Preprocessor:
     """Make the preprocessor that a description names."""
-    return Letterbox(config) if config.get("fit") == "letterbox" else Evaluation(config)
+    kind = FITS.get(config.get("fit", ""))
+    return kind(config) if kind else Evaluation(config)
 
 
 def _resized(step: Any, size: Size) -> Size:

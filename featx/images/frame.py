@@ -57,6 +57,10 @@ class Frame(Struct, frozen=True, gc=False):
         shift = (_centre_shift(self.input[0], size[0]), _centre_shift(self.input[1], size[1]))
         return replace(self, input=size, offset=(self.offset[0] + shift[0], self.offset[1] + shift[1]))
 
+    def filled_up(self, size: tuple[int, int]) -> Frame:
+        """Pad on the right and at the bottom to `size` (width, height); what is there stays where it is."""
+        return replace(self, input=size)
+
     def to_input(self, x: float, y: float) -> Pair:
         """Original pixel to model-input pixel."""
         return x * self.scale[0] + self.offset[0], y * self.scale[1] + self.offset[1]

@@ -26,13 +26,14 @@ HEAD, SAMPLE = 1 << 18, 16
 FRAMES, BARE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0x01, *range(0xD0, 0xD9)}
 
 
-def typical_size(items: Sequence[Item]) -> Size | None:
-    """Return the stored width and height of a typical photo: the one of median aspect ratio in a sample.
+def sizes_of(items: Sequence[Item], sample: int = SAMPLE) -> list[Size]:
+    """Return the stored (width, height) of the photos in a sample, evenly spread, where they can be read."""
+    step = max(1, len(items) // sample)
+    return [size for item in items[::step][:sample] if (size := size_of(item.path))]
 
-    None if no size in the sample could be read.
-    """
-    step = max(1, len(items) // SAMPLE)
-    sizes = [size for item in items[::step][:SAMPLE] if (size := size_of(item.path))]
+
+def typical(sizes: Sequence[Size]) -> Size | None:
+    """Return the size of median aspect ratio."""
     return sorted(sizes, key=lambda size: max(size) / min(size))[len(sizes) // 2] if sizes else None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,41 +16,62 @@ if TYPE_CHECKING:
 
 
 def regions(values: Tensor, boxes: ArrayLike, size: tuple[int, int] = (1, 1)) -> Tensor:
-    """Average a map in boxes, by ``torchvision.ops.roi_align`` (aligned, as many samples as a box has cells).
-
-    Beyond the map its border cells are continued, so that no zeros are averaged. Each box is computed by itself:
-    its numbers do not depend on the others.
+    """Average a map in boxes; see `regions_of_batch`.
 
     Parameters
     ----------
     values : Tensor
-        (C, H, W), of any floating type, on any device; float16 is computed in float32.
+        (C, H, W).
     boxes : array_like
-        (B, 4): edges in cells, cell `i` spanning i … i + 1; see `featx.images.cells.boxes_in_cells` and `cut`.
+        (B, 4).
     size : tuple of int
         Height and width of the result, in bins.
 
     Returns
     -------
     Tensor
-        (B, C, h, w) float32, on the same device; NaN for boxes that are NaN.
+        (B, C, h, w) float32.
+    """
+    return regions_of_batch(values[None], [np.asarray(boxes, np.float64).reshape(-1, 4)], size)
+
+
+def regions_of_batch(values: Tensor, boxes: Sequence[Array], size: tuple[int, int] = (1, 1)) -> Tensor:
+    """Average maps in boxes, by ``torchvision.ops.roi_align`` (aligned, as many samples as a box has cells).
+
+    Beyond a map its border cells are continued, so that no zeros are averaged. Each box is computed by itself: its
+    numbers do not depend on the others.
+
+    Parameters
+    ----------
+    values : Tensor
+        (N, C, H, W), of any floating type, on any device; float16 is computed in float32.
+    boxes : sequence of array
+        (B, 4) for each map: edges in cells, cell `i` spanning i … i + 1; see `featx.images.cells.boxes_in_cells`.
+    size : tuple of int
+        Height and width of the result, in bins.
+
+    Returns
+    -------
+    Tensor
+        (B of all maps together, C, h, w) float32, on the same device; NaN for boxes that are NaN.
     """
     import torch
     from torch.nn.functional import pad
     from torchvision.ops import roi_align
 
-    edges = np.asarray(boxes, np.float64).reshape(-1, 4)
+    edges = np.concatenate([np.empty((0, 4)), *boxes])
+    numbers = np.repeat(np.arange(len(boxes)), [len(each) for each in boxes])
     height, width = values.shape[-2:]
     # roi_align continues a map by one cell, and has zeros beyond; a network that does not pad its input needs more.
-    beyond = np.max([-0.5 - edges[:, 0], -0.5 - edges[:, 1], edges[:, 2] - width - 0.5, edges[:, 3] - height - 0.5], 0)
-    margins = np.ceil(np.maximum(beyond, 0))
-    found = torch.full((len(edges), len(values), *size), torch.nan, device=values.device)
+    outside = np.stack([-edges[:, 0], -edges[:, 1], edges[:, 2] - width, edges[:, 3] - height])
+    margins = np.ceil(np.maximum(outside.max(0) - 0.5, 0))
+    found = torch.full((len(edges), values.shape[1], *size), torch.nan, device=values.device)
     for margin in np.unique(margins[np.isfinite(margins)]).astype(int).tolist():
-        chosen = torch.from_numpy(margins == margin).to(values.device)
-        inside = torch.from_numpy(edges[margins == margin] + margin).to(values.device, torch.float32)
-        image = values[None].float()
-        image = pad(image, [margin] * 4, "replicate") if margin else image
-        found[chosen] = roi_align(image, [inside], size, aligned=True)
+        chosen = np.flatnonzero(margins == margin)
+        rows = np.column_stack([numbers[chosen], edges[chosen] + margin])
+        maps = pad(values.float(), [margin] * 4, "replicate") if margin else values.float()
+        inside = torch.from_numpy(rows).to(values.device, torch.float32)
+        found[torch.from_numpy(chosen).to(values.device)] = roi_align(maps, inside, size, aligned=True)
     return found
 
 

@@ -30,7 +30,7 @@ FLOAT32_BYTES = 4
 FEW = 8
 
 # Of the entries; a cache in another format is not read.
-FORMAT = 2
+FORMAT = 3
 
 # What an entry says of other outputs than levels.
 EXTRAS = ("embedding", "final", "prefix_tokens", "norm")
@@ -217,7 +217,7 @@ def described(models: Catalogue, name: str) -> dict[str, Any]:
         "available_levels": len(entry["levels"]),
         **{fact: entry[fact] for fact in ("input", "test_input")},
         "pretrained": [_without_changes(tag) for tag in entry["pretrained"]],
-        **{fact: entry[fact] for fact in ("output_strides", "fixed_size", "sizes")},
+        **{fact: entry[fact] for fact in ("output_strides", "fixed_size", "sizes", "native")},
         "rebuilt": False,
         **{fact: entry[fact] for fact in EXTRAS},
         **{fact: entry[fact] for fact in OPTIONAL if fact in entry},

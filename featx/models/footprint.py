@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,8 +77,24 @@ class _LeanAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def memory_of_pass(skeleton: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int | None:
-    """Return the peak memory of a network's forward pass on a CPU.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a forward pass takes, and gives.
+
+    Attributes
+    ----------
+    memory : int
+        Peak bytes, without the weights and the batch itself.
+    shapes : list of tuple
+        Of what comes out, (B, ...) each, in the network's own layout.
+    """
+
+    memory: int
+    shapes: list[tuple[int, ...]]
+
+
+def of_pass(skeleton: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Pass | None:
+    """Find out what a network's forward pass on a CPU takes.
 
     Parameters
     ----------
@@ -90,15 +107,15 @@ def memory_of_pass(skeleton: nn.Module, shape: Sequence[int], dtype: torch.dtype
 
     Returns
     -------
-    int or None
-        Bytes, without the weights and the batch itself. None if the network does not run on shapes alone.
+    Pass or None
+        None if the network does not run on shapes alone.
     """
     footprint, network = Footprint(), skeleton.to(dtype)
     try:
         with torch.no_grad():
             batch = torch.zeros(*shape, device="meta", dtype=dtype)
             with footprint, _LeanAttention():
-                network(batch)
+                results = network(batch)
     except Exception:  # noqa: BLE001 - networks that look at values raise all kinds of errors
         return None
-    return int(footprint.peak)
+    return Pass(int(footprint.peak), [tuple(values.shape) for values in results])

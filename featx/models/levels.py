@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from msgspec.structs import replace
+from msgspec import structs
 from torch import Tensor
 
 from featx.errors import ModelError, UsageError
 from featx.models.tracing import Grid, Tracer
-from featx.values import Field, Level, Spacing
+from featx.values import Description, Field, Level, Spacing
 
 
 def choose(
@@ -81,6 +82,24 @@ def fields_of(levels: Sequence[Level]) -> tuple[Field, ...]:
     return tuple(Field(level.key, (level.channels, level.height or 0, level.width or 0)) for level in levels)
 
 
+def unsized(description: Description) -> Description:
+    """Take the sizes of maps out of a description, whose images all have their own."""
+    maps = {level.key for level in (*description.levels, *([description.final] if description.final else ()))}
+
+    def without_size(level: Level) -> Level:
+        return structs.replace(level, height=None, width=None, ratio=None)
+
+    return replace(
+        description,
+        levels=tuple(map(without_size, description.levels)),
+        final=without_size(description.final) if description.final else None,
+        fields=tuple(
+            structs.replace(field, shape=(field.shape[0], None, None)) if field.key in maps else field
+            for field in description.fields
+        ),
+    )
+
+
 def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tuple[Level, ...]:
     """Return the levels with the height and width that the maps have.
 
@@ -98,7 +117,7 @@ def check_maps(name: str, levels: Sequence[Level], maps: Sequence[Tensor]) -> tu
                 f"{name} declares {level.channels} channels for level {level.index}; its map is {tuple(values.shape)}",
                 "Please report this model",
             )
-        measured.append(replace(level, height=values.shape[2], width=values.shape[3]))
+        measured.append(structs.replace(level, height=values.shape[2], width=values.shape[3]))
     return tuple(measured)
 
 
@@ -125,7 +144,7 @@ def require_arrays(name: str, fields: Sequence[Field], arrays: Sequence[Tensor],
         raise ModelError(f"{name} gave {len(arrays)} arrays for {len(fields)}", "Please report this model")
     for field, values in zip(fields, arrays, strict=True):
         shape = tuple(values.shape[1:])
-        alike = shape == field.shape if exact else (len(shape), shape[0]) == (len(field.shape), field.shape[0])
+        alike = field.fits(shape) if exact else (len(shape), shape[0]) == (len(field.shape), field.shape[0])
         if not alike:
             raise ModelError(
                 f"{name} gave {field.key} of shape {shape}, not {field.shape} as described", "Please report this model"
@@ -135,7 +154,11 @@ def require_arrays(name: str, fields: Sequence[Field], arrays: Sequence[Tensor],
 def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> Level:
     """Record how input and map compare where that is not the declared stride."""
     ratio = (size[1] / (level.height or 1), size[2] / (level.width or 1))
-    return level if ratio == (declared, declared) else replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
+    return (
+        level
+        if ratio == (declared, declared)
+        else structs.replace(level, ratio=(round(ratio[0], 4), round(ratio[1], 4)))
+    )
 
 
 def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
@@ -149,7 +172,7 @@ def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
         for axis, length in zip(grid, size[1:], strict=True)
     ]
     offset = _spacing(grid[0].offset, grid[1].offset) if max(shifts) <= 1 else None
-    return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
+    return structs.replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
 
 
 def _spacing(vertical: float, horizontal: float) -> Spacing:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor, nn
 
@@ -60,6 +62,8 @@ class Pyramid:
         Of the pyramid, without the head.
     rebuilt : bool
         Whether the network was rebuilt for an input size that it would not take otherwise.
+    traced : (int, int)
+        Height and width of the input at which its levels were measured: its own, unless every photo has another.
     request : ModelRequest
         What was asked for.
     precision, backend : str
@@ -84,7 +88,7 @@ class Pyramid:
         self.weights = weights
         self.device = device
         self.parameters = description.parameters
-        self.rebuilt = description.rebuilt
+        self.rebuilt, self.traced = description.rebuilt, description.traced
         self.request = request
         self.precision, self.backend = request.precision, request.backend
         # OpenVINO rounds by itself, from full precision.
@@ -204,6 +208,8 @@ class Pyramid:
         on_note : callable
             Called with a sentence about what a person may not expect.
         """
+        if self.input.height is None or self.input.width is None:  # which only torch itself runs
+            return
         plan = runtimes.Plan(
             shape=(batch_size, 3, self.input.height, self.input.width),
             device=self.device,
@@ -248,7 +254,7 @@ def load_pyramid(name: str, *, device: str = "auto", **options: Any) -> Pyramid:
     return load(ModelRequest(name, **options), choose_devices(device)[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Blueprint:
     """A pyramid before it has weights, and the library that builds it."""
 
@@ -256,11 +262,23 @@ class Blueprint:
     library: libraries.Library
     description: Description
 
-    def memory_of_pass(self, batch_size: int) -> int | None:
-        """Return the peak memory of a forward pass; see `footprint.memory_of_pass`."""
-        feed, skeleton = self.description.input, self.library.skeleton(self.description)
-        shape = (batch_size, 3, feed.height, feed.width)
-        return footprint.memory_of_pass(skeleton, shape, dtype_of(self.request.precision))
+    def footprint(self, batch_size: int, size: tuple[int, int]) -> footprint.Pass | None:
+        """Return what a forward pass of images of (height, width) takes; see `featx.models.footprint.of_pass`."""
+        return footprint.of_pass(self._skeleton, (batch_size, 3, *size), dtype_of(self.request.precision))
+
+    def fields_at(self, size: tuple[int, int]) -> tuple[Field, ...]:
+        """Return the arrays of an image of (height, width), whose sizes are those of the description if it has any."""
+        if self.description.input.height is not None or (found := self.footprint(1, size)) is None:
+            return self.description.fields
+        shapes = [shape[1:] for shape in found.shapes]
+        if self.description.layout == "NHWC":
+            shapes = [(*shape[2:], *shape[:2]) if len(shape) == 3 else shape for shape in shapes]
+        named = zip(self.description.fields, shapes, strict=True)
+        return tuple(structs.replace(field, shape=shape) for field, shape in named)
+
+    @cached_property
+    def _skeleton(self) -> nn.Module:
+        return self.library.skeleton(self.description)
 
 
 def draw_up(request: ModelRequest) -> Blueprint:

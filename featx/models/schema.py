@@ -47,6 +47,11 @@ class _Sizes(TypedDict):
     resampled: NotRequired[bool]
 
 
+class _Native(TypedDict):
+    multiple: int
+    least: int | None
+
+
 class _Tag(TypedDict):
     tag: str
     license: str | None
@@ -72,6 +77,7 @@ class _Entry(TypedDict):
     output_strides: list[int]
     fixed_size: bool
     sizes: _Sizes | None
+    native: _Native | None
     pretrained: list[_Tag]
     parts: NotRequired[Any]
     license: NotRequired[str | None]

@@ -31,6 +31,7 @@ class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):
     output: str
     bytes: int
     sha256: str
+    levels: dict[str, tuple[int, int]] | None = None
     boxes: int | None = None
     messages: str = ""
 
@@ -70,6 +71,8 @@ def encoded(outcome: Outcome) -> bytes:
     }
     facts = ("size", "frame", "output", "bytes", "sha256") if outcome.done else ("stage", "error")
     line.update((fact, getattr(outcome, fact)) for fact in facts)
+    if outcome.levels:
+        line["levels"] = outcome.levels
     if outcome.boxes is not None:
         line["boxes"] = outcome.boxes
     if outcome.messages:

@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_done_in_parts(pyramid, batch, short_of_memory):
     computer = Computer(pyramid, [StoredType("float32")], 8, told.append)
     maps = computer(batch)
     assert short_of_memory == [5, 4, 2, 2, 1]
-    assert computer.largest == 2
+    assert computer.smallest == 2
     assert [text.partition(": ")[2] for text in told] == [
         "passes of 4 images, not 8",
         "passes of 2 images, not 4",
@@ -221,7 +221,7 @@ def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
 def test_several_devices_take_turns(tmp_path, monkeypatch):
     """Two pyramids on the processor stand for two graphics cards."""
     devices = [torch.device("cpu"), torch.device("cpu")]
-    monkeypatch.setattr("featx.models.pyramid.choose_devices", lambda _: devices)
+    monkeypatch.setattr("featx.engine.loading.choose_devices", lambda _: devices)
     calls = []
     honest = Computer.__call__
     monkeypatch.setattr(Computer, "__call__", lambda self, *batch: calls.append(id(self)) or honest(self, *batch))

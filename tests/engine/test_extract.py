@@ -16,8 +16,8 @@ from timm.data import create_transform, resolve_model_data_config
 
 import featx
 from featx import naming
-from featx.engine import pipeline
 from featx.engine.events import Foreseen, Phase, Planned
+from featx.engine.work import Work
 from featx.errors import BusyError, FeatxError, OutputError, StoppedError, UsageError
 from featx.models.pyramid import Pyramid
 from featx.runs.formats import npz
@@ -83,7 +83,7 @@ def test_the_books(photos, tmp_path):
 def test_running_again_computes_nothing(photos, tmp_path, monkeypatch):
     extract(photos, tmp_path / "out")
     before = outputs(tmp_path / "out")
-    monkeypatch.setattr(pipeline.Work, "prepare", lambda *_: pytest.fail("an image was read again"))
+    monkeypatch.setattr(Work, "prepare", lambda *_: pytest.fail("an image was read again"))
     report = extract(photos, tmp_path / "out")
     assert report.computed == 0
     assert outputs(tmp_path / "out") == before

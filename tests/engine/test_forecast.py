@@ -117,7 +117,9 @@ def test_memory_grows_with_batches_and_passes_and_shrinks_with_precision():
     ]
     assert peaks == sorted(peaks)
     halved = draw_up(replace(blueprint.request, precision="bf16"))
-    assert halved.memory_of_pass(4) == pytest.approx(blueprint.memory_of_pass(4) / 2, rel=0.2)
+    assert halved.footprint(4, (160, 160)).memory == pytest.approx(
+        blueprint.footprint(4, (160, 160)).memory / 2, rel=0.2
+    )
 
 
 def test_a_network_that_looks_at_values_is_not_guessed_at(monkeypatch):
@@ -128,7 +130,7 @@ def test_a_network_that_looks_at_values_is_not_guessed_at(monkeypatch):
 
     monkeypatch.setattr("timm.models.resnet.BasicBlock.forward", fail)
     monkeypatch.setattr("timm.models.resnet.Bottleneck.forward", fail)
-    assert blueprint.memory_of_pass(1) is None
+    assert blueprint.footprint(1, (160, 160)) is None
 
 
 AVX2 = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}

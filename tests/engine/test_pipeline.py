@@ -15,6 +15,7 @@ from featx.engine.computing import Computer
 from featx.engine.isolation import Reader
 from featx.engine.reducing import StoredType
 from featx.engine.resources import Workers
+from featx.engine.work import Work
 from featx.errors import ModelError, OutputError
 from featx.options import Limits
 from featx.runs import formats
@@ -118,7 +119,7 @@ def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypat
     """While a pass waits, images go on being read; it would wait for ever if they were not."""
     read_on = threading.Event()
     prepared = []
-    honest_prepare, honest_call = pipeline.Work.prepare, Computer.__call__
+    honest_prepare, honest_call = Work.prepare, Computer.__call__
 
     def prepare(self, item):
         prepared.append(item)
@@ -130,7 +131,7 @@ def test_stages_work_at_the_same_time(computer, items, work, tmp_path, monkeypat
         assert read_on.wait(HANGS)
         return honest_call(self, *batch)
 
-    monkeypatch.setattr(pipeline.Work, "prepare", prepare)
+    monkeypatch.setattr(Work, "prepare", prepare)
     monkeypatch.setattr(Computer, "__call__", call)
     assert len(list(work(items(24)))) == 24
 
@@ -202,15 +203,15 @@ def test_stopping_commits_what_is_finished_before_the_passes_that_run(computer, 
     writer = writer_of(computer, tmp_path / "out")
     writer.group, writer.seconds = 1000, 1e9
     committed, hangs = threading.Event(), threading.Event()
-    honest = pipeline.Work.compute
+    honest = Work.compute
 
     def compute(self, batch):
-        if int(batch[0].item.key.removesuffix(".jpg")) >= 8:
+        if int(batch.values[0].item.key.removesuffix(".jpg")) >= 8:
             hangs.set()
             assert committed.wait(HANGS)
         return honest(self, batch)
 
-    monkeypatch.setattr(pipeline.Work, "compute", compute)
+    monkeypatch.setattr(Work, "compute", compute)
     reader = Reader(computer.pyramid.preprocessor, Limits(), tmp_path)
     outcomes = one_by_one(pipeline.run([computer], items(40), writer, WORKERS, reader, hangs.is_set))
     for number in range(8):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.models import get_pretrained_cfg
 
+from featx import load_pyramid
 from featx.errors import DecodeError
+from featx.images import coverage
 from featx.images.containers import UPRIGHT
 from featx.images.decoding import decode, upright_rgb
 from featx.images.fitting import make
@@ -53,6 +56,49 @@ def test_the_frame_says_where_every_pixel_came_from(size, crop_mode, input_size)
                 step = np.array([width, height]) / 255  # of the colours
                 np.testing.assert_allclose(seen, (x, y), atol=float(max(step.max(), 1 / min(frame.scale))) + 0.6)
     assert inside or min(size) < 40
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("max_side", [None, 300])
+def test_a_photo_at_its_own_size_is_not_resampled_and_lies_at_the_top_left(size, max_side):
+    config = {"interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (1, 1, 1), "multiple": 32, "least": 64}
+    image = natural_image(0, *size)
+    placed, frame = make({**config, "fit": "native", "max_side": max_side}).place(image)
+    width, height = size
+    if max_side and max(size) > max_side:
+        width, height = (max(1, round(side * max_side / max(size))) for side in size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    assert frame.original == size
+    assert placed.size == frame.input == tuple(max(64, -(-side // 32) * 32) for side in (width, height))
+    pixels = np.asarray(placed)
+    np.testing.assert_array_equal(pixels[:height, :width], np.asarray(image))
+    assert (pixels[height:] == (128, 102, 76)).all()
+    assert (pixels[:, width:] == (128, 102, 76)).all()
+    assert frame.to_input(-0.5, -0.5) == (-0.5, -0.5)
+    assert frame.to_input(size[0] - 0.5, size[1] - 0.5) == pytest.approx((width - 0.5, height - 0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "crop_mode", "crop_pct"),
+    [
+        ({}, "center", 0.95),
+        ({"fit": "crop", "crop_pct": 0.8}, "center", 0.8),
+        ({"crop_pct": 1}, "center", 1.0),
+        ({"fit": "squash"}, "squash", 1.0),
+        ({"fit": "pad", "image_size": (96, 160)}, "border", 1.0),
+    ],
+)
+def test_fits_are_timms_modes(options, crop_mode, crop_pct):
+    pyramid = load_pyramid("test_resnet", weights="random", device="cpu", **options)
+    config = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg("test_resnet").to_dict())
+    size = {"input_size": (3, *options["image_size"])} if "image_size" in options else {}
+    transform = create_transform(**{**config, **size, "crop_mode": crop_mode, "crop_pct": crop_pct}, is_training=False)
+    for image in (natural_image(0, 300, 200), natural_image(1, 200, 300)):
+        pixels, frame = pyramid.preprocess(image)
+        assert torch.equal(pixels, transform(image))
+        seen = coverage.seen(pyramid.input, image.size)
+        assert (seen > 0.999) == (options.get("fit") in ("squash", "pad"))
+        assert frame.original == image.size
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])

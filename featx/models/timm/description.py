@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from featx.errors import ModelError, first_line
+from featx.images.native import filled_up
 from featx.models.levels import choose, fields_of, measure
 from featx.models.timm.building import SizeRefusedError, create, layout_of, real, trace, ways_to_build
 from featx.models.timm.input import data_config, input_of
+from featx.models.timm.native import require_native
 from featx.models.timm.reference import Reference, resolve
 from featx.models.timm.sizes import size_error
 from featx.requests import ModelRequest
@@ -59,6 +61,8 @@ def describe(request: ModelRequest) -> Description:
     """
     reference = resolve(request.model)
     config = data_config(reference, request)
+    if request.fit == "native":
+        return _described(reference, request, *_native(reference, request, config))
     failures = []
     for arguments in ways_to_build(request, config["input_size"]):
         try:
@@ -71,6 +75,18 @@ def describe(request: ModelRequest) -> Description:
 def output_strides(reference: Reference) -> tuple[int, ...]:
     """Return those of `OUTPUT_STRIDES` that the network can be built with."""
     return tuple(stride for stride in OUTPUT_STRIDES if _takes_output_stride(reference, stride))
+
+
+def _native(
+    reference: Reference, request: ModelRequest, config: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return data configuration and arguments of a network that takes any size, traced near its own size."""
+    arguments = next(ways_to_build(request, config["input_size"]))
+    own_size = config["input_size"][1:]
+    found = require_native(reference, arguments, own_size)
+    height, width = filled_up((own_size[0], own_size[1]), found.multiple, found.least)
+    facts = {"fit": "native", "multiple": found.multiple, "least": found.least, "max_side": request.max_side}
+    return {**config, **facts, "input_size": (3, height, width)}, {**arguments, **found.arguments}
 
 
 def _described(
@@ -98,6 +114,7 @@ def _described(
         fields=fields_of(levels),
         layout=layout_of(skeleton),
         rebuilt="img_size" in arguments,
+        traced=config["input_size"][1:],
         plan=Plan(reference, arguments, config, offered[-1].index),
         files=reference.files,
     )

@@ -14,6 +14,10 @@ from featx.values import Input
 
 # What is done with the aspect ratio: timm's word, and ours.
 FITS = {"center": "crop", "squash": "squash", "border": "pad"}
+MODES = {fit: mode for mode, fit in FITS.items()}
+
+# Ways that were asked for to have the whole photo.
+WHOLE = ("squash", "pad", "native")
 
 
 def own_input(reference: Reference) -> Input:
@@ -45,19 +49,26 @@ def data_config(reference: Reference, request: ModelRequest) -> dict[str, Any]:
     config: dict[str, Any] = resolve_data_config(
         asked, pretrained_cfg=reference.config, use_test_size=request.test_size
     )
+    if request.fit:
+        config["crop_mode"] = MODES.get(request.fit, config["crop_mode"])
+    if request.fit in WHOLE or request.crop_pct:
+        config["crop_pct"] = request.crop_pct or 1.0
     return config
 
 
 def input_of(config: dict[str, Any], request: ModelRequest) -> Input:
     """Say in featx's words what a data configuration asks for."""
-    _, height, width = config["input_size"]
+    native = config.get("fit") == "native"
     return Input(
-        height=height,
-        width=width,
+        height=None if native else config["input_size"][1],
+        width=None if native else config["input_size"][2],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
-        fit=FITS[config["crop_mode"]],
+        fit="native" if native else FITS[config["crop_mode"]],
         configuration="asked" if request.image_size else "test" if request.test_size else "own",
+        multiple=config.get("multiple"),
+        least=config.get("least"),
+        max_side=config.get("max_side"),
     )

@@ -11,6 +11,7 @@ from torch import nn
 from featx.errors import ModelError, UsageError
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.levels import unsized
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
 from featx.requests import ModelRequest
@@ -25,7 +26,8 @@ class Timm:
         _require_backbone(request)
         plain = describe(request)
         _require_as_catalogued(plain, request)
-        return outputs.extend(plain, request) if outputs.wanted(request) else plain
+        described = outputs.extend(plain, request) if outputs.wanted(request) else plain
+        return unsized(described) if request.fit == "native" else described
 
     def skeleton(self, description: Description) -> nn.Module:
         """Build it on the meta device."""
@@ -67,8 +69,7 @@ def _require_as_catalogued(description: Description, request: ModelRequest) -> N
     ):
         return
     known = catalogue.with_tag(models, name)
-    feed = description.input
-    same_size = (known["input"]["height"], known["input"]["width"]) == (feed.height, feed.width)
+    same_size = (known["input"]["height"], known["input"]["width"]) == description.traced
     facts = ("name", "channels", "height", "width") if same_size else ("name", "channels")
     by_index = {stated["index"]: stated for stated in known["levels"]}
     for level in plain(description.levels):

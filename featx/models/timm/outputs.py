@@ -175,7 +175,8 @@ def _with_final_layout(description: Description, skeleton: Any, taps: Taps) -> T
     last = _deepest(description)
     grid = (last.height or 0, last.width or 0)
     if isinstance(end, Tensor) and end.ndim == 3 and end.shape[1] - skipped == grid[0] * grid[1]:
-        return replace(taps, final_layout="NLC", skipped=skipped, grid=grid)
+        traced = description.traced if description.input.height is None else None
+        return replace(taps, final_layout="NLC", skipped=skipped, grid=grid, traced=traced)
     if isinstance(end, Tensor) and end.ndim == 4:
         return replace(taps, final_layout=_layout(end, grid, layout_of(skeleton)))
     raise _refusal(description, "pool" if taps.pool else "final")

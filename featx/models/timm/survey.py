@@ -12,9 +12,11 @@ import timm.models
 
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.levels import unsized
 from featx.models.timm import description, loading, outputs, sizes
 from featx.models.timm.description import output_strides
-from featx.models.timm.input import own_input, tested_input
+from featx.models.timm.input import data_config, own_input, tested_input
+from featx.models.timm.native import native
 from featx.models.timm.reference import Reference, resolve
 from featx.requests import ModelRequest
 from featx.values import plain
@@ -47,6 +49,7 @@ def entry(architecture: str) -> Entry:
         "output_strides": list(output_strides(reference)),
         "fixed_size": reference.fixed_size,
         "sizes": sizes_taken(reference),
+        "native": native_sizes(reference),
         "pretrained": tags,
     }
 
@@ -57,10 +60,17 @@ def sizes_taken(reference: Reference) -> dict[str, Any] | None:
     if taken is None or not taken["rebuilt"]:
         return taken
     step = math.lcm(32, taken["multiple"])  # far enough from the own size for another grid of patches and windows
-    height = (own_input(reference).height * 5 // 4 // step + 1) * step
+    height = (data_config(reference, ModelRequest(reference.name))["input_size"][1] * 5 // 4 // step + 1) * step
     width = height if taken["square"] else height + step
     arguments = {"features_only": True, "img_size": (height, width)}
     return {**taken, "resampled": loading.can_be_resampled(reference, arguments)}
+
+
+def native_sizes(reference: Reference) -> dict[str, int | None] | None:
+    """Find out whether a network takes photos at their own size, and up to which multiples they are filled up."""
+    _, height, width = data_config(reference, ModelRequest(reference.name))["input_size"]
+    found = native(reference, {"features_only": True}, (height, width))
+    return {"multiple": found.multiple, "least": found.least} if found else None
 
 
 def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
@@ -75,7 +85,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
     """
     described = description.describe(request)
     reference = described.plan.reference
-    levels = plain(described.levels)
+    levels = plain((unsized(described) if request.fit == "native" else described).levels)
     return {
         "model": reference.name,
         "source": "timm",
@@ -91,9 +101,10 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "output_strides": known["output_strides"] if known else list(output_strides(reference)),
         "fixed_size": reference.fixed_size,
         "sizes": known["sizes"] if known else sizes_taken(reference),
+        "native": known["native"] if known else native_sizes(reference),
         "rebuilt": described.rebuilt,
         **outputs.facts(description.describe(replace(request, out_indices="all", strides=None))),
-        "bytes_per_image": catalogue.bytes_per_image(levels),
+        "bytes_per_image": None if request.fit == "native" else catalogue.bytes_per_image(levels),
     }
 
 

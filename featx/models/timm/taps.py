@@ -44,6 +44,8 @@ class Taps:
         Tokens before those of the final map.
     grid : tuple of int
         Height and width of the final map, where it is tokens.
+    traced : tuple of int or None
+        For inputs of any size: the height and width of the one whose final map has that grid.
     """
 
     indices: tuple[int, ...]
@@ -57,6 +59,13 @@ class Taps:
     final_layout: str = ""
     skipped: int = 0
     grid: tuple[int, int] = (0, 0)
+    traced: tuple[int, int] | None = None
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the final map of an input, which grow with it where it may have any size."""
+        if self.traced is None:
+            return self.grid
+        return self.grid[0] * height // self.traced[0], self.grid[1] * width // self.traced[1]
 
     @property
     def whole(self) -> bool:
@@ -102,7 +111,8 @@ class Tapped(nn.Module):
         results = [*to_nchw(self.taps.layout, maps), *prefixes]
         if not self.taps.whole:
             return results
-        final = [self._final_map(end)] if self.taps.final_layout else []
+        grid = self.taps.grid_of(*batch.shape[-2:])
+        final = [self._final_map(end, grid)] if self.taps.final_layout else []
         embedding = [self._embedding(end, *final)] if self.taps.embedding else []
         return [*results, *(final if self.taps.final else []), *embedding]
 
@@ -143,14 +153,14 @@ class Tapped(nn.Module):
         else:
             module.register_forward_hook(lambda *passed: keep(passed[-1]))
 
-    def _final_map(self, end: Tensor) -> Tensor:
+    def _final_map(self, end: Tensor, grid: tuple[int, int]) -> Tensor:
         taps = self.taps
         if taps.final_layout != "NLC":
             return to_nchw(taps.final_layout, [end])[0]
         tokens = end[:, taps.skipped :]
-        if tokens.shape[1] != taps.grid[0] * taps.grid[1]:
+        if tokens.shape[1] != grid[0] * grid[1]:
             raise ModelError("The final map has a different size for this input", "Load the model with that image_size")
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *taps.grid)
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
     def _embedding(self, end: Any, final: Tensor | None = None) -> Tensor:
         pool = self.taps.pool

@@ -15,10 +15,11 @@ from msgspec import structs
 from torch import nn
 
 from featx.errors import ModelError, UsageError, WeightsError
+from featx.images.fitting import GREY
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.checkpoints import split_part
-from featx.models.levels import choose, fields_of
+from featx.models.levels import choose, fields_of, unsized
 from featx.models.weights import require_complete, tensors_sha256
 from featx.models.yolo.graph import Graph, Walk, trace
 from featx.models.yolo.importing import import_tasks
@@ -51,18 +52,21 @@ class Ultralytics:
             raise ModelError(f"{request.model} has no neck, only a backbone", "Leave out --part")
         levels = _chosen(request, offered)
         places = tuple(int(level.name.rpartition(".")[2]) for level in levels)
-        return Description(
+        fit = _fit(request)
+        described = Description(
             name=request.model,
             source="ultralytics",
             architecture=request.model,
             levels=tuple(levels),
             depth=sum(len(offered[part]) for part in _parts(request)),
-            input=_input(request, size),
-            preprocessing=_preprocessing(request.model, size),
+            input=_input(request, fit, size, graph.coarsest),
+            preprocessing=_preprocessing(request, fit, size, graph.coarsest),
             parameters=sum(parameter.numel() for parameter in Walk(graph.layers, places).parameters()),
             fields=fields_of(levels),
+            traced=size,
             plan=places,
         )
+        return unsized(described) if fit == "native" else described
 
     def skeleton(self, description: Description) -> nn.Module:
         """Build it on the meta device."""
@@ -101,7 +105,10 @@ class Ultralytics:
         """Measure a model's backbone."""
         described = self.info(ModelRequest(name))
         levels = described["levels"]
-        same = ("family", "layout", "parameters", "input", "test_input", "output_strides", "fixed_size", "sizes")
+        same = (
+            *("family", "layout", "parameters", "input", "test_input", "output_strides", "fixed_size", "sizes"),
+            "native",
+        )
         return {
             **{fact: described[fact] for fact in (*same, *catalogue.EXTRAS, *catalogue.OPTIONAL)},
             "default_levels": [level["index"] for level in levels],
@@ -130,6 +137,7 @@ class Ultralytics:
             "output_strides": [],
             "fixed_size": False,
             "sizes": {"multiple": graph.coarsest, "square": False, "rebuilt": False},
+            "native": {"multiple": graph.coarsest, "least": None},
             "rebuilt": False,
             **dict.fromkeys(catalogue.EXTRAS),
             "prefix_tokens": 0,
@@ -205,6 +213,7 @@ def _require_possible(request: ModelRequest) -> None:
         "--no-maps": not request.maps,
         "--output-stride": request.output_stride,
         "--test-size": request.test_size,
+        "--crop-pct": request.crop_pct and _fit(request) != "crop",
     }
     asked = [option for option, value in refused.items() if value]
     if asked:
@@ -238,27 +247,36 @@ def _strides(request: ModelRequest, offered: dict[str, list[Level]], part: str) 
     return tuple(stride for stride in request.strides if stride in has[part]) + tuple(absent)
 
 
-def _input(request: ModelRequest, size: tuple[int, int]) -> Input:
+def _fit(request: ModelRequest) -> str:
+    """Return how photos are fitted: as ultralytics does for a prediction, unless something else was asked for."""
+    if classifies(request.model):
+        return request.fit or "crop"
+    return "letterbox" if request.fit in (None, "pad") else request.fit
+
+
+def _input(request: ModelRequest, fit: str, size: tuple[int, int], multiple: int) -> Input:
+    native = fit == "native"
     return Input(
-        *size,
+        height=None if native else size[0],
+        width=None if native else size[1],
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         interpolation="bilinear",
-        crop_pct=1.0,
-        fit="crop" if classifies(request.model) else "letterbox",
+        crop_pct=request.crop_pct or 1.0,
+        fit=fit,
         configuration="asked" if request.image_size else "own",
+        multiple=multiple if native else None,
+        max_side=request.max_side,
     )
 
 
-def _preprocessing(name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Prepare images as ultralytics does for a prediction: a letterbox, or for classifiers a crop of the middle."""
-    if not classifies(name):
-        return {"fit": "letterbox", "input_size": (3, *size)}
-    return {
-        "input_size": (3, *size),
-        "interpolation": "bilinear",
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
+def _preprocessing(request: ModelRequest, fit: str, size: tuple[int, int], multiple: int) -> dict[str, Any]:
+    """Configure what prepares images: ultralytics' letterbox, or timm's transform with its values from 0 to 1."""
+    if fit == "letterbox":
+        return {"fit": fit, "input_size": (3, *size)}
+    common = {"interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if fit == "native":
+        facts = {"fit": fit, "multiple": multiple, "least": None, "max_side": request.max_side}
+        return {**common, **facts, "fill": GREY}
+    crop_mode = {"crop": "center", "squash": "squash", "pad": "border"}[fit]
+    return {**common, "input_size": (3, *size), "crop_pct": request.crop_pct or 1.0, "crop_mode": crop_mode}

@@ -1,0 +1,195 @@
+# What info prints: a model's facts, its levels and its weights, and the words for inputs that other commands use.
+"""Models in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from featx.cli.streams import stdout
+from featx.cli.tables import plain_table, print_json
+from featx.images import coverage
+from featx.text import amount_of, count_of, spacing
+from featx.values import Input
+
+# Relative difference below which two strides are equal but for rounding.
+SAME_STRIDE = 1e-4
+
+
+# How the tables describe where an input size comes from.
+CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
+
+
+def description(value: dict[str, Any], *, as_json: bool) -> None:
+    """Show one model."""
+    if as_json:
+        print_json(value)
+        return
+    out = stdout()
+    facts = Table.grid(padding=(0, 2))
+    for name, text in _model_facts(value).items():
+        facts.add_row(f"[dim]{name}[/]", escape(text))
+    out.print(facts)
+    shown, depth = len(value["levels"]), value["available_levels"]
+    out.print()
+    out.print(levels_table(value["levels"]))
+    if shown < depth:
+        out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
+    if text := _misleading_ratio(value["levels"]):
+        out.print(f"[dim]{text}[/]")
+    out.print()
+    out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
+
+
+def _model_facts(value: dict[str, Any]) -> dict[str, str]:
+    """The lines above the table of levels."""
+    feed, tested = value["input"], value["test_input"]
+    name, architecture = value["model"], value["architecture"]
+    own = feed["configuration"] == "own"
+    sizes = "" if own or feed["height"] is None else f" ({CONFIGURATIONS[feed['configuration']]})"
+    other = (
+        f"; {size_of(tested)}, crop {tested['crop_pct']:g} with --test-size"
+        if tested and own and feed["height"]
+        else ""
+    )
+    return {
+        "model": name + (f"  ({architecture})" if architecture != name else ""),
+        "family": value["family"],
+        "parameters": f"{value['parameters'] / 1e6:.1f} M, without the head",
+        "input": f"{size_of(feed)}{sizes}, {fit_of(feed)}, {feed['interpolation']}{other}",
+        "sees": coverage.described(msgspec.convert(feed, Input)),
+        "fits": _fits(value),
+        "other sizes": _sizes(value["sizes"]) + (" (as here)" if value["rebuilt"] else ""),
+        "mean, std": f"{_numbers(feed['mean'])}, {_numbers(feed['std'])}",
+        "output strides": ", ".join(map(str, value["output_strides"])) or "its own only",
+        "other outputs": _other_outputs(value),
+        "bytes per photo": _bytes(value),
+        **({"licence": value["license"]} if "license" in value else {}),
+    }
+
+
+def _other_outputs(value: dict[str, Any]) -> str:
+    """List what a model offers in addition to its levels."""
+    final, tokens = value["final"], value["prefix_tokens"]
+    parts = [
+        f"embedding {value['embedding']}" if value["embedding"] else "",
+        f"final map of {final['channels']} channels, stride {spacing(final['stride'])}" if final else "",
+        count_of(tokens, "prefix token") if tokens else "",
+        "final norm (--norm)" if value["norm"] else "",
+        f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
+    ]
+    return ", ".join(part for part in parts if part) or "none"
+
+
+def _sizes(sizes: dict[str, Any] | None) -> str:
+    if sizes is None:
+        return "none"
+    which = "any" if sizes["multiple"] == 1 else f"multiples of {sizes['multiple']}"
+    square = ", square" if sizes["square"] else ""
+    rebuilt = ", the network is rebuilt for them" if sizes["rebuilt"] else ""
+    weights = "" if sizes.get("resampled", True) else ", and pretrained weights cannot be used then"
+    return f"{which}{square}{rebuilt}{weights}"
+
+
+def _fits(value: dict[str, Any]) -> str:
+    """List the ways of fitting a photo that a model takes."""
+    native, pad = value["native"], "pad (a letterbox)" if value["source"] == "ultralytics" else "pad"
+    if native is None:
+        return f"crop, squash, {pad}; not native: the network is built for one size"
+    return f"crop, squash, {pad}, native (in multiples of {native['multiple']})"
+
+
+def _bytes(value: dict[str, Any]) -> str:
+    if value["bytes_per_image"] is not None:
+        return amount_of(value["bytes_per_image"])
+    each = [_bytes_per_megapixel(level) for level in value["levels"]]
+    return "?" if None in each else f"{amount_of(sum(filter(None, each)))} a megapixel"
+
+
+def _bytes_per_megapixel(level: dict[str, Any]) -> int | None:
+    """Return the bytes of a map for a million pixels of the input; None where its stride is unknown."""
+    stride = level["stride"]
+    if stride is None:
+        return None
+    cell: float = stride[0] * stride[1] if isinstance(stride, list | tuple) else stride**2
+    each = 2 if level.get("dtype") == "float16" else 4
+    return int(each * level["channels"] * 1e6 / cell)
+
+
+def size_of(feed: dict[str, Any]) -> str:
+    """Say how large an input is."""
+    if feed["height"] is not None:
+        return f"{feed['height']} x {feed['width']}"
+    reduced = f", at most {feed['max_side']} a side" if feed.get("max_side") else ""
+    return f"the photo's own size{reduced}"
+
+
+def fit_of(feed: dict[str, Any]) -> str:
+    """Say how photos are brought to the size of an input."""
+    if feed["height"] is None:
+        return f"in multiples of {feed['multiple']}"
+    return feed["fit"] if feed["fit"] == "letterbox" else f"{feed['fit']} {feed['crop_pct']:g}"
+
+
+def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
+    """Make the table of levels."""
+    table = plain_table(">level", "module", ">channels", ">stride", ">offset", ">map", ">bytes")
+    for level in levels:
+        known = level["height"] is not None
+        each = 2 if level.get("dtype") == "float16" else 4
+        size = each * level["channels"] * level["height"] * level["width"] if known else None
+        dense = None if known else _bytes_per_megapixel(level)
+        part = level.get("part", "")
+        table.add_row(
+            part if level["index"] < 0 else f"{part} {level['index']}".strip(),
+            level["name"],
+            str(level["channels"]),
+            spacing(level["stride"]),
+            spacing(level["offset"]),
+            f"{level['height']} x {level['width']}" if known else "by photo",
+            amount_of(size) if size is not None else f"{amount_of(dense)}/MP" if dense else "?",
+        )
+    return table
+
+
+def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
+    """Warn where input size divided by map size is not the stride, and name the level where it is furthest off."""
+    worst = max(levels, key=_off)
+    if _off(worst) < SAME_STRIDE:
+        return ""
+    ratio = " x ".join(dict.fromkeys(f"{number:.4g}" for number in worst["ratio"]))
+    return (
+        "Strides are the measured spacing of cells. Use them instead of input size divided by map size, "
+        f"which is {ratio} at level {worst['index']}."
+    )
+
+
+def _off(level: dict[str, Any]) -> float:
+    """Return how far input size divided by map size is from a level's stride, relative to the stride."""
+    stride, ratios = level["stride"], level.get("ratio", ())
+    return max(abs(ratio / stride - 1) for ratio in ratios) if ratios and isinstance(stride, int | float) else 0.0
+
+
+def _tags(value: dict[str, Any]) -> Table:
+    """Make the table of pretrained weights, marking the default and those that the name chooses."""
+    table = plain_table("pretrained tag", "licence", ">input", "")
+    _, dot, chosen = value["model"].partition(".")
+    for number, tag in enumerate(value["pretrained"]):
+        size = f"{tag['input_size'][1]}x{tag['input_size'][2]}"
+        marks = ["default"] * (not number) + ["chosen"] * (bool(dot) and tag["tag"] == chosen)
+        table.add_row(tag["tag"], tag["license"] or "not stated", size, ", ".join(marks))
+    return table
+
+
+def _no_weights(value: dict[str, Any]) -> str:
+    if value["source"] == "ultralytics":
+        return f"featx fetches no weights for it; give extract --weights {value['model']}.pt"
+    return "no pretrained weights"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,60 @@
+# Loading: a run is forecast on shapes alone, and then its model is loaded, once per device.
+"""From a job to pyramids that are ready to compute; importing this takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from featx.engine.boxes import Boxes
+from featx.engine.events import Foreseen, Listener, Phase
+from featx.engine.forecast import Forecast, foresee, tight
+from featx.engine.hardware import slow_precision
+from featx.engine.measures import stored_fields
+from featx.engine.remedies import require_room
+from featx.engine.resources import workers_on_cpu
+from featx.engine.setting import Loaded, may_do_again
+from featx.images.cells import spacing_of
+from featx.models.pyramid import build, choose_devices, draw_up
+from featx.requests import Job
+from featx.runs import formats
+from featx.runs.planning import Plan
+from featx.values import Item, Note
+
+
+def load(
+    job: Job,
+    items: list[Item],
+    output: Path,
+    plan: Plan,
+    earlier: dict[str, Any] | None,
+    boxes: Boxes | None,
+    listener: Listener,
+) -> tuple[Loaded | None, Forecast]:
+    """Forecast the run; then load the model once per device, unless this is a dry run.
+
+    Raises
+    ------
+    FeatxError
+        If the run cannot fit, or the model cannot be loaded.
+    """
+    devices = choose_devices(job.device)  # first, since a wrong one should not cost a download
+    listener(Phase(f"looking into {job.model}"))
+    blueprint = draw_up(job.request)
+    for level in blueprint.description.levels if boxes else ():
+        spacing_of(level)  # which the cells of a box need
+    formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
+    again = may_do_again(job, earlier, plan)
+    to_compute = items if again else plan.to_do
+    recipe = earlier["recipe"] if earlier and not again else {}
+    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
+    forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
+    listener(Foreseen(forecast))
+    if to_compute and not job.dry_run:
+        require_room(forecast, blueprint, job, output, workers)
+    for text in (*tight(forecast), *slow_precision(job, devices[0])):
+        listener(Note(text))
+    if job.dry_run:
+        return None, forecast
+    listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
+    return Loaded(blueprint, [build(blueprint, device) for device in devices]), forecast

@@ -1,0 +1,86 @@
+# Measures: what a photo's arrays take on the disk, and what a run's passes take of the memory.
+"""Bytes, worked out on shapes alone."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from featx.engine.boxes import Boxes
+from featx.engine.reducing import reductions_of
+from featx.engine.resources import Memory, Workers
+from featx.models.pyramid import Blueprint
+from featx.requests import Job
+from featx.runs import formats
+from featx.values import Field
+
+# Bytes of a manifest line, and of a disk block: every file takes whole blocks.
+LINE, BLOCK = 700, 4096
+
+# Batches whose arrays wait to be written while others are computed.
+WAITING = 2
+
+
+# Bytes that the process takes for threads, decoders, and allocations too small to be returned to the system.
+FIXED = 200_000_000
+
+
+def stored_fields(
+    blueprint: Blueprint,
+    job: Job,
+    size: tuple[int, int] | None = None,
+    boxes: Boxes | None = None,
+    count: int = 0,
+) -> list[Field]:
+    """Return the arrays that are written, with their types, of a photo.
+
+    Parameters
+    ----------
+    blueprint, job : Blueprint, Job
+        The pyramid, and all options.
+    size : (int, int) or None
+        Height and width of its input; None where all have the same.
+    boxes : Boxes or None
+        Those whose features are kept.
+    count : int
+        How many the photo has.
+    """
+    fields = list(blueprint.fields_at(size or blueprint.description.traced))
+    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
+        fields = reduction.fields(fields)
+    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
+
+
+def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:
+    """Bytes of a forward pass: the network's maps, and the batch as uint8 and twice as float32."""
+    height, width = size or blueprint.description.traced
+    found = blueprint.footprint(workers.batch_size, (height, width))
+    return None if found is None else found.memory + workers.batch_size * height * width * 3 * (1 + 4 + 4)
+
+
+def peak(
+    blueprint: Blueprint,
+    job: Job,
+    one: int,
+    workers: Workers,
+    memory: Memory,
+    size: tuple[int, int] | None = None,
+) -> int:
+    """Peak bytes of the process: weights, concurrent passes, images read ahead, and arrays waiting to be written.
+
+    A pass that ends holds, on average, half of its arrays in addition to what it held before. Photos at their own size
+    wait until there is room for them.
+    """
+    height, width = size or blueprint.description.traced
+    weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
+    arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
+    ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
+    passes = workers.forwards * (one + arrays // 2)
+    peak = memory.used + FIXED + weights + passes + WAITING * arrays + ahead
+    if blueprint.description.input.height is None and memory.left is not None and not job.force:
+        return min(peak, memory.used + memory.left)
+    return peak
+
+
+def on_disk(name: str, size: int) -> int:
+    """Return the bytes that one output takes on the disk, its line included."""
+    return (size if formats.vectors_only(name) else -(-size // BLOCK) * BLOCK) + LINE

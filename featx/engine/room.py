@@ -1,0 +1,157 @@
+# Room: the memory that photos of any size may take together, and what a batch of each size needs.
+"""Bounded memory where every photo has its own size.
+
+What a pass needs is measured on the meta device, on sizes that are rounded up, so that few of them are measured.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featx.engine import resources
+from featx.images.native import filled_up
+from featx.text import amount_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from featx.models.pyramid import Blueprint
+    from featx.requests import Job
+
+# Sides are rounded up by at most one part in so many.
+FINENESS = 8
+
+# Bytes that are left to decoders and to everything else.
+SPARE = 500_000_000
+
+# By how much a side that may not fit is shortened, until it fits.
+SHORTER = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a batch takes: until its pass ends, and then until its arrays are written."""
+
+    passing: int
+    arrays: int
+
+    @property
+    def all(self) -> int:
+        """Bytes at its peak."""
+        return self.passing + self.arrays
+
+
+class Needs:
+    """What batches of images of any size take.
+
+    Parameters
+    ----------
+    blueprint : Blueprint
+        The pyramid.
+    batch_size : int
+        Images in a batch.
+    on_cpu : bool
+        Whether passes take this machine's memory, or only what they give does.
+    """
+
+    def __init__(self, blueprint: Blueprint, batch_size: int, *, on_cpu: bool) -> None:
+        self._blueprint, self._batch_size, self._on_cpu = blueprint, batch_size, on_cpu
+        self._known: dict[tuple[int, int], Need] = {}
+
+    def __call__(self, height: int, width: int) -> Need:
+        """Return what a batch of images of a size takes; nothing where the network cannot be looked into."""
+        size = self._rounded(height), self._rounded(width)
+        if size not in self._known:
+            found = self._blueprint.footprint(self._batch_size, size)
+            pixels = self._batch_size * size[0] * size[1] * 3
+            maps = found.memory if found and self._on_cpu else 0
+            arrays = 4 * sum(map(math.prod, found.shapes)) if found else 0
+            self._known[size] = Need(maps + pixels * (1 + 4 + 4), arrays)
+        return self._known[size]
+
+    def longest_side(self, height: int, width: int, room: int) -> int | None:
+        """Return to how many pixels the longer side has to be reduced for a batch to fit; None if nothing fits."""
+        feed = self._blueprint.description.input
+        longer = max(height, width)
+        side = longer * min(1.0, math.sqrt(room / max(1, self(height, width).all)))
+        while side >= (feed.multiple or 1):
+            size = (max(1, round(height * side / longer)), max(1, round(width * side / longer)))
+            if self(*filled_up(size, feed.multiple or 1, feed.least)).all <= room:
+                return int(side)
+            side *= SHORTER
+        return None
+
+    def _rounded(self, side: int) -> int:
+        multiple = self._blueprint.description.input.multiple or 1
+        step = max(multiple, (1 << (side.bit_length() - 1)) // FINENESS)
+        return -(-(-(-side // step) * step) // multiple) * multiple
+
+
+class Room:
+    """Memory that batches take, in their order, and return when they are done.
+
+    Parameters
+    ----------
+    needs : Needs or None
+        What they take; None where that does not matter.
+    total : int or None
+        Bytes there are; None where that is not known, or does not matter.
+    """
+
+    def __init__(self, needs: Needs | None = None, total: int | None = None) -> None:
+        self._needs, self._total = needs, total
+        self._taken = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def refusal(self, height: int, width: int) -> str:
+        """Say why a batch of images of a size cannot be computed, and what would help; empty if it can."""
+        if self._needs is None or self._total is None:
+            return ""
+        need = self._needs(height, width)
+        if need.all <= self._total:
+            return ""
+        side = self._needs.longest_side(height, width, self._total)
+        help_ = f"; --max-side {side} fits" if side else ""
+        return (
+            f"a pass of {width} x {height} pixels takes about {amount_of(need.all)} of memory, and "
+            f"{amount_of(self._total)} are available{help_}"
+        )
+
+    def take(self, height: int, width: int) -> Need:
+        """Take what a batch of images of a size needs, as soon as there is enough of it."""
+        if self._needs is None or self._total is None:
+            return Need(0, 0)
+        need, total = self._needs(height, width), self._total
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._taken or self._taken + need.all <= total)
+            self._taken += need.all
+        return need
+
+    def give_back(self, amount: int) -> None:
+        """Return bytes."""
+        with self._changed:
+            self._taken -= amount
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device) -> Room | None:
+    """Return the memory that a run's photos share if each has its own size; None where all have one."""
+    if job.fit != "native":
+        return None
+    return Room() if job.force else Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), available())
+
+
+def available() -> int | None:
+    """Return the bytes that photos may take together; None where the system does not say."""
+    left = resources.memory().left
+    return None if left is None else max(0, left - SPARE)

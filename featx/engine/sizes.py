@@ -1,0 +1,48 @@
+# Sizes of a run: those of its photos, and of the inputs that are made of them, from a sample.
+"""What is known of photos before any is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featx.images import headers
+from featx.images.native import filled_up, reduced
+
+if TYPE_CHECKING:
+    from featx.models.pyramid import Blueprint
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of photos, and of the inputs that are made of them.
+
+    Attributes
+    ----------
+    photo, largest_photo : (int, int) or None
+        Width and height of a typical photo, and of the largest one where each has an input size of its own.
+    typical, largest : (int, int)
+        Height and width of the inputs.
+    share : float
+        The area of all inputs, on average, by that of the typical one.
+    """
+
+    photo: tuple[int, int] | None
+    largest_photo: tuple[int, int] | None
+    typical: tuple[int, int]
+    largest: tuple[int, int]
+    share: float
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, photos: Sequence[tuple[int, int]]) -> Sizes:
+        """Work out the inputs that a pyramid makes of photos of these (width, height)."""
+        feed, traced = blueprint.description.input, blueprint.description.traced
+        if feed.height is not None or feed.multiple is None or not photos:
+            return cls(headers.typical(photos), None, traced, traced, 1.0)
+        ordered = sorted(photos, key=math.prod)
+        inputs = [filled_up(reduced(size, feed.max_side), feed.multiple, feed.least)[::-1] for size in ordered]
+        middle = len(ordered) // 2
+        share = sum(map(math.prod, inputs)) / len(inputs) / math.prod(inputs[middle])
+        return cls(ordered[middle], ordered[-1], inputs[middle], inputs[-1], share)

@@ -1,0 +1,259 @@
+# Work: what the pipeline's threads do with one image or one batch, each from a value to the next.
+"""Reading, computing, writing and committing, one value at a time."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import structs
+
+from featx.engine.batching import Ready, by_size, in_order
+from featx.engine.children import LOOK_EVERY
+from featx.engine.computing import Arrays, Computer, TooLargeError
+from featx.engine.isolation import Reader, ReadingThreads
+from featx.engine.reducing import Photo
+from featx.engine.room import Need, Room
+from featx.errors import ROOM, OutputError, StuckError, UnreadableError
+from featx.images.locators import stat_of
+from featx.paths import path_text
+from featx.runs.formats import Record, Stored, Writer
+from featx.text import amount_of
+from featx.values import BOXES, Item, Outcome, Stat
+
+# File-system errors that concern a name, not the disk.
+OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+
+NOTHING = Need(0, 0)
+
+
+# What makes an image's arrays smaller.
+SMALLER = "--max-side, fewer levels or --dtype float16 may help"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one pass, with the failures among them, and the memory that was taken for it."""
+
+    values: Sequence[Ready | Outcome]
+    need: Need = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """An image whose arrays are waiting to be written: its place in the batch, and the bytes that it holds."""
+
+    image: Ready
+    arrays: Arrays
+    position: int
+    holds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An image whose arrays are being written, and its outcome once they are in place."""
+
+    outcome: Outcome
+    stored: Stored
+
+
+class Work:
+    """The work of the threads, one value at a time.
+
+    Parameters
+    ----------
+    computers : sequence of Computer
+        One per device; batches are assigned round-robin.
+    writer : Writer
+        Writes arrays to the run's folder.
+    batch_size : int
+        Images in one forward pass.
+    reader : Reader
+        What reads the images.
+    room : Room or None
+        The memory that images with sizes of their own share.
+    """
+
+    def __init__(
+        self,
+        computers: Sequence[Computer],
+        writer: Writer,
+        batch_size: int,
+        reader: Reader,
+        room: Room | None = None,
+    ) -> None:
+        self._computers = computers
+        self._writer = writer
+        self._batch_size = batch_size
+        self._reader = reader
+        self._room = room
+        self._turn = count()
+
+    def check(self) -> None:
+        """Check whether the image being waited for hangs.
+
+        Raises
+        ------
+        StuckError
+            If so.
+        """
+        self._reader.waited(LOOK_EVERY)
+        if (stuck := self._reader.stuck()) is not None:
+            raise StuckError(stuck)
+
+    def prepare(self, item: Item) -> Ready | Outcome:
+        """Read, decode and resize an image; any error becomes its outcome."""
+        with self._reader.timed(item):
+            stat = stat_of(item.path)  # before reading, so that a change in between is noticed next time
+        try:
+            placed = self._reader(item)
+        except UnreadableError as error:
+            hashed = structs.replace(stat, sha256=error.sha256) if stat else None
+            return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)
+        hashed = structs.replace(stat, sha256=placed.sha256) if stat else Stat(0, 0)
+        return Ready(item, hashed, torch.from_numpy(placed.pixels), placed.frame, placed.messages)
+
+    def batches(self, values: Iterable[Ready | Outcome], stopped: Callable[[], bool]) -> Iterator[Batch]:
+        """Group images into batches; those with sizes of their own by size, each as soon as there is room for it."""
+        if self._room is None:
+            yield from (Batch(values) for values in in_order(values, self._batch_size, stopped))
+            return
+        for group in by_size(values, self._batch_size, stopped):
+            size = next((tuple(value.pixels.shape[:2]) for value in group if isinstance(value, Ready)), None)
+            if size is None:
+                yield Batch(group)
+            elif refusal := self._room.refusal(*size):
+                yield Batch([_failed(value, refusal) if isinstance(value, Ready) else value for value in group])
+            else:
+                yield Batch(group, self._room.take(*size))
+
+    def compute(self, batch: Batch) -> list[Computed | Outcome]:
+        """Run the network on the images of a batch."""
+        images = [image for image in batch.values if isinstance(image, Ready)]
+        if not images:
+            return [outcome for outcome in batch.values if isinstance(outcome, Outcome)]
+        computer = self._computers[next(self._turn) % len(self._computers)]
+        try:
+            with computer.at_work():
+                pixels = computer.stack([image.pixels for image in images], self._batch_size)
+                arrays = computer(pixels, [Photo(image.item.key, image.frame) for image in images])
+        except TooLargeError as error:
+            if self._room is None:
+                raise
+            self._give_back(batch.need.all)
+            reason = f"{error.message}; a smaller --max-side may help"
+            return [_failed(value, reason) if isinstance(value, Ready) else value for value in batch.values]
+        each = batch.need.arrays // len(images)
+        self._give_back(batch.need.all - each * len(images))
+        place = count()
+        return [
+            Computed(value, arrays, next(place), each) if isinstance(value, Ready) else value for value in batch.values
+        ]
+
+    def _give_back(self, amount: int) -> None:
+        if self._room:
+            self._room.give_back(amount)
+
+    def write(self, value: Computed | Outcome) -> Written | Outcome:
+        """Start writing an image's arrays."""
+        if isinstance(value, Outcome):
+            return value
+        try:
+            return self._write(value)
+        finally:
+            self._give_back(value.holds)
+
+    def _write(self, value: Computed) -> Written | Outcome:
+        image, fields = value.image, self._computers[0].fields
+        for field, finite in zip(fields, value.arrays.finite, strict=True):
+            if not finite[value.position]:
+                error = f"{field.key} holds NaN or infinity{self._more_precise()}"
+                return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
+        named = zip(fields, value.arrays.values, strict=True)
+        arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
+        if (size := sum(values.nbytes for values in arrays.values())) > self._writer.largest:
+            error = f"its arrays take {amount_of(size)}, and a file holds {amount_of(self._writer.largest)}; {SMALLER}"
+            return Outcome(image.item, image.stat, stage="write", error=error, messages=image.messages)
+        try:
+            stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))
+        except OSError as error:
+            if error.errno in OF_THE_NAME:
+                return _unnamed(image.item, image.stat, error)
+            raise OutputError(f"The output of {image.item.key} cannot be written: {error.strerror}", ROOM) from error
+        outcome = Outcome(
+            image.item,
+            image.stat,
+            size=image.frame.original,
+            frame=image.frame,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
+            levels=self._sizes(arrays) if self._room else None,
+            boxes=len(arrays[BOXES]) if BOXES in arrays else None,
+            messages=image.messages,
+        )
+        return Written(outcome, stored)
+
+    def _sizes(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return height and width of the maps."""
+        pyramid = self._computers[0].pyramid
+        maps = (*pyramid.levels, *([pyramid.final] if pyramid.final else ()))
+        return {level.key: arrays[level.key].shape[1:] for level in maps if level.key in arrays}
+
+    def _more_precise(self) -> str:
+        """Suggest what may help against values out of range."""
+        computer = self._computers[0]
+        if computer.pyramid.precision != "fp32":
+            return "; --precision fp32 may help"
+        return "; --dtype float32 may help" if any(field.dtype == "float16" for field in computer.fields) else ""
+
+    def commit(self, group: Sequence[Written | Outcome]) -> Iterator[list[Outcome]]:
+        """Have outputs put in place, safely on disk; if one fails, those before it are kept."""
+        written = [value for value in group if isinstance(value, Written)]
+        try:
+            outputs = iter(self._writer.commit([value.stored for value in written]))
+        except OSError as error:
+            if len(group) == 1 and error.errno in OF_THE_NAME:
+                yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
+                return
+            refused = OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM)
+            if len(group) == 1:
+                raise refused from error
+            for value in group:
+                try:
+                    yield from self.commit([value])
+                except OutputError:
+                    raise refused from error
+            if error.errno not in OF_THE_NAME:  # a disk that has failed once is not trusted again
+                raise refused from error
+            return
+        if group:
+            yield [
+                replace(value.outcome, output=next(outputs)) if isinstance(value, Written) else value for value in group
+            ]
+
+    def abandon(self, kept: Sequence[Written | Outcome]) -> None:
+        """Remove what was begun and is not among these: finished outputs may need its space."""
+        self._writer.abandon([value.stored for value in kept if isinstance(value, Written)])
+
+
+def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
+    """Size and time of a file on a disk that may not answer."""
+    thread = ReadingThreads(1)
+    with suppress(TimeoutError):
+        return thread.submit(stat_of, path).result(seconds)  # type: ignore[no-any-return]
+    return None
+
+
+def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
+    return Outcome(item, stat, stage="write", error=f"no name for this disk: {error.strerror}")
+
+
+def _failed(image: Ready, reason: str) -> Outcome:
+    return Outcome(image.item, image.stat, stage="forward", error=reason, messages=image.messages)
