@@ -11,6 +11,7 @@ from featx.declaring import (
     amount,
     as_path,
     as_text,
+    bins,
     declaration,
     declared,
     group,
@@ -184,7 +185,7 @@ class BoxOptions(Options):
     box_size: tuple[int, int] | None = option(
         default=None,
         help="Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level.",
-        convert=size,
+        convert=bins,
         metavar="N|HxW",
         shown="1",
         accepts="int | tuple[int, int] | None",

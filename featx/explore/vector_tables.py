@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx import files
+from featx.errors import OutputError, first_line
 from featx.runs import formats
 from featx.runs.formats import Array
 
@@ -34,9 +35,20 @@ def write(path: Path, empty: Rows, blocks: Iterable[Rows]) -> None:
         No rows, with all columns, of the types and shapes that the blocks have.
     blocks : iterable of Rows
         The rows, of which few are kept in memory.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
     """
-    with files.complete(path) as place:
-        TABLES[path.suffix.lower()](place, empty, blocks)
+    try:
+        with files.complete(path) as place:
+            TABLES[path.suffix.lower()](place, empty, blocks)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise OutputError(
+            f"{path} cannot be written: {reason}", "Free some space, or choose another --output"
+        ) from error
 
 
 def require(suffix: str) -> None:

@@ -18,6 +18,7 @@ BASES = {
     "info": ("test_resnet",),
     "extract": ("photos/0.jpg", *MODEL),
     "similar": ("run", "photos/0.jpg", "--device", "cpu"),
+    "sample": ("run", "--points", "points.csv", "--output", "table.csv"),
     "bench": ("--model", "test_resnet", "--device", "cpu", "--image-size", "32", "--count", "8", "--rounds", "1"),
     "fetch": ("--model", "test_resnet", "--output", "fetched"),
     "verify": ("run",),
@@ -57,6 +58,13 @@ CONTRADICTIONS = [
     "list-models --min-levels 5 --stride 3",
     "similar run photos/0.jpg --output photos/0.jpg",
     "similar run photos/0.jpg --output sheet.txt",
+    "sample run --output table.csv",
+    "sample run --output table.csv --boxes points.csv --points points.csv",
+    "sample run --output table.csv --points points.csv --level 7",
+    "sample run --output table.npz --points points.csv --box-size 7",
+    "sample run --output table.csv --boxes boxes.csv --box-size 7",
+    "sample run --output points.csv --points points.csv",
+    "sample photos --output table.csv --points points.csv",
     "verify photos",
     "extract photos/0.jpg --overwrite --json=yes",
 ]
@@ -89,6 +97,7 @@ def wrongly(forge, tmp_path_factory):
     """Run a command in a folder with photos and a run; returns what is wrong with how it answers."""
     folder = tmp_path_factory.mktemp("wrong")
     photos = make_photos(folder / "photos", 2)
+    (folder / "points.csv").write_text("key,x,y\n0.jpg,40,30\n")
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "XDG_CACHE_HOME": str(folder / "cache")}
     made = forge.extract(folder, photos, "run", "--embedding")
     assert made["status"] == 0, made["stderr"]

@@ -217,6 +217,16 @@ def test_an_interrupted_table_leaves_nothing(here, suffix):
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])
+def test_a_full_disk_is_said_and_leaves_nothing(forge, here, suffix):
+    before = sorted(here.iterdir())
+    limits = {"RLIMIT_FSIZE": 1024}
+    done = forge(here, "sample", "run", "--boxes", "boxes.csv", "-o", f"table{suffix}", limits=limits)
+    assert done["status"] == 1
+    assert done["stderr"].startswith(f"featx: table{suffix} cannot be written: ")
+    assert sorted(here.iterdir()) == before
+
+
 WRONG = [
     ((), 2, "sample needs places in photos. Add --boxes FILE or --points FILE."),
     (("--boxes", "boxes.csv", "--points", "points.csv"), 2, "--boxes and --points both say where to look."),

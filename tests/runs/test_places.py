@@ -184,3 +184,33 @@ def test_a_crop_planted_in_another_photo_is_found_there(tmp_path, taken, planted
     x, y = run.cell_to_pixel(other, 2, row, column)
     assert abs(x - planted[0] - 39.5) < x2 - x1
     assert abs(y - planted[1] - 39.5) < y2 - y1
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad", "native"])
+def test_every_fit_has_its_places(tmp_path, fit):
+    """Photos of several shapes: valid cells are those on the photo, and each is its own sample."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, size in enumerate([(90, 70), (60, 100), (64, 64)]):
+        natural_image(number, *size).save(photos / f"{number}.png")
+    sizes = {} if fit == "native" else {"image_size": (64, 96)}
+    featx.extract(photos, "test_resnet", tmp_path / "run", weights="random", device="cpu", fit=fit, **sizes)
+    run = featx.open_run(tmp_path / "run")
+    assert len(run) == 3
+    for key in run:
+        frame = run.frame(key)
+        for level in run.maps:
+            values = run[key][level.key]
+            assert run.sizes(key)[level.key] == values.shape[1:]
+            rows, columns = run.valid(key, level)
+            inside = values[:, rows, columns]
+            y, x = np.mgrid[rows, columns]
+            points = np.stack(run.cell_to_pixel(key, level, y.reshape(-1), x.reshape(-1)), axis=1)
+            found = run.sample(key, points, level)[level.key]
+            assert found.tobytes() == inside.reshape(len(values), -1).T.tobytes()
+            around = np.stack(run.cell_to_pixel(key, level, *np.indices(values.shape[1:])))
+            on_photo = np.all((around >= -0.5) & (around <= np.array(frame.original)[:, None, None] - 0.5), axis=0)
+            assert on_photo.sum() == inside[0].size
+        if fit != "crop":  # which alone leaves something out
+            whole = run.sample(key, [[0, 0], [frame.original[0] - 1, frame.original[1] - 1]])
+            assert all(np.isfinite(each).all() for each in whole.values())
