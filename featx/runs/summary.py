@@ -82,6 +82,7 @@ class Summary(Struct, frozen=True):
     recipe: Recipe
     counts: Counts
     seconds: float
+    options: dict[str, Any] = {}
     architecture: str = ""
     final: StoredLevel | None = None
     unchosen: tuple[str, ...] = ()
