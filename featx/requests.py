@@ -101,7 +101,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
         (
             no_levels and not (asked.final or asked.embedding),
             "--no-maps leaves nothing to keep",
-            "Add --embedding, --final or --boxes",
+            "Add --embedding, --final or --boxes" if job else "Add --embedding or --final",
         ),
         (no_levels and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
         (no_levels and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),

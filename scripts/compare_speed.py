@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("second", nargs="?", default=REPOSITORY, help="the other one (default: this repository)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--planned", type=int, default=100_000, help="images in the run that is planned")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="of start, one, many, again, planning")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="of start, one, many, boxes, again, planning")
     options = parser.parse_args()
     measures: dict[str, Callable[[Path, Path], Figures]] = {
         "start": time_start,
         "one": time_one,
         "many": time_many,
+        "boxes": time_boxes,
         "again": time_again,
         "planning": partial(time_planning, planned=options.planned),
     }
@@ -68,7 +69,7 @@ def main() -> None:
                         found.setdefault(figure, ([], []))[place].append(value)
     print("| median | first | second | second / first |\n|---|---|---|---|")
     for figure, values in found.items():
-        one, two = map(statistics.median, values)
+        one, two = (statistics.median(each) if each else math.nan for each in values)
         print(f"| {figure} | {one:.3g} | {two:.3g} | {two / one if one else math.nan:.2f} |")
 
 
@@ -107,6 +108,23 @@ def time_many(version: Path, root: Path) -> Figures:
     figures, printed = run(name, version, root, *FEATX, "extract", "photos", *RESNET, "--output", "many", "--json")
     summary = json.loads(printed)
     return {f"{name}, images/s": summary["counts"]["done"] / summary["seconds"], **figures}
+
+
+def time_boxes(version: Path, root: Path) -> Figures:
+    """Time a folder of which the features of ten boxes a photo are kept, after one of which the maps are."""
+    if not (version / "featx/images/annotations.py").exists():
+        return {}
+    boxes = [f"{number}.jpg,{40 * place},60,{40 * place + 90},200" for number in range(MANY) for place in range(10)]
+    (root / "boxes.csv").write_text("\n".join(["key,x1,y1,x2,y2", *boxes]))
+    figures, size = {}, {}
+    kept = {"maps": (), "boxes": ("--boxes", "boxes.csv", "--no-maps", "--format", "parquet")}
+    for name, words in kept.items():
+        command = ("extract", "photos", *RESNET, *words, "--output", f"with-{name}", "--json")
+        figures |= (found := run(f"{MANY} photos, {name}", version, root, *FEATX, *command))[0]
+        summary = json.loads(found[1])
+        figures[f"{MANY} photos, {name}, images/s"] = summary["counts"]["done"] / summary["seconds"]
+        size[name] = summary["bytes"]
+    return {**figures, "bytes of boxes / bytes of maps": size["boxes"] / size["maps"]}
 
 
 def time_again(version: Path, root: Path) -> Figures:

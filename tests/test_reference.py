@@ -201,7 +201,7 @@ CONTRADICTIONS = [
     ({"image_size": 64, "test_size": True}, "--image-size and --test-size"),
     ({"seed": 1}, "--seed is for --weights random"),
     ({"pool": "avg"}, "Add --embedding"),
-    ({"maps": False}, "Add --embedding or --final"),
+    ({"maps": False}, r"Add --embedding(,| or) --final"),
     ({"maps": False, "embedding": True, "strides": [8]}, "Levels were chosen"),
     ({"maps": False, "embedding": True, "norm": True}, "needs levels"),
     ({"maps": False, "embedding": True, "prefix_tokens": True}, "needs levels"),

@@ -101,13 +101,19 @@ def _print_run(out: Console, summary: dict[str, Any]) -> None:
         out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
         if not levels or len(array["shape"]) != 3:
-            shape = " x ".join("n" if length is None else str(length) for length in array["shape"])
-            out.print(f"{array['key']} {shape} {array['dtype']}")
+            out.print(_array(array))
     weights = summary["weights"]
     if weights["kind"] != "random":
         part = f", {weights['part']}" if "part" in weights else ""
         out.print(f"[dim]weights {escape(weights['source'])}{part}, sha256 {weights['sha256'][:12]}[/]", soft_wrap=True)
     out.print(f"[dim]on[/] {summary['recipe']['device']}[dim], batches of[/] {summary['recipe']['batch_size']}")
+
+
+def _array(array: dict[str, Any]) -> str:
+    """Describe an array; of those that each box has, as many as there are boxes."""
+    count, *others = array["shape"]
+    shape = " x ".join(str(length) for length in (others if count is None else array["shape"]))
+    return " ".join(filter(None, (array["key"], shape, array["dtype"], "per box" if count is None else "")))
 
 
 def _key_of(level: dict[str, Any]) -> str:

@@ -23,6 +23,9 @@ from featx.values import Input, Item
 # Photos that are looked at where each has its own size.
 MANY = 256
 
+# How often rows that are committed are in memory: as they were computed, as a table, and as a file.
+COPIES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -99,6 +102,7 @@ def foresee(
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
     each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
+    held = COPIES * formats.bytes_held(job.format, each, len(items))
     return Forecast(
         input=feed,
         images=len(items),
@@ -106,7 +110,7 @@ def foresee(
         bytes=each * len(items),
         free=_free(output),
         pass_memory=one,
-        memory=peak(blueprint, job, one, workers, memory, sizes.largest) if one and workers else None,
+        memory=peak(blueprint, job, one, workers, memory, sizes.largest) + held if one and workers else None,
         available_memory=None if memory.left is None else memory.used + memory.left,
         batch_size=workers.batch_size if workers else None,
         forwards=workers.forwards if workers else None,

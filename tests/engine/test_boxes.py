@@ -12,6 +12,7 @@ import featx
 from featx.errors import FeatxError, UsageError
 from featx.explore.similarity import similar
 from featx.explore.verify import verify
+from featx.runs.formats import parquet
 from tests.helpers import extract, lines, make_photos, natural_image, notes, outputs, tree
 
 HEAD = "key,x1,y1,x2,y2,id,label\n"
@@ -77,12 +78,21 @@ def require_equal(one, other):
 
 
 @pytest.mark.parametrize(
-    "options", [{"box_size": 7}, {"format": "parquet"}, {"box_size": "2x3", "maps": True}], ids=str
+    "options",
+    [
+        {"box_size": 7},
+        {"format": "parquet"},
+        {"box_size": "2x3", "maps": True},
+        {"fit": "native", "image_size": None},
+        {"fit": "pad", "precision": "bf16"},
+    ],
+    ids=str,
 )
 def test_the_numbers_are_those_of_the_maps(photos, boxes, tmp_path, options):
     report = extract(photos, tmp_path / "out", boxes=boxes, batch_size=2, workers=1, **{"maps": False, **options})
     assert (report.computed, report.box_faults, report.counted) == (3, [], "line")
-    extract(photos, tmp_path / "maps", batch_size=2, workers=1)
+    same = {name: value for name, value in options.items() if name in ("fit", "image_size", "precision")}
+    extract(photos, tmp_path / "maps", batch_size=2, workers=1, **same)
     maps = featx.open_run(tmp_path / "maps")
     size = report.summary["recipe"]["box_size"]
     for key, found in arrays_of(tmp_path / "out").items():
@@ -240,6 +250,16 @@ def test_a_photo_without_usable_boxes_is_done_and_has_none(photos, tmp_path, for
     assert alone.computed == 1
     assert verify(tmp_path / "alone").sound
     assert extract(photos / "0.jpg", tmp_path / "alone", boxes=boxes, maps=False, format=format_).tried == 0
+
+
+def test_a_shard_holds_no_more_than_there_is_room_for(photos, boxes, tmp_path, monkeypatch):
+    extract(photos, tmp_path / "whole", boxes=boxes, format="parquet", batch_size=1)
+    size = lines(tmp_path / "whole")[1]["bytes"]  # of one box
+    monkeypatch.setattr(parquet.Writer, "room", size)
+    extract(photos, tmp_path / "out", boxes=boxes, format="parquet", batch_size=1)
+    assert len({line["output"] for line in lines(tmp_path / "whole")}) == 1
+    assert len({line["output"] for line in lines(tmp_path / "out")}) == 2
+    require_equal(arrays_of(tmp_path / "out"), arrays_of(tmp_path / "whole"))
 
 
 def test_photos_without_boxes_are_left_out_and_counted(tmp_path, boxes):

@@ -247,6 +247,15 @@ def bytes_of(name: str, fields: Sequence[Field]) -> int:
     return size
 
 
+def bytes_held(name: str, size: int, count: int) -> int:
+    """Return the most bytes that wait in memory to be committed, of so many images of that size."""
+    if not vectors_only(name):  # files of their own are on the disk
+        return 0
+    made = import_module(FORMATS[name].module).Writer
+    held: int = min(size * min(count, made.group), made.room)
+    return held
+
+
 def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -> Writer:
     """Make what writes a run's outputs; `unfinished` is where it may put what is not complete."""
     made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields)
