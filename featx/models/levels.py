@@ -149,7 +149,12 @@ def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
         for axis, length in zip(grid, size[1:], strict=True)
     ]
     offset = _spacing(grid[0].offset, grid[1].offset) if max(shifts) <= 1 else None
-    return replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
+    return replace(
+        level,
+        stride=_spacing(grid[0].stride, grid[1].stride),
+        offset=offset,
+        offset_spread=0 if offset is None else _spacing(*(round(axis.spread, 3) for axis in grid)),
+    )
 
 
 def _spacing(vertical: float, horizontal: float) -> Spacing:

@@ -1,19 +1,19 @@
 # Where the cells of a map lie in the input: grids of cells, followed through a network that runs on shapes alone.
 """Strides and offsets, read off a network while it runs on the meta device.
 
-Every tensor that descends from the input carries the grid of its cells: their spacing, and the box of input pixels that
-cell 0 sees. Convolutions, pools, pads and strided slices change it by the usual arithmetic (Araujo, Norris and Sim,
-"Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it on. The
-centre of the box is the level's offset.
+Every tensor that descends from the input carries the grid of its cells: their spacing, and where in the input the
+centre of cell 0 lies. Convolutions, pools, pads, strided slices and resampling move it by the usual arithmetic (Araujo,
+Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it
+on. Where branches are added up whose centres differ, the grid keeps how far they lie apart, and their mean.
 
-What has no place of its own is ignored: global pooling, attention (a token stays where its query is), and maps that
-are scaled up from coarser ones.
+What has no place of its own is ignored: global pooling, and attention (a token stays where its query is).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import isclose
 from typing import Any
 
 import torch
@@ -35,29 +35,33 @@ class Axis:
         How many there are.
     stride : float
         Their spacing, in input pixels.
-    first, last : float
-        The first and last input pixel that cell 0 sees; below 0 where it sees padding.
+    lowest, highest : float
+        Input pixels at the centre of cell 0 along those paths through the network that lie furthest apart.
+    offset : float
+        The mean of all paths, in which those that are added up count by their strength.
+    strength : float
+        How many branches of equal strength were added up since a convolution or a norm evened them out.
     """
 
     length: int
     stride: float = 1.0
-    first: float = 0.0
-    last: float = 0.0
+    lowest: float = 0.0
+    highest: float = 0.0
+    offset: float = 0.0
+    strength: float = 1.0
 
     @property
-    def offset(self) -> float:
-        """Input pixel at the centre of cell 0."""
-        return (self.first + self.last) / 2
+    def spread(self) -> float:
+        """How far paths lie apart, in cells."""
+        return (self.highest - self.lowest) / self.stride
 
     def windowed(self, length: int, kernel: int, step: int, padding: int, dilation: int = 1) -> Axis:
         """Slide a window of `kernel` cells over the axis."""
-        start = -padding
-        stop = start + dilation * (kernel - 1)
-        return Axis(length, self.stride * step, self.first + start * self.stride, self.last + stop * self.stride)
+        return self._moved(length, dilation * (kernel - 1) / 2 - padding, step)
 
     def cut(self, length: int, start: int, step: int = 1) -> Axis:
         """Take every `step`-th cell from `start` on; a negative `start` is padding."""
-        return Axis(length, self.stride * step, self.first + start * self.stride, self.last + start * self.stride)
+        return self._moved(length, start, step)
 
     def merged(self, length: int) -> Axis | None:
         """Group neighbouring cells into `length` of them, as patch merging does; None where they do not divide."""
@@ -69,9 +73,32 @@ class Axis:
 
     def scaled(self, length: int) -> Axis:
         """Resample to `length` cells; the outer edges stay together."""
-        stride = self.stride * self.length / length
-        shift = (stride - self.stride) / 2
-        return Axis(length, stride, self.first + shift, self.last + shift)
+        step = self.length / length
+        return self._moved(length, (step - 1) / 2, step)
+
+    def joined(self, others: Iterable[Axis]) -> Axis:
+        """Add up branches of the same cells."""
+        branches = [self, *others]
+        strength = sum(branch.strength for branch in branches)
+        return replace(
+            self,
+            lowest=min(branch.lowest for branch in branches),
+            highest=max(branch.highest for branch in branches),
+            offset=sum(branch.offset * branch.strength for branch in branches) / strength,
+            strength=strength,
+        )
+
+    def _moved(self, length: int, cells: float, step: float) -> Axis:
+        """Move the first cell by a number of cells, and take every `step`-th from there."""
+        shift = cells * self.stride
+        return Axis(
+            length,
+            self.stride * step,
+            self.lowest + shift,
+            self.highest + shift,
+            self.offset + shift,
+            self.strength,
+        )
 
 
 Grid = tuple[Axis, Axis]
@@ -111,13 +138,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _pass_on(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Keep the grid of the largest, widened by others of the same cells (the branches of a sum or a concatenation)."""
+    """Keep the grid of the largest, joined with others of the same cells (the branches of a sum)."""
     del output, args
-    result = grids[0]
-    for other in grids[1:]:
-        if _cells(other) == _cells(result):
-            result = (_widened(result[0], other[0]), _widened(result[1], other[1]))
-    return result
+    first, second = zip(*(grid for grid in grids if _alike(grid, grids[0])), strict=True)
+    return first[0].joined(first[1:]), second[0].joined(second[1:])
+
+
+def _even_out(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Keep the grid, its branches mixed into one: what comes out of a norm or a matrix has the same size as ever."""
+    del output, args
+    return _of_strength(grids[0], 1.0)
 
 
 def _product(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
@@ -126,15 +156,16 @@ def _product(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid |
     for dim in (-2, -1):
         for grid in grids:
             if grid[0].length * grid[1].length == output.shape[dim]:
-                return grid
-    return grids[0]
+                return _of_strength(grid, 1.0)
+    return _of_strength(grids[0], 1.0)
 
 
 def _convolution(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
     image, weight, _, stride, padding, dilation, transposed = args[:7]
+    grid = _of_strength(grids[0], 1.0)
     if image.ndim != 4 or transposed:
-        return _pass_on(grids, output, args) if image.ndim == 3 else None
-    return _slide(grids[0], output, image, weight.shape[2:], stride, padding, dilation)
+        return grid if image.ndim == 3 else None
+    return _slide(grid, output, image, weight.shape[2:], stride, padding, dilation)
 
 
 def _pool(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
@@ -188,11 +219,9 @@ def _slice(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | N
 
 
 def _resample(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Follow a resized image; maps scaled up from coarser ones have no place of their own."""
-    height, width = grids[0]
-    if (height.stride, width.stride, height.first) != (1, 1, 0) or args[0].shape[1] != 3:
-        return None
-    return height.scaled(output.shape[-2]), width.scaled(output.shape[-1])
+    """Follow a map that is resized; its outer edges stay where they are."""
+    grid = _fitted(grids[0], *args[0].shape[-2:])
+    return None if grid is None else (grid[0].scaled(output.shape[-2]), grid[1].scaled(output.shape[-1]))
 
 
 Rule = Callable[[list[Grid], Tensor, tuple[Any, ...]], Grid | None]
@@ -200,6 +229,10 @@ Rule = Callable[[list[Grid], Tensor, tuple[Any, ...]], Grid | None]
 _RULES: dict[Any, Rule] = {
     aten.bmm: _product,
     aten.mm: _product,
+    aten.addmm: _even_out,
+    aten.native_batch_norm: _even_out,
+    aten.native_layer_norm: _even_out,
+    aten.native_group_norm: _even_out,
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: _pool,
     aten.avg_pool2d: _pool,
@@ -225,12 +258,16 @@ def _fitted(grid: Grid, height: int, width: int) -> Grid | None:
     return None if first is None or second is None else (first, second)
 
 
-def _cells(grid: Grid) -> tuple[tuple[int, float], ...]:
-    return tuple((axis.length, axis.stride) for axis in grid)
+def _alike(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same cells, which may be centred elsewhere."""
+    return all(
+        one.length == another.length and isclose(one.stride, another.stride)
+        for one, another in zip(grid, other, strict=True)
+    )
 
 
-def _widened(axis: Axis, other: Axis) -> Axis:
-    return replace(axis, first=min(axis.first, other.first), last=max(axis.last, other.last))
+def _of_strength(grid: Grid, strength: float) -> Grid:
+    return replace(grid[0], strength=strength), replace(grid[1], strength=strength)
 
 
 def _replaced(grid: Grid, axis: int, value: Axis) -> Grid:
