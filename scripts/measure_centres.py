@@ -14,13 +14,15 @@ A line is appended to the results for each architecture, and those that have one
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,13 +39,11 @@ from featx.models.levels import to_nchw
 from featx.models.timm import building
 from featx.models.timm.description import Plan, describe
 from featx.requests import ModelRequest
-from featx.values import Description, Spacing
+from featx.values import Description, Level, Spacing
 
-# Sides at which networks that take any size are measured: the next one where the cells in the middle still see borders.
-SIDES = (320, 640)
-
-# How far the spacing of cells may lie from the stride before borders are suspected.
-UNEVEN = 0.1
+# Sides at which networks that take any size are measured: the next one where cells in the middle may still see borders,
+# since they deviate by more than some of a cell.
+SIDES, DOUBTFUL = (320, 640), 0.1
 
 # Fewest and most rows (columns) of cells of a level that are looked at.
 FEWEST, MOST = 4, 8
@@ -63,8 +63,7 @@ def main() -> None:
     names = [
         name
         for name, entry in (book.entries if book else {}).items()
-        if any(fnmatchcase(name, pattern) for pattern in options.patterns)
-        and entry["parameters"] <= options.parameters
+        if any(fnmatchcase(name, pattern) for pattern in options.patterns) and entry["parameters"] <= options.parameters
     ]
     waiting = [(name, options.seeds) for name in names if name not in results]
     with (
@@ -139,17 +138,15 @@ def compare(name: str, seeds: int = 2) -> dict[str, Any]:
     began = time.monotonic()
     for size in _sizes(name):
         description = describe(ModelRequest(name, out_indices="all", image_size=size))
+        description = replace(description, levels=_distinct(description.levels))
         levels = [
-            _compared(level, lines) for level, lines in zip(description.levels, measure(description, seeds), strict=True)
+            _compared(level, lines)
+            for level, lines in zip(description.levels, measure(description, seeds), strict=True)
         ]
-        if all(abs(spacing - 1) < UNEVEN for level in levels for spacing in level["spacing"] if spacing is not None):
+        result = {"model": name, "size": description.input.height, "levels": levels}
+        if beyond(result) < DOUBTFUL:
             break
-    return {
-        "model": name,
-        "size": description.input.height,
-        "seconds": round(time.monotonic() - began, 1),
-        "levels": levels,
-    }
+    return {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _sizes(name: str) -> list[tuple[int, int] | None]:
@@ -162,7 +159,14 @@ def _sizes(name: str) -> list[tuple[int, int] | None]:
     return [(-(-side // step) * step,) * 2 for side in SIDES]
 
 
-def _compared(level: Any, lines: tuple[Lines, Lines]) -> dict[str, Any]:
+def _distinct(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """Leave out levels between those of the same place: of a plain ViT's, the first and the last are measured."""
+    alike = itertools.groupby(levels, lambda level: (level.stride, level.offset, level.offset_spread))
+    groups = [list(group) for _, group in alike]
+    return tuple(level for group in groups for level in (group[0], *group[1:][-1:]))
+
+
+def _compared(level: Level, lines: tuple[Lines, Lines]) -> dict[str, Any]:
     strides, offsets, spreads = (_pair(value) for value in (level.stride, level.offset, level.offset_spread))
     fits = [axis.fitted() for axis in lines]
     measured = [
@@ -206,7 +210,7 @@ class Lines:
 
     def fitted(self) -> Fit | None:
         """Fit a line; None where nothing was measured."""
-        if len(set(self.cells)) < 2:  # noqa: PLR2004
+        if len(set(self.cells)) < 2:
             return None
         slope, _ = statistics.linear_regression(self.cells, self.pixels)
         return Fit(statistics.fmean(self.cells), statistics.fmean(self.pixels), slope)
@@ -225,9 +229,13 @@ def measure(description: Description, seeds: int = 2) -> list[tuple[Lines, Lines
         image = torch.randn(1, *size, generator=generator).requires_grad_()
         with Local():
             maps = to_nchw(building.layout_of(network), network(image))
+        coarsest = maps[-1].shape
+        indices = [level.index for level in description.levels]
+        maps = [maps[place] for place, index in enumerate(plan.arguments["out_indices"]) if index in indices]
         for values, lines in zip(maps, found, strict=True):
             for axis in range(2):
-                for cell in middle(values.shape[2 + axis], max(values.shape[2 + axis] // maps[-1].shape[2 + axis], 1)):
+                length = values.shape[2 + axis]
+                for cell in middle(length, length // coarsest[2 + axis]):
                     shown = profile(image, values, axis, cell)
                     if total := float(shown.sum()):
                         lines[axis].cells.append(cell)
@@ -258,6 +266,8 @@ def prepare(network: nn.Module, noise: Tensor) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for name, parameter in network.named_parameters():
         is_scale = (parameter.ndim <= 1 or "gamma" in name or "scale" in name) and not name.endswith("bias")
         if is_scale and bool((parameter.abs() < 1).all()) and bool((parameter == parameter.flatten()[0]).all()):
@@ -298,7 +308,7 @@ class Local(TorchFunctionMode):
 def _is_attention(weights: Tensor) -> bool:
     """Whether a softmax was taken over the last dimension, of tokens."""
     sums = weights.detach().sum(-1)
-    return weights.ndim > 2 and weights.shape[-1] > 1 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)  # noqa: PLR2004
+    return weights.ndim > 2 and weights.shape[-1] > 1 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _sides(values: Tensor) -> int:
