@@ -3,10 +3,10 @@
 """Compare the traced offsets of architectures with where their cells look when they run.
 
 A network gets random weights with which all its branches matter: convolutions and matrices that keep the size of their
-input, norms whose statistics are those of a noise image, and no branch scaled to nothing. The squared gradient of a row
-of cells tells how strongly each row of the input shows in it; its centroid is the centre of the cells. What looks
-everywhere at once, and has no centre, is held fixed: an attention leaves each token where it is, and gates that are
-made of the whole image are constants.
+size, norms whose statistics are those of a noise image, and no branch scaled to nothing. The squared gradient of a
+block of cells tells how strongly each pixel of the input shows in it; its centroid is the centre of the block. What
+looks everywhere at once, and has no centre, is held fixed: an attention leaves each token where it is, and gates that
+are made of the whole image are constants.
 
 A line is appended to the results for each architecture, and those that have one are not measured again.
 """
@@ -43,10 +43,10 @@ from featx.values import Description, Level, Spacing
 
 # Sides at which networks that take any size are measured: the next one where cells in the middle may still see borders,
 # since they deviate by more than some of a cell.
-SIDES, DOUBTFUL = (320, 640), 0.1
+SIDES, DOUBTFUL = (320, 640), 0.15
 
-# Fewest and most rows (columns) of cells of a level that are looked at.
-FEWEST, MOST = 4, 8
+# Cells along the side of the smallest and the largest block of them that is looked at.
+SMALLEST, LARGEST = 4, 8
 
 
 def main() -> None:
@@ -166,26 +166,30 @@ def _distinct(levels: Sequence[Level]) -> tuple[Level, ...]:
     return tuple(level for group in groups for level in (group[0], *group[1:][-1:]))
 
 
-def _compared(level: Level, lines: tuple[Lines, Lines]) -> dict[str, Any]:
+def _compared(level: Level, places: tuple[list[Place], list[Place]]) -> dict[str, Any]:
     strides, offsets, spreads = (_pair(value) for value in (level.stride, level.offset, level.offset_spread))
-    fits = [axis.fitted() for axis in lines]
-    measured = [
-        None if fit is None else fit.pixel - stride * fit.cell for fit, stride in zip(fits, strides, strict=True)
-    ]
+    fits = [_fitted(axis, stride) for axis, stride in zip(places, strides, strict=True)]
     return {
         "index": level.index,
         "stride": level.stride,
         "offset": level.offset,
         "spread": max(spreads),
-        "measured": [None if value is None else round(value, 2) for value in measured],
+        "measured": [None if fit is None else round(fit[0], 2) for fit in fits],
         "deviation": [
-            None if value is None or offset is None else round((value - offset) / stride, 3)
-            for value, offset, stride in zip(measured, offsets, strides, strict=True)
+            None if fit is None or offset is None else round((fit[0] - offset) / stride, 3)
+            for fit, offset, stride in zip(fits, offsets, strides, strict=True)
         ],
-        "spacing": [
-            None if fit is None else round(fit.spacing / stride, 3) for fit, stride in zip(fits, strides, strict=True)
-        ],
+        "spacing": [None if fit is None else round(fit[1], 3) for fit in fits],
     }
+
+
+def _fitted(places: list[Place], stride: float) -> tuple[float, float] | None:
+    """Fit a line: where cell 0 would be centred, by the middle of the map; how far cells are apart, in strides."""
+    cells, pixels = [place.cell for place in places], [place.pixel for place in places]
+    if len(set(cells)) < 2:
+        return None
+    slope, _ = statistics.linear_regression(cells, pixels)
+    return statistics.fmean(pixels) - stride * statistics.fmean(cells), slope / stride
 
 
 def _pair(value: Spacing | None) -> tuple[Any, Any]:
@@ -193,35 +197,19 @@ def _pair(value: Spacing | None) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """A line through the centres of cells: their mean, and the pixels from one cell to the next."""
+class Place:
+    """Where a block of cells lies along one axis: in its map, and in the input."""
 
     cell: float
     pixel: float
-    spacing: float
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
-    """Rows (columns) of cells, and the centroids that they were measured to have in the input."""
-
-    cells: list[int]
-    pixels: list[float]
-
-    def fitted(self) -> Fit | None:
-        """Fit a line; None where nothing was measured."""
-        if len(set(self.cells)) < 2:
-            return None
-        slope, _ = statistics.linear_regression(self.cells, self.pixels)
-        return Fit(statistics.fmean(self.cells), statistics.fmean(self.pixels), slope)
-
-
-def measure(description: Description, seeds: int = 2) -> list[tuple[Lines, Lines]]:
-    """Measure where rows and columns of cells look, of all levels of a description."""
+def measure(description: Description, seeds: int = 2) -> list[tuple[list[Place], list[Place]]]:
+    """Measure where blocks of cells look, of all levels of a description, vertically and horizontally."""
     set_fused_attn(enable=False)  # a fused attention hides its weights
     plan: Plan = description.plan
     size = plan.config["input_size"]
-    found = [(Lines([], []), Lines([], [])) for _ in description.levels]
+    found: list[tuple[list[Place], list[Place]]] = [([], []) for _ in description.levels]
     for seed in range(seeds):
         generator = torch.manual_seed(seed)
         network = building.create(plan.reference, "cpu", plan.arguments).requires_grad_(False)
@@ -229,36 +217,32 @@ def measure(description: Description, seeds: int = 2) -> list[tuple[Lines, Lines
         image = torch.randn(1, *size, generator=generator).requires_grad_()
         with Local():
             maps = to_nchw(building.layout_of(network), network(image))
-        coarsest = maps[-1].shape
-        indices = [level.index for level in description.levels]
-        maps = [maps[place] for place, index in enumerate(plan.arguments["out_indices"]) if index in indices]
-        for values, lines in zip(maps, found, strict=True):
-            for axis in range(2):
-                length = values.shape[2 + axis]
-                for cell in middle(length, length // coarsest[2 + axis]):
-                    shown = profile(image, values, axis, cell)
-                    if total := float(shown.sum()):
-                        lines[axis].cells.append(cell)
-                        lines[axis].pixels.append(float(shown @ torch.arange(len(shown)).double()) / total)
+        by_index = dict(zip(plan.arguments["out_indices"], maps, strict=True))
+        for level, places in zip(description.levels, found, strict=True):
+            values = by_index[level.index]
+            periods = [side // coarse for side, coarse in zip(values.shape[2:], maps[-1].shape[2:], strict=True)]
+            for rows, columns in zip(*map(blocks, values.shape[2:], periods), strict=True):
+                shown = seen(image, values[:, :, rows, columns])
+                for axis, block in enumerate((rows, columns)):
+                    profile = shown.sum(1 - axis)
+                    if total := float(profile.sum()):
+                        pixel = float(profile @ torch.arange(len(profile)).double()) / total
+                        places[axis].append(Place((block.start + block.stop - 1) / 2, pixel))
     return found
 
 
-def middle(length: int, period: int) -> list[int]:
-    """Choose cells around the middle: one of every place within a period, which is that of coarser maps fused in."""
-    count = min(max(period, FEWEST), MOST, length)
-    count -= (length - count) % 2 and count > 1  # as many on either side
-    step = max(length // (2 * count), 1)
-    step -= step % 2 == 0
-    first = (length - 1 - step * (count - 1)) // 2
-    return [first + step * place for place in range(count)]
+def blocks(length: int, period: int) -> tuple[slice, slice]:
+    """Choose two blocks of cells on either side of the middle, as long as the period of coarser maps fused in."""
+    side = min(max(period, SMALLEST), LARGEST, max(length // 3, 1))
+    first = (length - 2 * side) // 2
+    return slice(first, first + side), slice(length - first - side, length - first)
 
 
-def profile(image: Tensor, values: Tensor, axis: int, cell: int) -> Tensor:
-    """Return how strongly each row (column) of the input shows in one row (column) of cells."""
-    line_of_cells = values.select(2 + axis, cell)
-    weights = torch.randn(line_of_cells.shape)
-    (gradient,) = torch.autograd.grad(line_of_cells, image, weights, retain_graph=True, materialize_grads=True)
-    return gradient[0].double().square().sum((0, 2 - axis))
+def seen(image: Tensor, block: Tensor) -> Tensor:
+    """Return how strongly each pixel of the input shows in a block of cells, (H, W)."""
+    weights = torch.randn(block.shape)
+    (gradient,) = torch.autograd.grad(block, image, weights, retain_graph=True, materialize_grads=True)
+    return gradient[0].double().square().sum(0)
 
 
 def prepare(network: nn.Module, noise: Tensor) -> None:
