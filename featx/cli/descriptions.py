@@ -39,7 +39,7 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(levels_table(value["levels"]))
     if shown < depth:
         out.print(f"[dim]{shown} of {depth} levels; --out-indices all shows the others[/]")
-    if text := _misleading_ratio(value["levels"]):
+    for text in filter(None, (_misleading_ratio(value["levels"]), _apart(value["levels"]))):
         out.print(f"[dim]{text}[/]")
     out.print()
     out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
@@ -136,8 +136,9 @@ def fit_of(feed: dict[str, Any]) -> str:
 
 
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
-    """Make the table of levels."""
-    table = plain_table(">level", "module", ">channels", ">stride", ">offset", ">map", ">bytes")
+    """Make the table of levels, with how far branches lie apart if any do."""
+    spread = [">spread"] if any(level.get("offset_spread") for level in levels) else []
+    table = plain_table(">level", "module", ">channels", ">stride", ">offset", *spread, ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
         each = 2 if level.get("dtype") == "float16" else 4
@@ -150,6 +151,7 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
             str(level["channels"]),
             spacing(level["stride"]),
             spacing(level["offset"]),
+            *(spacing(level.get("offset_spread", 0)) for _ in spread),
             f"{level['height']} x {level['width']}" if known else "by photo",
             amount_of(size) if size is not None else f"{amount_of(dense)}/MP" if dense else "?",
         )
@@ -193,3 +195,12 @@ def _no_weights(value: dict[str, Any]) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def _apart(levels: Sequence[dict[str, Any]]) -> str:
+    """Explain the column of spreads, where there is one."""
+    if not any(level.get("offset_spread") for level in levels):
+        return ""
+    return (
+        "Some levels add up branches with different centres: spread is how far apart, in cells; offset is their mean."
+    )

@@ -72,7 +72,7 @@ def measure(
     """Give levels the place and size that their maps, of one image (3, H, W), had under a tracer."""
     measured = check_maps(name, declared, maps)
     return tuple(
-        _with_ratio(level if grid is None else _placed(level, grid, size), stated.stride, size)
+        _with_ratio(level if grid is None else _placed(level, grid), stated.stride, size)
         for stated, level, grid in zip(declared, measured, map(tracer.grid_of, maps), strict=True)
     )
 
@@ -161,18 +161,13 @@ def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> 
     )
 
 
-def _placed(level: Level, grid: Grid, size: Sequence[int]) -> Level:
-    """Give a level the stride and offset of its cells.
-
-    Where padding on one side makes cells look past themselves, the centre of what they see says nothing about their
-    place: the offset stays unknown where the map would lie more than a cell off the image.
-    """
-    shifts = [
-        abs(axis.offset + axis.stride * (axis.length - 1) / 2 - (length - 1) / 2) / axis.stride
-        for axis, length in zip(grid, size[1:], strict=True)
-    ]
-    offset = _spacing(grid[0].offset, grid[1].offset) if max(shifts) <= 1 else None
-    return structs.replace(level, stride=_spacing(grid[0].stride, grid[1].stride), offset=offset)
+def _placed(level: Level, grid: Grid) -> Level:
+    """Give a level the stride and offset of its cells, and how far its branches' centres lie apart."""
+    stride, offset, spread = (
+        _spacing(*(round(getattr(axis, fact), digits) for axis in grid))
+        for fact, digits in (("stride", 12), ("offset", 3), ("spread", 3))
+    )
+    return structs.replace(level, stride=stride, offset=offset, offset_spread=spread)
 
 
 def _spacing(vertical: float, horizontal: float) -> Spacing:

@@ -21,6 +21,7 @@ class _Level(TypedDict):
     width: int | None
     part: NotRequired[str]
     ratio: NotRequired[list[Number]]
+    offset_spread: NotRequired[Number | list[Number]]
 
 
 class _Input(TypedDict):

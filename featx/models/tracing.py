@@ -1,19 +1,19 @@
 # Where the cells of a map lie in the input: grids of cells, followed through a network that runs on shapes alone.
 """Strides and offsets, read off a network while it runs on the meta device.
 
-Every tensor that descends from the input carries the grid of its cells: their spacing, and the box of input pixels that
-cell 0 sees. Convolutions, pools, pads and strided slices change it by the usual arithmetic (Araujo, Norris and Sim,
-"Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it on. The
-centre of the box is the level's offset.
+Every tensor that descends from the input carries the grid of its cells: their spacing, and where in the input the
+centre of cell 0 lies. Convolutions, pools, pads, strided slices and resampling move it by the usual arithmetic (Araujo,
+Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it
+on. Where branches are added up whose centres differ, the grid keeps how far they lie apart, and their mean.
 
-What has no place of its own is ignored: global pooling, attention (a token stays where its query is), and maps that
-are scaled up from coarser ones.
+What has no place of its own is ignored: global pooling, and attention (a token stays where its query is).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,57 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from featx.models.axes import Axis
+
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """The cells along one axis of a map.
-
-    Attributes
-    ----------
-    length : int
-        How many there are.
-    stride : float
-        Their spacing, in input pixels.
-    first, last : float
-        The first and last input pixel that cell 0 sees; below 0 where it sees padding.
-    """
-
-    length: int
-    stride: float = 1.0
-    first: float = 0.0
-    last: float = 0.0
-
-    @property
-    def offset(self) -> float:
-        """Input pixel at the centre of cell 0."""
-        return (self.first + self.last) / 2
-
-    def windowed(self, length: int, kernel: int, step: int, padding: int, dilation: int = 1) -> Axis:
-        """Slide a window of `kernel` cells over the axis."""
-        start = -padding
-        stop = start + dilation * (kernel - 1)
-        return Axis(length, self.stride * step, self.first + start * self.stride, self.last + stop * self.stride)
-
-    def cut(self, length: int, start: int, step: int = 1) -> Axis:
-        """Take every `step`-th cell from `start` on; a negative `start` is padding."""
-        return Axis(length, self.stride * step, self.first + start * self.stride, self.last + start * self.stride)
-
-    def merged(self, length: int) -> Axis | None:
-        """Group neighbouring cells into `length` of them, as patch merging does; None where they do not divide."""
-        if length == self.length:
-            return self
-        if length < 1 or self.length % length:
-            return None
-        return self.windowed(length, self.length // length, self.length // length, 0)
-
-    def scaled(self, length: int) -> Axis:
-        """Resample to `length` cells; the outer edges stay together."""
-        stride = self.stride * self.length / length
-        shift = (stride - self.stride) / 2
-        return Axis(length, stride, self.first + shift, self.last + shift)
-
 
 Grid = tuple[Axis, Axis]
 
@@ -98,9 +50,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         descended = [value for value in _tensors((args, kwargs)) if value in self._grids]
-        grids = [self._grids[value] for value in sorted(descended, key=Tensor.numel, reverse=True)]
-        if grids:
+        if descended:
             follow = _RULES.get(function.overloadpacket, _pass_on)
+            if follow in (_pass_on, _concatenate):
+                descended.sort(key=Tensor.numel, reverse=True)
+            grids = [self._grids[value] for value in descended]
             for output in _tensors(result):
                 grid = follow(grids, output, args)
                 if grid is not None:
@@ -110,31 +64,52 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+# A rule is given the grids of those arguments that have one, in their order; for sums and concatenations, those of the
+# largest first.
+
+
 def _pass_on(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Keep the grid of the largest, widened by others of the same cells (the branches of a sum or a concatenation)."""
+    """Keep the grid of the largest, joined with others of the same cells (the branches of a sum)."""
     del output, args
-    result = grids[0]
-    for other in grids[1:]:
-        if _cells(other) == _cells(result):
-            result = (_widened(result[0], other[0]), _widened(result[1], other[1]))
-    return result
+    first, second = zip(*(grid for grid in grids if _alike(grid, grids[0])), strict=True)
+    return first[0].joined(first[1:]), second[0].joined(second[1:])
+
+
+def _even_out(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Keep the grid, its branches mixed into one: what comes out of a norm or a matrix has the same size as ever."""
+    del output, args
+    return _of_strength(grids[0], 1.0)
+
+
+def _concatenate(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Join branches that lie side by side, which makes none of them stronger."""
+    grid = _pass_on(grids, output, args)
+    count = sum(_alike(other, grids[0]) for other in grids)
+    return None if grid is None else _of_strength(grid, grid[0].strength / count)
 
 
 def _product(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Keep the grid whose cells are the rows of the product, or else its columns: an attention's queries."""
+    """Keep the grid whose cells are the rows of the product, or else its columns: an attention's queries.
+
+    Attention within windows shows neither: there the queries come first, unless both have the same cells, and the
+    second are what is attended to.
+    """
     del args
     for dim in (-2, -1):
         for grid in grids:
             if grid[0].length * grid[1].length == output.shape[dim]:
-                return grid
-    return grids[0]
+                return _of_strength(grid, 1.0)
+    return _of_strength(grids[-1] if _alike(grids[0], grids[-1]) else grids[0], 1.0)
 
 
 def _convolution(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
     image, weight, _, stride, padding, dilation, transposed = args[:7]
-    if image.ndim != 4 or transposed:
-        return _pass_on(grids, output, args) if image.ndim == 3 else None
-    return _slide(grids[0], output, image, weight.shape[2:], stride, padding, dilation)
+    grid = _of_strength(grids[0], 1.0)
+    if image.ndim != 4:
+        return grid
+    if transposed:
+        return _unslide(_fitted(grid, *image.shape[2:]), output.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return _slide(grid, output, image, weight.shape[2:], stride, padding, dilation)
 
 
 def _pool(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
@@ -149,20 +124,56 @@ def _slide(grid: Grid, output: Tensor, image: Tensor, *window: Any) -> Grid | No
     """Apply a sliding window on the last two axes of `image`."""
     here = _fitted(grid, *image.shape[-2:]) if image.shape[0] == 1 or _is_map(grid, image) else None
     if here is None:
-        # Windows of an attention, folded into the batch: a cell stays where it is as long as its neighbours do.
-        return grid if image.shape[-2:] == output.shape[-2:] else None
-    kernel, step, padding, dilation = (_pair(value) for value in window)
-    first, second = (
-        axis.windowed(output.shape[dim - 2], kernel[dim], step[dim], padding[dim], dilation[dim])
-        for dim, axis in enumerate(here)
-    )
-    return first, second
+        # Windows of an attention, folded into the batch: a cell stays where it is as long as its neighbours do, or if
+        # it is a window itself (tnt).
+        stays = image.shape[-2:] == output.shape[-2:] or image.shape[0] == grid[0].length * grid[1].length
+        return grid if stays else None
+    return _by_axis(Axis.windowed, here, output.shape[-2:], *window)
+
+
+def _unslide(grid: Grid | None, sides: Sequence[int], *window: Any) -> Grid | None:
+    return None if grid is None else _by_axis(Axis.unwindowed, grid, sides, *window)
+
+
+def _by_axis(change: Callable[..., Axis], grid: Grid, sides: Sequence[int], *window: Any) -> Grid:
+    """Apply a change of axes to both; what it is given is one number for both, or a pair."""
+    rows, columns = zip(*map(_pair, window), strict=True) if window else ((), ())
+    return change(grid[0], sides[0], *rows), change(grid[1], sides[1], *columns)
+
+
+def _unfold(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Follow im2col: the cells are windows now."""
+    del output
+    image, kernel, dilation, padding, step = args
+    here = _fitted(grids[0], *image.shape[-2:])
+    if here is None:
+        return None
+    sides = [
+        (axis.length + 2 * pad - spacing * (side - 1) - 1) // stride + 1
+        for axis, side, spacing, pad, stride in zip(here, kernel, dilation, padding, step, strict=True)
+    ]
+    return _by_axis(Axis.windowed, here, sides, kernel, step, padding, dilation)
+
+
+def _fold(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Follow col2im: windows become cells again."""
+    _, _, kernel, dilation, padding, step = args
+    return _unslide(grids[0], output.shape[-2:], kernel, step, padding, dilation)
 
 
 def _adaptive_pool(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
     del args
     height, width = output.shape[-2:]
-    return None if (height, width) == (1, 1) else _fitted(grids[0], height, width)
+    return None if 1 in (height, width) else _fitted(grids[0], height, width)
+
+
+def _reduce(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Lose the place of what is pooled along an axis."""
+    image, dims = args[0], args[1] if len(args) > 1 else ()
+    reduced = {dim % image.ndim for dim in ([dims] if isinstance(dims, int) else dims or range(image.ndim))}
+    if any(_dim_of(grids[0], image, axis) in reduced for axis in range(2)):
+        return None
+    return _pass_on(grids, output, args)
 
 
 def _pad(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
@@ -188,11 +199,25 @@ def _slice(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | N
 
 
 def _resample(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Follow a resized image; maps scaled up from coarser ones have no place of their own."""
-    height, width = grids[0]
-    if (height.stride, width.stride, height.first) != (1, 1, 0) or args[0].shape[1] != 3:
-        return None
-    return height.scaled(output.shape[-2]), width.scaled(output.shape[-1])
+    grid = _fitted(grids[0], *args[0].shape[-2:])
+    corners = len(args) > 2 and args[2] is True
+    return None if grid is None else _by_axis(partial(Axis.scaled, corners=corners), grid, output.shape[-2:])
+
+
+def _resample_nearest(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    grid = _fitted(grids[0], *args[0].shape[-2:])
+    return None if grid is None else _by_axis(Axis.nearest, grid, output.shape[-2:])
+
+
+def _roll(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
+    """Follow a map that is rolled, by windows that are shifted and shifted back."""
+    image, shifts, dims = args
+    grid = grids[0]
+    for axis in range(2):
+        for shift, dim in zip(shifts, dims, strict=True):
+            if _dim_of(grids[0], image, axis) == dim % image.ndim:
+                grid = _replaced(grid, axis, grid[axis].cut(output.shape[dim], -shift))
+    return grid
 
 
 Rule = Callable[[list[Grid], Tensor, tuple[Any, ...]], Grid | None]
@@ -200,22 +225,32 @@ Rule = Callable[[list[Grid], Tensor, tuple[Any, ...]], Grid | None]
 _RULES: dict[Any, Rule] = {
     aten.bmm: _product,
     aten.mm: _product,
+    aten.addmm: _even_out,
+    aten.native_batch_norm: _even_out,
+    aten.native_layer_norm: _even_out,
+    aten.native_group_norm: _even_out,
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: _pool,
     aten.avg_pool2d: _pool,
+    aten.cat: _concatenate,
+    aten.mean: _reduce,
+    aten.amax: _reduce,
+    aten.im2col: _unfold,
+    aten.col2im: _fold,
     aten._adaptive_avg_pool2d: _adaptive_pool,  # noqa: SLF001 - its name in torch
     aten.adaptive_max_pool2d: _adaptive_pool,
     aten.constant_pad_nd: _pad,
     aten.reflection_pad2d: _pad,
     aten.replication_pad2d: _pad,
     aten.slice: _slice,
-    **{
-        getattr(aten, name): _resample
-        for name in (
-            *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"),
-            *("_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
-        )
-    },
+    aten.roll: _roll,
+    aten.pixel_shuffle: _resample,
+    aten.upsample_nearest2d: _resample_nearest,
+    aten._upsample_nearest_exact2d: _resample,  # noqa: SLF001
+    aten.upsample_bilinear2d: _resample,
+    aten.upsample_bicubic2d: _resample,
+    aten._upsample_bilinear2d_aa: _resample,  # noqa: SLF001
+    aten._upsample_bicubic2d_aa: _resample,  # noqa: SLF001
 }
 
 
@@ -225,12 +260,12 @@ def _fitted(grid: Grid, height: int, width: int) -> Grid | None:
     return None if first is None or second is None else (first, second)
 
 
-def _cells(grid: Grid) -> tuple[tuple[int, float], ...]:
-    return tuple((axis.length, axis.stride) for axis in grid)
+def _alike(grid: Grid, other: Grid) -> bool:
+    return grid[0].is_like(other[0]) and grid[1].is_like(other[1])
 
 
-def _widened(axis: Axis, other: Axis) -> Axis:
-    return replace(axis, first=min(axis.first, other.first), last=max(axis.last, other.last))
+def _of_strength(grid: Grid, strength: float) -> Grid:
+    return replace(grid[0], strength=strength), replace(grid[1], strength=strength)
 
 
 def _replaced(grid: Grid, axis: int, value: Axis) -> Grid:
