@@ -23,16 +23,20 @@ def main() -> None:
     """Measure with one process a core; what is not complete goes into a file beside, where ``--missing`` finds it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--missing", action="store_true", help="keep the entries that are there, and add the others")
-    missing = parser.parse_args().missing
+    parser.add_argument("--levels", action="store_true", help="keep which sizes and output strides networks take")
+    options = parser.parse_args()
+    missing = options.missing
     book = survey.empty_catalogue()
     earlier = catalogue.read(PARTIAL) or catalogue.read()
     if missing and earlier and (earlier.source, earlier.version) == (book.source, book.version):
         book.entries.update(earlier.entries)
     names = [name for name in book.names if name not in book.entries]
+    known = earlier.entries if options.levels and earlier else {}
+    tasks = [(name, known.get(name)) for name in names]
     failures = []
     try:
         with multiprocessing.get_context("fork").Pool(resources.cores(), torch.set_num_threads, (1,)) as pool:
-            for done, (name, entry) in enumerate(pool.imap_unordered(measure, names), 1):
+            for done, (name, entry) in enumerate(pool.imap_unordered(measure, tasks), 1):
                 if isinstance(entry, str):
                     failures.append(f"{name}: {entry}")
                 else:
@@ -53,10 +57,11 @@ def main() -> None:
         sys.exit("\n".join(failures))
 
 
-def measure(name: str) -> tuple[str, Entry | str]:
+def measure(task: tuple[str, Entry | None]) -> tuple[str, Entry | str]:
     """Measure one architecture in a process of the pool; an error comes back as its text."""
+    name, known = task
     try:
-        return name, survey.entry(name)
+        return name, survey.entry(name, known)
     except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
         return name, f"{type(error).__name__}: {error}"
 

@@ -29,8 +29,15 @@ def empty_catalogue() -> Catalogue:
     return Catalogue("timm", timm.__version__, timm.list_models(), renamed, {})
 
 
-def entry(architecture: str) -> Entry:
+def entry(architecture: str, known: Entry | None = None) -> Entry:
     """Measure an architecture: the network's levels, what it takes, and what its pretrained weights change.
+
+    Parameters
+    ----------
+    architecture : str
+        timm's name.
+    known : dict or None
+        An earlier entry, to keep which sizes and output strides the network takes: finding these takes longest.
 
     Raises
     ------
@@ -43,13 +50,18 @@ def entry(architecture: str) -> Entry:
     for tag in pretrained_tags(architecture):
         own = _facts(f"{architecture}.{tag['tag']}", facts)
         tags.append({**tag, "changes": {fact: own[fact] for fact in own if own[fact] != facts[fact]}})
+    takes = known or {
+        "output_strides": list(output_strides(reference)),
+        "sizes": sizes_taken(reference),
+        "native": native_sizes(reference),
+    }
     return {
         "family": reference.family,
         **facts,
-        "output_strides": list(output_strides(reference)),
+        "output_strides": takes["output_strides"],
         "fixed_size": reference.fixed_size,
-        "sizes": sizes_taken(reference),
-        "native": native_sizes(reference),
+        "sizes": takes["sizes"],
+        "native": takes["native"],
         "pretrained": tags,
     }
 
