@@ -58,7 +58,7 @@ class Level(Struct, frozen=True, omit_defaults=True):
         Model-input pixel (centres at integers) at the centre of cell 0; None where unknown.
     offset_spread : float or (float, float)
         How far the centres of the branches that make the level lie apart, in cells; (y, x) where they differ. Where it
-        is not 0, as in networks whose shortcuts pool, `offset` is their mean.
+        is not 0, as where shortcuts pool, `offset` is their mean.
     height, width : int or None
         H and W of the map at the planned input size; None where they cannot be known beforehand.
     part : str

@@ -2,11 +2,11 @@
 # The centres of cells, measured: where a small change in the photo shows in the maps of real networks.
 """Compare the traced offsets of architectures with where their cells look when they run.
 
-A network gets random weights with which all its branches matter: convolutions and matrices that keep the size of their
-size, norms whose statistics are those of a noise image, and no branch scaled to nothing. The squared gradient of a
-block of cells tells how strongly each pixel of the input shows in it; its centroid is the centre of the block. What
-looks everywhere at once, and has no centre, is held fixed: an attention leaves each token where it is, and gates that
-are made of the whole image are constants.
+A network gets random weights with which all its branches matter: convolutions and matrices that keep the size of what
+they are given, norms whose statistics are those of a noise image, and no branch scaled to nothing. The squared gradient
+of a block of cells tells how strongly each pixel of the input shows in it; its centroid is the centre of the block.
+What looks everywhere at once, and has no centre, is held fixed: an attention leaves each token where it is, and gates
+that are made of the whole image are constants.
 
 A line is appended to the results for each architecture, and those that have one are not measured again.
 """

@@ -163,11 +163,24 @@ def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> 
 
 def _placed(level: Level, grid: Grid) -> Level:
     """Give a level the stride and offset of its cells, and how far its branches' centres lie apart."""
-    stride, offset, spread = (
-        _spacing(*(round(getattr(axis, fact), digits) for axis in grid))
-        for fact, digits in (("stride", 12), ("offset", 3), ("spread", 3))
+    spreads = [round(axis.spread, 3) for axis in grid]
+    # A mean needs no more digits; what is certain is only freed of noise in the last of them.
+    offsets = [round(axis.offset, 3 if spread else 10) for axis, spread in zip(grid, spreads, strict=True)]
+    return replace(
+        level,
+        stride=_spacing(grid[0].stride, grid[1].stride),
+        offset=_spacing(*offsets),
+        offset_spread=_spacing(*spreads),
     )
-    return structs.replace(level, stride=stride, offset=offset, offset_spread=spread)
+    spreads = [round(axis.spread, 3) for axis in grid]
+    # A mean needs no more digits; what is certain is only freed of noise in the last of them.
+    offsets = [round(axis.offset, 3 if spread else 10) for axis, spread in zip(grid, spreads, strict=True)]
+    return structs.replace(
+        level,
+        stride=_spacing(grid[0].stride, grid[1].stride),
+        offset=_spacing(*offsets),
+        offset_spread=_spacing(*spreads),
+    )
 
 
 def _spacing(vertical: float, horizontal: float) -> Spacing:
