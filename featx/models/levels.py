@@ -166,15 +166,6 @@ def _placed(level: Level, grid: Grid) -> Level:
     spreads = [round(axis.spread, 3) for axis in grid]
     # A mean needs no more digits; what is certain is only freed of noise in the last of them.
     offsets = [round(axis.offset, 3 if spread else 10) for axis, spread in zip(grid, spreads, strict=True)]
-    return replace(
-        level,
-        stride=_spacing(grid[0].stride, grid[1].stride),
-        offset=_spacing(*offsets),
-        offset_spread=_spacing(*spreads),
-    )
-    spreads = [round(axis.spread, 3) for axis in grid]
-    # A mean needs no more digits; what is certain is only freed of noise in the last of them.
-    offsets = [round(axis.offset, 3 if spread else 10) for axis, spread in zip(grid, spreads, strict=True)]
     return structs.replace(
         level,
         stride=_spacing(grid[0].stride, grid[1].stride),
