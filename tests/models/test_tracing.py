@@ -128,7 +128,7 @@ OPERATIONS = {
     "every second": lambda values: F.interpolate(values, scale_factor=0.5),
     "bilinear": lambda values: F.interpolate(values, scale_factor=2, mode="bilinear"),
     "bilinear, corners aligned": lambda values: F.interpolate(values, (79, 157), mode="bilinear", align_corners=True),
-    "bicubic, smaller": lambda values: F.interpolate(values, (25, 25), mode="bicubic", antialias=True),
+    "bilinear, smaller": lambda values: F.interpolate(values, (20, 20), mode="bilinear", antialias=True),
     "transposed": lambda values: F.conv_transpose2d(values, torch.ones(4, 4, 4, 2).to(values), None, 2, (1, 0)),
     "folded": lambda values: F.fold(F.unfold(values, 3, 1, 1, 1), values.shape[-2:], 3, 1, 1, 1),
     "unfolded": lambda values: F.unfold(values, 4, stride=4).reshape(1, -1, 10, 10),
