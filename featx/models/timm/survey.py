@@ -51,6 +51,21 @@ def entry(architecture: str) -> Entry:
     }
 
 
+def with_levels(architecture: str, known: Entry) -> Entry:
+    """Measure the levels of an architecture again, and take everything else from its entry."""
+    levels = _levels_of(architecture)
+    tags = []
+    for tag in known["pretrained"]:
+        changes = tag["changes"]
+        if "levels" in changes:
+            own = _levels_of(f"{architecture}.{tag['tag']}")
+            changes = {
+                fact: value for fact, value in {**changes, **own}.items() if fact not in own or value != levels[fact]
+            }
+        tags.append({**tag, "changes": changes})
+    return {**known, **levels, "pretrained": tags}
+
+
 def sizes_taken(reference: Reference) -> dict[str, Any] | None:
     """Find out which input sizes a network takes, and whether pretrained weights can follow (``resampled``)."""
     taken = sizes.sizes_taken(reference)
@@ -111,6 +126,11 @@ def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
         for name, config in timm.models.get_arch_pretrained_cfgs(architecture).items()
         if config.has_weights
     ]
+
+
+def _levels_of(name: str) -> dict[str, Any]:
+    facts = _facts(name)
+    return {fact: facts[fact] for fact in ("levels", "final")}
 
 
 def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
