@@ -23,19 +23,22 @@ def main() -> None:
     """Measure with one process a core; what is not complete goes into a file beside, where ``--missing`` finds it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--missing", action="store_true", help="keep the entries that are there, and add the others")
-    parser.add_argument("--levels", action="store_true", help="keep which sizes and output strides networks take")
+    parser.add_argument("--levels", action="store_true", help="keep all of the entries that are there but their levels")
+    parser.add_argument("--jobs", type=int, default=resources.cores(), help="processes")
     options = parser.parse_args()
-    missing = options.missing
     book = survey.empty_catalogue()
     earlier = catalogue.read(PARTIAL) or catalogue.read()
-    if missing and earlier and (earlier.source, earlier.version) == (book.source, book.version):
+    if (
+        (options.missing or options.levels)
+        and earlier
+        and (earlier.source, earlier.version) == (book.source, book.version)
+    ):
         book.entries.update(earlier.entries)
-    names = [name for name in book.names if name not in book.entries]
-    known = earlier.entries if options.levels and earlier else {}
-    tasks = [(name, known.get(name)) for name in names]
+    names = [name for name in book.names if options.levels or name not in book.entries]
+    tasks = [(name, book.entries.get(name)) for name in names]
     failures = []
     try:
-        with multiprocessing.get_context("fork").Pool(resources.cores(), torch.set_num_threads, (1,)) as pool:
+        with multiprocessing.get_context("fork").Pool(options.jobs, torch.set_num_threads, (1,)) as pool:
             for done, (name, entry) in enumerate(pool.imap_unordered(measure, tasks), 1):
                 if isinstance(entry, str):
                     failures.append(f"{name}: {entry}")
@@ -58,10 +61,10 @@ def main() -> None:
 
 
 def measure(task: tuple[str, Entry | None]) -> tuple[str, Entry | str]:
-    """Measure one architecture in a process of the pool; an error comes back as its text."""
+    """Measure one architecture, or the levels alone where the rest is known; an error comes back as its text."""
     name, known = task
     try:
-        return name, survey.entry(name, known)
+        return name, survey.with_levels(name, known) if known else survey.entry(name)
     except Exception as error:  # noqa: BLE001 - one model that trips timm must not cost the others
         return name, f"{type(error).__name__}: {error}"
 

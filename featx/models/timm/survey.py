@@ -29,15 +29,8 @@ def empty_catalogue() -> Catalogue:
     return Catalogue("timm", timm.__version__, timm.list_models(), renamed, {})
 
 
-def entry(architecture: str, known: Entry | None = None) -> Entry:
+def entry(architecture: str) -> Entry:
     """Measure an architecture: the network's levels, what it takes, and what its pretrained weights change.
-
-    Parameters
-    ----------
-    architecture : str
-        timm's name.
-    known : dict or None
-        An earlier entry, to keep which sizes and output strides the network takes: finding these takes longest.
 
     Raises
     ------
@@ -50,20 +43,30 @@ def entry(architecture: str, known: Entry | None = None) -> Entry:
     for tag in pretrained_tags(architecture):
         own = _facts(f"{architecture}.{tag['tag']}", facts)
         tags.append({**tag, "changes": {fact: own[fact] for fact in own if own[fact] != facts[fact]}})
-    takes = known or {
-        "output_strides": list(output_strides(reference)),
-        "sizes": sizes_taken(reference),
-        "native": native_sizes(reference),
-    }
     return {
         "family": reference.family,
         **facts,
-        "output_strides": takes["output_strides"],
+        "output_strides": list(output_strides(reference)),
         "fixed_size": reference.fixed_size,
-        "sizes": takes["sizes"],
-        "native": takes["native"],
+        "sizes": sizes_taken(reference),
+        "native": native_sizes(reference),
         "pretrained": tags,
     }
+
+
+def with_levels(architecture: str, known: Entry) -> Entry:
+    """Measure the levels of an architecture again, and take everything else from its entry."""
+    levels = _levels_of(architecture)
+    tags = []
+    for tag in known["pretrained"]:
+        changes = tag["changes"]
+        if "levels" in changes:
+            own = _levels_of(f"{architecture}.{tag['tag']}")
+            changes = {
+                fact: value for fact, value in {**changes, **own}.items() if fact not in own or value != levels[fact]
+            }
+        tags.append({**tag, "changes": changes})
+    return {**known, **levels, "pretrained": tags}
 
 
 def sizes_taken(reference: Reference) -> dict[str, Any] | None:
@@ -134,6 +137,11 @@ def pretrained_tags(architecture: str) -> list[dict[str, Any]]:
         for name, config in timm.models.get_arch_pretrained_cfgs(architecture).items()
         if config.has_weights
     ]
+
+
+def _levels_of(name: str) -> dict[str, Any]:
+    facts = _facts(name)
+    return {fact: facts[fact] for fact in ("levels", "final")}
 
 
 def _facts(name: str, like: dict[str, Any] | None = None) -> dict[str, Any]:
