@@ -60,10 +60,12 @@ def main() -> None:
     options = parser.parse_args()
     results = read(options.output)
     book = catalogue.read()
+    entries = book.entries if book else {}
     names = [
         name
-        for name, entry in (book.entries if book else {}).items()
-        if any(fnmatchcase(name, pattern) for pattern in options.patterns) and entry["parameters"] <= options.parameters
+        for name in sorted(entries, key=lambda name: entries[name]["parameters"])  # small ones first
+        if any(fnmatchcase(name, pattern) for pattern in options.patterns)
+        and entries[name]["parameters"] <= options.parameters
     ]
     waiting = [(name, options.seeds) for name in names if name not in results]
     with (
