@@ -88,11 +88,11 @@ def extract(
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
     fit : str | None
-        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+        How photos are fitted to the model's input: crop the centre, squash (change the aspect ratio), pad with bars, or native (keep each photo's own size). Default: the model's own, mostly crop.
     max_side : int | None
-        With --fit native, reduce larger photos so that their longer side has N pixels.
+        With --fit native, shrink photos whose longer side exceeds N pixels to N.
     crop_pct : float | None
-        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 crops the least. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
@@ -106,13 +106,13 @@ def extract(
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
-        Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without any are left out.
+        Keep the features of each box in this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label]. Photos without boxes are left out.
     box_size : int | tuple[int, int] | None
-        Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level. Default: 1.
+        Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level. Default: 1.
     format : str
-        One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).
+        One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
     dtype : str
-        Data type of the stored maps and boxes; embeddings are always float32.
+        Data type of the stored maps and box features; embeddings are always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
@@ -203,11 +203,11 @@ def load_pyramid(
     test_size : bool
         Use the size and crop that the weights were tested with, if they differ from the model's own.
     fit : str | None
-        How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at its own size. Default: the model's own, mostly crop.
+        How photos are fitted to the model's input: crop the centre, squash (change the aspect ratio), pad with bars, or native (keep each photo's own size). Default: the model's own, mostly crop.
     max_side : int | None
-        With --fit native, reduce larger photos so that their longer side has N pixels.
+        With --fit native, shrink photos whose longer side exceeds N pixels to N.
     crop_pct : float | None
-        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most. Default: the model's own.
+        Share of each side of the resized photo that the crop keeps, such as 0.9; 1 crops the least. Default: the model's own.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None

@@ -92,25 +92,25 @@ def _levels(_: str, value: Any) -> tuple[int | str, ...]:
 
 @group
 class SampleOptions(Options):
-    """Where in photos to look, and in which maps."""
+    """Which boxes or points to sample, and from which maps."""
 
     panel: ClassVar[str] = KeepOptions.panel
 
     boxes: Path | None = option(
         default=None,
-        help="Features in the boxes of this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label].",
+        help="Sample the boxes in this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label].",
         convert=as_path,
         metavar="FILE",
     )
     points: Path | None = option(
         default=None,
-        help="Features at the points of this file: CSV with key,x,y[,id,label].",
+        help="Sample the points in this file: CSV with key,x,y[,id,label].",
         convert=as_path,
         metavar="FILE",
     )
     levels: tuple[int | str, ...] | None = option(
         default=None,
-        help="Only these levels, by their indices or the names of their arrays.",
+        help="Sample only these levels, each by its index or the name of its array.",
         convert=_levels,
         metavar="N,N",
         flags=("--level",),
@@ -119,7 +119,7 @@ class SampleOptions(Options):
     )
     box_size: tuple[int, int] = option(
         default=(1, 1),
-        help="Cells of a box's features: one side (7), or height x width (7x5); 1 gives a vector a level.",
+        help="Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level.",
         convert=bins,
         metavar="N|HxW",
         shown="1",

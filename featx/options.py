@@ -113,21 +113,21 @@ class ImageOptions(Options):
     )
     fit: str | None = option(
         default=None,
-        help="How a photo is brought to the model's input: crop its centre, squash it, pad it, or native: leave it at "
-        "its own size.",
+        help="How photos are fitted to the model's input: crop the centre, squash (change the aspect ratio), pad with "
+        "bars, or native (keep each photo's own size).",
         convert=one_of(*FITS),
         metavar="|".join(FITS),
         shown="the model's own, mostly crop",
     )
     max_side: int | None = option(
         default=None,
-        help="With --fit native, reduce larger photos so that their longer side has N pixels.",
+        help="With --fit native, shrink photos whose longer side exceeds N pixels to N.",
         convert=whole(1, 1 << 20),
         metavar="N",
     )
     crop_pct: float | None = option(
         default=None,
-        help="Share of each side of the resized photo that the crop keeps, such as 0.9; 1 keeps the most.",
+        help="Share of each side of the resized photo that the crop keeps, such as 0.9; 1 crops the least.",
         convert=share("0.9"),
         metavar="SHARE",
         shown="the model's own",
@@ -169,14 +169,14 @@ class KeepOptions(Options):
 
 @group
 class BoxOptions(Options):
-    """Where in photos to look, rather than everywhere."""
+    """Boxes whose features are kept."""
 
     panel: ClassVar[str] = "What to keep"
 
     boxes: Path | None = option(
         default=None,
-        help="Keep the features of the boxes in this file, COCO JSON or CSV (key,x1,y1,x2,y2,id,label); photos without "
-        "any are left out.",
+        help="Keep the features of each box in this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label]. Photos "
+        "without boxes are left out.",
         convert=as_path,
         metavar="FILE",
         accepts="str | PathLike[str] | None",
@@ -184,7 +184,7 @@ class BoxOptions(Options):
     )
     box_size: tuple[int, int] | None = option(
         default=None,
-        help="Cells of a box's features: one side (7), or height x width (7x7); 1 keeps a vector per level.",
+        help="Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level.",
         convert=bins,
         metavar="N|HxW",
         shown="1",
@@ -201,14 +201,15 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, or all embeddings in one array (npy), or all vectors in one table (parquet).",
+        help="One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one "
+        "table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps and boxes; embeddings are always float32.",
+        help="Data type of the stored maps and box features; embeddings are always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,

@@ -113,7 +113,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
         ),
         (
             job is not None and job.box_size is not None and job.boxes is None,
-            "--box-size is about the features of boxes, and there are none",
+            "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
     )

@@ -19,7 +19,7 @@ Spacing = int | float | tuple[int | float, int | float]
 # Names of the arrays that are not levels.
 FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
 
-# Letters of a text, as a guess where they are not known.
+# A guess at the letters in a text, where they are not known.
 LETTERS = 16
 
 
@@ -57,8 +57,8 @@ class Level(Struct, frozen=True, omit_defaults=True):
     offset : float or (float, float) or None
         Model-input pixel (centres at integers) at the centre of cell 0; None where unknown.
     offset_spread : float or (float, float)
-        How far the centres of the branches that make the level lie apart, in cells; (y, x) where they differ. Where it
-        is not 0, as where shortcuts pool, `offset` is their mean.
+        How far apart the centres of the branches that make up the level lie, in cells; (y, x) where they differ. Where
+        it is not 0, as with shortcuts that pool, `offset` is their mean.
     height, width : int or None
         H and W of the map at the planned input size; None where they cannot be known beforehand.
     part : str
@@ -145,7 +145,7 @@ class Input(Struct, frozen=True, omit_defaults=True):
     fit : str
         ``crop`` (shorter side resized, centre cropped), ``squash`` (aspect ratio given up), ``pad`` (longer side
         resized, borders filled with the mean), ``letterbox`` (the same with grey borders, as detectors have it) or
-        ``native`` (the photo's own size, filled up on the right and at the bottom).
+        ``native`` (the photo's own size, padded on the right and at the bottom).
     configuration : str
         Where size and crop come from: ``own`` (those of timm's evaluation), ``test`` (the larger ones that some weights
         have for testing) or ``asked`` (an image size that was asked for).
@@ -154,7 +154,7 @@ class Input(Struct, frozen=True, omit_defaults=True):
     least : int or None
         For ``native``: the shortest side that the network takes; None where one multiple is enough.
     max_side : int or None
-        For ``native``: to how many pixels the longer side of a larger photo is reduced; None leaves all as they are.
+        For ``native``: the pixels to which a longer side is reduced; None leaves all photos as they are.
     """
 
     height: int | None

@@ -219,10 +219,10 @@ def sample(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a table of features in boxes, or at points, of photos.
+    """Write a table of the features of boxes, or at points, in photos of a run.
 
-    One row per box or point, with a vector for each level of a run. Boxes are
-    averaged by torchvision's roi_align; points are read between cells.
+    Each box or point gets a row, with a vector for each level. Maps are averaged
+    in boxes by torchvision's roi_align, and interpolated bilinearly at points.
 
     Exit status: 0 all have a row, 1 could not run, 2 wrong usage, 3 some have none.
     """

@@ -198,9 +198,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _apart(levels: Sequence[dict[str, Any]]) -> str:
-    """Explain the column of spreads, where there is one."""
+    """Explain the column of spreads, if there is one."""
     if not any(level.get("offset_spread") for level in levels):
         return ""
-    return (
-        "Some levels add up branches with different centres: spread is how far apart, in cells; offset is their mean."
-    )
+    return "Some levels add branches with different centres: spread is their distance in cells, offset their mean."

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featx.images.annotations import Fault
 
 
-# Rows of annotations without features that are listed.
+# The most rows of annotations without features that are listed.
 FAULTS = 20
 
 
@@ -137,7 +137,7 @@ def faults(found: Sequence[Fault], counted: str) -> None:
     out, more = stderr(), len(found) - FAULTS
     out.print(table, soft_wrap=not out.is_terminal)
     rest = f", {more} of them not shown; --json lists all" if more > 0 else ""
-    out.print(f"[red]{count_of(len(found), f'{counted}')} without features[/]{rest}")
+    out.print(f"[red]{count_of(len(found), f'{counted}')} {'has' if len(found) == 1 else 'have'} no features[/]{rest}")
 
 
 def verified(value: Verified, *, as_json: bool) -> None:

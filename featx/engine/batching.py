@@ -1,5 +1,5 @@
-# Batching: images grouped for passes, in their order or by their size, a bounded number of them waiting.
-"""Groups of images that go through the network together."""
+# Batching: images grouped into batches, in order or by size, with a bounded number of them waiting.
+"""Images that go through the network together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from featx.images.frame import Frame
 from featx.values import Item, Outcome, Stat
 
-# Batches' worth of values that may wait for a batch to fill: many broken images must not wait for a good one.
+# A batch leaves, even if it is not full, once it holds this many batches' worth of values: many broken images must
+# not wait for a good one.
 PATIENCE = 4
 
-# Batches' worth of images that may wait for others of their size, and the bytes that they may have together.
+# The most images, in batches, that may wait for others of their size, and the most bytes of their pixels.
 AHEAD, AHEAD_BYTES = 16, 1_000_000_000
 
 
@@ -32,7 +33,7 @@ class Ready:
 def in_order(
     values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
 ) -> Iterator[list[Ready | Outcome]]:
-    """Group so that each has `size` images, or fewer among many failures, which travel with them."""
+    """Group in order: `size` images each, or fewer among many failures, which stay in their place."""
     batch: list[Ready | Outcome] = []
     images = 0
     for value in values:
@@ -50,9 +51,9 @@ def in_order(
 def by_size(
     values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
 ) -> Iterator[list[Ready | Outcome]]:
-    """Group images of one size, `size` of them; where too many wait, those that have waited longest go first.
+    """Group images of equal height and width, `size` of them each; failures do not wait.
 
-    Failures do not wait.
+    Where too many images wait, the group that has waited longest leaves before it is full.
     """
     waiting: dict[tuple[int, ...], list[Ready | Outcome]] = {}
     images = taken = 0

@@ -1,5 +1,5 @@
-# Boxes of a run: the photos that have some, what can be used of them, and what cannot and why.
-"""What ``--boxes`` comes to."""
+# Boxes of a run: which photos have some, which boxes can be used, and why the others cannot.
+"""The boxes of ``--boxes``, by photo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featx.runs.formats import Array
 from featx.runs.manifest import Done
 from featx.values import BOXES, Field, Item
 
-# The arrays beside the features: edges, id and label as they were given, and the share that the model saw.
+# The arrays beside the features: edges, ids and labels as given, and the share of each box that the model saw.
 FIELDS = (
     Field(BOXES, (None, 4), "float64"),
     Field("box_ids", (None,), "text"),
@@ -39,7 +39,7 @@ class Boxes:
     size : tuple of int
         Height and width of a box's features, in cells.
     digest : str
-        A sha256 of what is in the file, whichever photos the run has.
+        A sha256 of what the file says, whichever photos the run has.
     """
 
     found: Annotations
@@ -51,13 +51,17 @@ class Boxes:
         return usable(self.found.marks.get(key, ()), frame.original, frame, self.found.sizes.get(key))[0]
 
     def faults(self, folder: Path) -> list[Fault]:
-        """Return what could not be used of the file, as far as the photos of a run's folder are known."""
+        """Return the rows of the file that cannot be used, judged by the photos that a run's folder has so far."""
         of_photos = {line.key: faults for line, _, faults in self._compared(folder)}
         found = [*self.found.faults, *(fault for faults in of_photos.values() for fault in faults)]
         return sorted(found, key=lambda fault: fault.line)
 
-    def stale(self, folder: Path) -> set[str]:
-        """Return photos of a run's folder that have more or fewer boxes by now, since the file gave a wrong size."""
+    def stale(self, folder: Path, known_as: Mapping[str, str]) -> set[str]:
+        """Return photos of a run's folder that now have more or fewer boxes, since the file gives them another size.
+
+        Photos that the run has under another key get that key first.
+        """
+        self._rename(known_as)
         counts = {line.key: line.boxes == len(good) for line, good, _ in self._compared(folder)}
         return {key for key, same in counts.items() if not same}
 
@@ -67,8 +71,7 @@ class Boxes:
             if isinstance(line, Done) and (marks := self.found.marks.get(line.key)):
                 yield line, *usable(marks, line.size, line.frame, self.found.sizes.get(line.key))
 
-    def renamed(self, known_as: Mapping[str, str]) -> None:
-        """Give photos that the run has under another key that key."""
+    def _rename(self, known_as: Mapping[str, str]) -> None:
         moved: tuple[dict[str, Any], ...] = (self.found.marks, self.found.sizes)
         for of_photos in moved:
             for key in known_as.keys() & of_photos.keys():

@@ -62,7 +62,7 @@ class Report:
     box_faults : list of featx.images.annotations.Fault
         Boxes of ``--boxes`` that cannot be used: each with its photo and the reason.
     counted : str
-        What their lines are numbers of: ``line`` of CSV, ``annotation`` of COCO; empty without ``--boxes``.
+        What their lines count: ``line`` of CSV, or ``annotation`` of COCO; empty without ``--boxes``.
     """
 
     summary: dict[str, Any]
@@ -254,10 +254,7 @@ def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
 
 def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
     """Compare the images with the manifest; the boxes follow those that have another key there."""
-    plan = plan_work(output, items, job, boxes.stale if boxes else None)
-    if boxes:
-        boxes.renamed(plan.known_as)
-    return plan
+    return plan_work(output, items, job, boxes.stale if boxes else None)
 
 
 def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:

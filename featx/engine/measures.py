@@ -1,4 +1,4 @@
-# Measures: what a photo's arrays take on the disk, and what a run's passes take of the memory.
+# Measures: the bytes that a photo's arrays take on the disk, and that a run's passes take in memory.
 """Bytes, worked out on shapes alone."""
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def stored_fields(
     boxes: Boxes | None = None,
     count: int = 0,
 ) -> list[Field]:
-    """Return the arrays that are written, with their types, of a photo.
+    """Return the arrays that are written for a photo, with their types.
 
     Parameters
     ----------
     blueprint, job : Blueprint, Job
         The pyramid, and all options.
     size : (int, int) or None
-        Height and width of its input; None where all have the same.
+        Height and width of its input; None if all photos have the same.
     boxes : Boxes or None
-        Those whose features are kept.
+        The boxes whose features are kept.
     count : int
-        How many the photo has.
+        How many boxes the photo has.
     """
     fields = list(blueprint.fields_at(size or blueprint.description.traced))
     for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):

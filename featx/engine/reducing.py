@@ -42,18 +42,18 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InBoxes:
-    """Add the features in each photo's boxes, level by level; the maps themselves may go.
+    """Add the features in each photo's boxes, level by level; the maps themselves may be dropped.
 
     Attributes
     ----------
     boxes : Boxes
         By photo.
     levels : mapping of int to Level
-        Those whose maps are looked at, by their place among the fields.
+        Those whose maps are averaged, by their place among the fields.
     maps : bool
-        Whether these are kept.
+        Whether the maps are kept.
     dtype : str
-        What the features are stored as.
+        The type in which the features are stored.
     """
 
     boxes: Boxes

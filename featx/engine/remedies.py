@@ -1,4 +1,4 @@
-# Remedies: a run that does not fit into memory or onto the disk is refused, and told what would fit.
+# Remedies: a run that does not fit into memory or onto the disk is refused, and the error says what would fit.
 """Room for a run, before its weights are loaded."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-# Room: the memory that photos of any size may take together, and what a batch of each size needs.
+# Room: a limit on the memory that batches of photos take together, and what a batch of each size needs.
 """Bounded memory where every photo has its own size.
 
-What a pass needs is measured on the meta device, on sizes that are rounded up, so that few of them are measured.
+What a pass needs is measured on the meta device. Sizes are rounded up first, so that few of them are measured.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
 
-# Sides are rounded up by at most one part in so many.
+# Sides are rounded up by at most an eighth.
 FINENESS = 8
 
-# Bytes that are left to decoders and to everything else.
+# Bytes left for decoders and everything else.
 SPARE = 500_000_000
 
-# By how much a side that may not fit is shortened, until it fits.
+# A side that does not fit is multiplied by this until it does.
 SHORTER = 0.9
 
 
@@ -40,12 +40,12 @@ class Need:
 
     @property
     def all(self) -> int:
-        """Bytes at its peak."""
+        """Bytes at the peak."""
         return self.passing + self.arrays
 
 
 class Needs:
-    """What batches of images of any size take.
+    """The memory that batches of images of any size need.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Needs:
     batch_size : int
         Images in a batch.
     on_cpu : bool
-        Whether passes take this machine's memory, or only what they give does.
+        Whether passes themselves take this machine's memory, or only the arrays that they return.
     """
 
     def __init__(self, blueprint: Blueprint, batch_size: int, *, on_cpu: bool) -> None:
@@ -62,7 +62,7 @@ class Needs:
         self._known: dict[tuple[int, int], Need] = {}
 
     def __call__(self, height: int, width: int) -> Need:
-        """Return what a batch of images of a size takes; nothing where the network cannot be looked into."""
+        """Return what a batch of images of a size needs; nothing where the network cannot be measured."""
         size = self._rounded(height), self._rounded(width)
         if size not in self._known:
             found = self._blueprint.footprint(self._batch_size, size)
@@ -73,7 +73,7 @@ class Needs:
         return self._known[size]
 
     def longest_side(self, height: int, width: int, room: int) -> int | None:
-        """Return to how many pixels the longer side has to be reduced for a batch to fit; None if nothing fits."""
+        """Return the longest side, in pixels, to which images can be reduced for a batch to fit; None if none does."""
         feed = self._blueprint.description.input
         longer = max(height, width)
         side = longer * min(1.0, math.sqrt(room / max(1, self(height, width).all)))
@@ -91,14 +91,14 @@ class Needs:
 
 
 class Room:
-    """Memory that batches take, in their order, and return when they are done.
+    """Memory that batches take, in their order, and give back when they are done.
 
     Parameters
     ----------
     needs : Needs or None
-        What they take; None where that does not matter.
+        What each batch needs; None if memory is not limited.
     total : int or None
-        Bytes there are; None where that is not known, or does not matter.
+        Bytes available; None if that is not known, or memory is not limited.
     """
 
     def __init__(self, needs: Needs | None = None, total: int | None = None) -> None:
@@ -108,7 +108,7 @@ class Room:
         self._changed = threading.Condition()
 
     def refusal(self, height: int, width: int) -> str:
-        """Say why a batch of images of a size cannot be computed, and what would help; empty if it can."""
+        """Say why a batch of images of a size cannot be computed, and what would help; return "" if it can."""
         if self._needs is None or self._total is None:
             return ""
         need = self._needs(height, width)
@@ -117,12 +117,12 @@ class Room:
         side = self._needs.longest_side(height, width, self._total)
         help_ = f"; --max-side {side} fits" if side else ""
         return (
-            f"a pass of {width} x {height} pixels takes about {amount_of(need.all)} of memory, and "
+            f"a pass of {width} x {height} pixels takes about {amount_of(need.all)} of memory, but "
             f"{amount_of(self._total)} are available{help_}"
         )
 
     def take(self, height: int, width: int) -> Need:
-        """Take what a batch of images of a size needs, as soon as there is enough of it."""
+        """Wait until there is enough memory for a batch of images of a size, and take it."""
         if self._needs is None or self._total is None:
             return Need(0, 0)
         need, total = self._needs(height, width), self._total
@@ -132,20 +132,20 @@ class Room:
         return need
 
     def give_back(self, amount: int) -> None:
-        """Return bytes."""
+        """Give bytes back."""
         with self._changed:
             self._taken -= amount
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End all waiting."""
+        """Let everyone who waits go on, since the run ends."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device) -> Room | None:
-    """Return the memory that a run's photos share if each has its own size; None where all have one."""
+    """Return the memory that a run's photos share if each has its own size; None if all have the same size."""
     if job.fit != "native":
         return None
     return Room() if job.force else Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), available())

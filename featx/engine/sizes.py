@@ -1,5 +1,5 @@
-# Sizes of a run: those of its photos, and of the inputs that are made of them, from a sample.
-"""What is known of photos before any is decoded."""
+# Sizes: those of a run's photos, and of the inputs that are made of them, worked out from a sample.
+"""What is known about photos before any is decoded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Sizes:
     typical, largest : (int, int)
         Height and width of the inputs.
     share : float
-        The area of all inputs, on average, by that of the typical one.
+        Mean area of the inputs, divided by the area of the typical one.
     """
 
     photo: tuple[int, int] | None

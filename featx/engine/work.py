@@ -1,4 +1,4 @@
-# Work: what the pipeline's threads do with one image or one batch, each from a value to the next.
+# Work: what the pipeline's threads do with one image or one batch.
 """Reading, computing, writing and committing, one value at a time."""
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 NOTHING = Need(0, 0)
 
 
-# What makes an image's arrays smaller.
+# Options that make an image's arrays smaller.
 SMALLER = "--max-side, fewer levels or --dtype float16 may help"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of one pass, with the failures among them, and the memory that was taken for it."""
+    """Images of one pass, with the failures among them, and the memory taken for the pass."""
 
     values: Sequence[Ready | Outcome]
     need: Need = NOTHING
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """An image whose arrays are waiting to be written: its place in the batch, and the bytes that it holds."""
+    """An image whose arrays wait to be written: its place in the batch, and the bytes that it holds."""
 
     image: Ready
     arrays: Arrays
@@ -179,7 +179,7 @@ class Work:
         named = zip(fields, value.arrays.values, strict=True)
         arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
         if (size := sum(values.nbytes for values in arrays.values())) > self._writer.largest:
-            error = f"its arrays take {amount_of(size)}, and a file holds {amount_of(self._writer.largest)}; {SMALLER}"
+            error = f"its arrays take {amount_of(size)}, but a file holds {amount_of(self._writer.largest)}; {SMALLER}"
             return Outcome(image.item, image.stat, stage="write", error=error, messages=image.messages)
         try:
             stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))

@@ -1,4 +1,4 @@
-# sample: features in boxes or at points of a finished run's photos, as one table.
+# sample: features of boxes or at points in the photos of a finished run, as one table.
 """``featx sample`` as a function."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from featx.runs.reading import Run, open_run
 from featx.text import listed
 from featx.values import Level
 
-# Bytes of features that are made at a time, however many boxes a photo has.
+# The most bytes of features made at a time, however many boxes a photo has.
 BLOCK = 32 << 20
 
 
@@ -41,15 +41,15 @@ class Sampled:
     output : Path
         The file.
     rows, photos : int
-        Its rows, and the photos that they lie in.
+        The number of its rows, and of the photos in which these lie.
     arrays : dict of str to tuple
         Name of each column of features to the shape of one of them: (C,), or (C, h, w).
     what : str
         What the rows are: ``box`` or ``point``.
     faults : list of Fault
-        Rows of the annotations that have none in the table, in their order.
+        Rows of the annotations that have no row in the table, in order of their lines.
     counted : str
-        What their lines are numbers of: ``line`` of CSV, ``annotation`` of COCO.
+        What their lines count: ``line`` of CSV, or ``annotation`` of COCO.
     weights : str
         What kind of weights made the features, ``random`` for example.
     """
@@ -74,7 +74,7 @@ def sample(
     box_size: int | str | tuple[int, int] = 1,
     listener: Callable[[Checked], None] = lambda _: None,
 ) -> Sampled:
-    """Write the features in boxes, or at points, of a run's photos as a table.
+    """Write the features of boxes, or at points, in a run's photos as a table.
 
     What is wrong with a row of the annotations costs that row alone. `featx.runs.reading.Run.regions` and `sample` say
     what the numbers are.
@@ -115,22 +115,22 @@ def sample(
 def _require_sense(asked: SampleOptions, path: Path) -> None:
     """Refuse options that contradict each other, and a table that no format can hold."""
     if asked.boxes is None and asked.points is None:
-        raise UsageError("sample needs places in photos", "Add --boxes FILE or --points FILE")
+        raise UsageError("sample needs boxes or points", "Add --boxes FILE or --points FILE")
     if asked.boxes is not None and asked.points is not None:
-        raise UsageError("--boxes and --points both say where to look", ONE)
+        raise UsageError("--boxes and --points cannot be combined", ONE)
     if asked.points is not None and asked.box_size != (1, 1):
-        raise UsageError("--box-size is for --boxes", "Leave it out: a point has one vector a level")
+        raise UsageError("--box-size is for --boxes", "Leave it out: a point gives one vector per level")
     if path.suffix.lower() not in TABLES:
         raise UsageError(f"--output: {path} has no suffix that names a format", f"End it in {listed(list(TABLES))}")
     if asked.box_size != (1, 1) and path.suffix.lower() != ".npz":
         size = " x ".join(map(str, asked.box_size))
-        raise UsageError(f"Only .npz holds {size} cells a box", "Choose such an --output, or leave out --box-size")
+        raise UsageError(f"Only .npz holds {size} cells per box", "End --output in .npz, or leave out --box-size")
 
 
 def _require_new(path: Path) -> None:
-    """Refuse an output before the work starts: one that is there, or that has no folder or library to write it."""
+    """Refuse an output before the work starts: one that exists, or whose folder or library is missing."""
     if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Make it, or choose another --output")
+        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another --output")
     if os.path.lexists(path):
         raise OutputError(f"{path} exists", "Choose another --output, or remove it first")
     vector_tables.require(path.suffix.lower())
@@ -145,7 +145,8 @@ class _Work:
         file = asked.points if asked.boxes is None else asked.boxes
         read = (read_points if asked.boxes is None else read_boxes)(str(file))
         if not (read.marks or read.faults):
-            raise FeatxError(f"{file} names no places in photos", "Give a file that does")
+            what = "points" if asked.boxes is None else "boxes"
+            raise FeatxError(f"{file} holds no {what}", f"Give a file that lists {what}")
         self._found = matched(read, [*run, *run.failed])
         self._faults = list(self._found.faults)
         self._rows = self._photos = 0

@@ -225,7 +225,7 @@ def require_drawable(path: Path) -> None:
     if path.suffix.lower() not in SHEETS:
         raise OutputError(f"{path} is not the name of an image file", f"Use a name that ends in {listed(SHEETS)}")
     if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Make it, or choose another --output")
+        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another --output")
     if os.path.lexists(path) and not _is_ours(path):
         raise OutputError(f"{path} exists and was not drawn by featx similar", "Choose another --output")
 

@@ -1,4 +1,4 @@
-# Rows of boxes and points in COCO JSON and CSV files: each a place in a photo, or what is wrong with it.
+# Rows of COCO JSON and CSV files: each the place of a box or point in a photo, or what is wrong with the row.
 """Reading files of annotations row by row; what is wrong with a row costs that row alone."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORMS = {
 
 
 class Row(NamedTuple):
-    """A box or a point: line or number, name of the photo, place or what is wrong with it, id and label."""
+    """A box or point: its line or number, the photo's name, its place or what is wrong with it, its id and label."""
 
     line: int
     name: str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def read(path: str | PathLike[str], columns: tuple[str, ...]) -> bytes:
-    """Read a file of boxes or points, as UTF-8.
+    """Read a file of boxes or points, and return it as UTF-8.
 
     Raises
     ------
@@ -76,9 +76,9 @@ def of_csv(path: str | PathLike[str], data: bytes, columns: tuple[str, ...]) -> 
     Raises
     ------
     UsageError
-        If it has not the columns, or is not CSV.
+        If it lacks one of the columns, or is not CSV.
     """
-    # Keys have bytes that are not UTF-8 escaped in the same way.
+    # Keys escape bytes that are not UTF-8 in the same way.
     rows = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8", "backslashreplace", newline=""))
     try:
         header = [name.strip().lower() for name in next(rows)]
@@ -121,7 +121,7 @@ def _numbers(names: Sequence[str], values: Sequence[Any]) -> Place | str:
 
 
 class _Coco(Struct):
-    """What is read of a COCO file; its records stay text until they are looked at one by one."""
+    """The parts of a COCO file that are read; records stay raw JSON until they are decoded one by one."""
 
     images: list[Raw]
     annotations: list[Raw]
@@ -156,7 +156,7 @@ def of_coco(path: str | PathLike[str], data: bytes) -> tuple[Iterator[Row], dict
         If it is not such a file.
     """
     coco = _parsed(path, data)
-    names: dict[str, str | None] = {}  # None where several photos have one id
+    names: dict[str, str | None] = {}  # None where several photos share an id
     sizes: dict[str, tuple[int, int]] = {}
     for image in _records(coco.images, _Image):
         if image.id is None:
@@ -210,7 +210,7 @@ def _parsed(path: str | PathLike[str], data: bytes) -> _Coco:
 
 
 def _records(texts: Iterable[Raw], kind: type[Record]) -> Iterator[Record]:
-    """Decode records one by one; what is not one is empty."""
+    """Decode records one by one; what is not a record becomes an empty one."""
     decode = msgspec.json.Decoder(kind).decode
     for text in texts:
         try:

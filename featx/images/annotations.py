@@ -47,7 +47,7 @@ class Mark(Struct, frozen=True, gc=False):
 
 
 class Fault(Struct, frozen=True, gc=False):
-    """A row of a file that cannot be used: its line, its photo where it names one, and why."""
+    """A row of a file that cannot be used: its line, its photo if it names one, and why."""
 
     line: int
     key: str
@@ -76,7 +76,7 @@ class Annotations(Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """A sha256 of the boxes or points, ids and labels by photo; whether they were COCO or CSV makes none."""
+        """A sha256 of the boxes or points, ids and labels by photo; the same for COCO and CSV."""
         hashed = hashlib.sha256()
         for name in sorted(self.marks):
             rows = [(mark.place, mark.id, mark.label) for mark in self.marks[name]]
@@ -130,10 +130,10 @@ def _collected(rows: Iterable[Row], found: Annotations) -> Annotations:
 
 
 def matched(annotations: Annotations, keys: Iterable[str]) -> Annotations:
-    """Find the photos of a run that are meant, and return the annotations by their keys.
+    """Match the names of photos with a run's keys, and return the annotations by key.
 
-    A name means the key that equals it; or else the only one that ends with it, or that it ends with, folder by folder.
-    Rows with other names become faults.
+    A name matches the key that equals it; or else the only key that ends with the name or that the name ends with,
+    compared folder by folder. Rows with other names become faults.
     """
     find = _finder(keys)
     marks: dict[str, list[Mark]] = {}
@@ -157,7 +157,7 @@ def matched(annotations: Annotations, keys: Iterable[str]) -> Annotations:
 def usable(
     marks: Sequence[Mark], size: tuple[int, int], frame: Frame, said: tuple[int, int] | None = None
 ) -> tuple[list[Mark], list[Fault]]:
-    """Tell the boxes or points of a photo that can be used from those that cannot.
+    """Separate the boxes or points of a photo that can be used from those that cannot.
 
     Parameters
     ----------
@@ -168,12 +168,12 @@ def usable(
     frame : Frame
         Where it lies in the model's input.
     said : (int, int) or None
-        Width and height that the file gives for the photo.
+        Width and height of the photo according to the file; None where it gives none.
 
     Returns
     -------
     list of Mark, list of Fault
-        Those of which the model saw something, uncut; and the others.
+        Those that the model saw at least a part of, as the file has them; and the others.
     """
     if said and said != size:
         reason = _other_size(said, size, frame.orientation)
@@ -191,7 +191,7 @@ def usable(
 def _other_size(said: tuple[int, int], size: tuple[int, int], orientation: int) -> str:
     reason = f"the file says that the photo is {said[0]} x {said[1]}, but it is {size[0]} x {size[1]}"
     if orientation >= 5 and said == size[::-1]:
-        return f"{reason} when it is turned upright, as its EXIF orientation {orientation} demands"
+        return f"{reason} when upright (EXIF orientation {orientation})"
     return reason
 
 

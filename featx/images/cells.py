@@ -1,5 +1,5 @@
 # Cells and pixels: where a cell of a level lies in the photo, which cells lie on it, and boxes in cells.
-"""Geometry of the cells of a level, from its `Level` and the `Frame` of a photo; numpy only, arrays welcome.
+"""Geometry of the cells of a level, from its `Level` and the `Frame` of a photo; takes numbers or numpy arrays.
 
 Points are pixel centres at integers: a photo of width `w` spans -0.5 … w - 0.5. Boxes are edges, as in COCO: the same
 photo spans 0 … w, and an edge is its point plus 0.5. Rows and columns may be fractions: cell `i` is centred at `i`.
@@ -18,7 +18,7 @@ from featx.values import Level, Spacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Coordinates that differ by less are the same: what is left of them after rounding.
+# Coordinates that differ by less are equal: the difference comes from rounding.
 SAME = 1e-6
 
 
@@ -40,7 +40,7 @@ def spacing_of(level: Level) -> tuple[Pair, Pair]:
 
 
 def to_pixel(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
-    """Cells to points of the photo.
+    """Find the points of the photo at which cells are centred.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def to_pixel(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> t
 
 
 def to_cell(frame: Frame, level: Level, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-    """Points of the photo to cells, the inverse of `to_pixel`.
+    """Find the cells at points of the photo, the inverse of `to_pixel`.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def to_cell(frame: Frame, level: Level, x: ArrayLike, y: ArrayLike) -> tuple[Arr
 
 
 def box_of(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array, Array, Array]:
-    """Boxes of cells in the photo: one stride wide and high, around the cell's centre.
+    """Find the boxes in the photo that cells cover: one stride wide and high, around the cell's centre.
 
     Returns
     -------
     x1, y1, x2, y2 : array
-        Edges in the photo, 0 … w; not cut to the photo. Neighbouring cells share an edge.
+        Edges in the photo, 0 … w; not clipped to the photo. Neighbouring cells share an edge.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def box_of(frame: Frame, level: Level, row: ArrayLike, column: ArrayLike) -> tup
 
 
 def valid(frame: Frame, level: Level, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of a map whose cells are centred on the photo, and not on bars.
+    """Find the rows and columns of a map whose cells are centred on the photo, and not on bars.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def valid(frame: Frame, level: Level, height: int, width: int) -> tuple[slice, s
 
 
 def seen(frame: Frame) -> tuple[float, float, float, float]:
-    """Return the box of the photo that lies in the model's input: its edges x1, y1, x2, y2, 0 … w."""
+    """Return the part of the photo that lies in the model's input, as edges x1, y1, x2, y2 in 0 … w."""
     x1, y1 = frame.to_original(-0.5, -0.5)
     x2, y2 = frame.to_original(frame.input[0] - 0.5, frame.input[1] - 0.5)
     width, height = frame.original
@@ -136,7 +136,7 @@ def seen(frame: Frame) -> tuple[float, float, float, float]:
 
 
 def cut(frame: Frame, boxes: ArrayLike) -> Array:
-    """Cut boxes to what the model saw of the photo.
+    """Clip boxes to what the model saw of the photo.
 
     Parameters
     ----------
@@ -159,11 +159,14 @@ def cut(frame: Frame, boxes: ArrayLike) -> Array:
 def share_seen(frame: Frame, boxes: ArrayLike) -> Array:
     """Return the share of the area of each box, (B, 4) edges in the photo, that the model saw: (B,) float64."""
     given = _float(boxes).reshape(-1, 4)
-    return np.nan_to_num(_areas(cut(frame, given))) / _areas(given)
+    # Side by side: the area of a box may be too large or too small for a float64. A side may still be too large.
+    with np.errstate(over="ignore"):
+        shares: Array = np.nan_to_num(_sides(cut(frame, given)) / _sides(given)).prod(axis=1)
+    return shares
 
 
 def boxes_in_cells(frame: Frame, level: Level, boxes: ArrayLike) -> Array:
-    """Boxes of the photo in cells, as ``torchvision.ops.roi_align(spatial_scale=1, aligned=True)`` takes them.
+    """Convert boxes of the photo to cells, as ``torchvision.ops.roi_align(spatial_scale=1, aligned=True)`` takes them.
 
     Parameters
     ----------
@@ -185,9 +188,9 @@ def boxes_in_cells(frame: Frame, level: Level, boxes: ArrayLike) -> Array:
     return np.stack([left, top, right, bottom], axis=1) + 0.5
 
 
-def _areas(boxes: Array) -> Array:
-    areas: Array = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return areas
+def _sides(boxes: Array) -> Array:
+    """Return width and height of boxes: (B, 2)."""
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def _span(centres: Array, length: int) -> slice:

@@ -184,7 +184,7 @@ class Letterbox(Preprocessor):
 
 
 class Native(Preprocessor):
-    """A photo at its own size, or reduced; bars on the right and at the bottom fill it up to what a network takes.
+    """A photo at its own size, or reduced, and padded on the right and at the bottom to a size that the network takes.
 
     Parameters
     ----------
@@ -202,11 +202,11 @@ class Native(Preprocessor):
     def place(
         self, image: Image.Image, orientation: int = 1, max_pixels: int = Limits().max_pixels
     ) -> tuple[Image.Image, Frame]:
-        """Resize if it is too large, and fill up."""
+        """Resize if it is too large, and pad."""
         size, filled = self._sizes(image.size)
         if filled[0] * filled[1] > max_pixels:
             raise DecodeError(
-                f"filled up, it would have {filled[0] * filled[1] / 1e6:.4g} megapixels, more than the "
+                f"padded, it would have {filled[0] * filled[1] / 1e6:.4g} megapixels, more than the "
                 f"{max_pixels / 1e6:.4g} allowed (--max-pixels)"
             )
         frame = Frame.of(image.size, orientation).resized(size).filled_up(filled)
@@ -217,7 +217,7 @@ class Native(Preprocessor):
         return placed, frame
 
     def largest(self, size: Size) -> int:
-        """Return the pixels of the filled-up photo."""
+        """Return the pixels of the padded photo."""
         width, height = self._sizes(size)[1]
         return width * height
 

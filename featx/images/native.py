@@ -1,5 +1,5 @@
-# Native sizes: what a photo that keeps its own size is brought to, worked out from sizes alone.
-"""Photos at their own size: reduced if they are too large, and filled up to what a network takes."""
+# Native sizes: the input that a photo at its own size makes, worked out from sizes alone.
+"""Photos at their own size: reduced if they are too large, and padded to a size that the network takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def reduced(size: Size, max_side: int | None) -> Size:
 
 
 def filled_up(size: Size, multiple: int, least: int | None) -> Size:
-    """Return (width, height) with bars on the right and at the bottom, up to multiples that the network takes."""
+    """Return (width, height) after padding on the right and at the bottom to multiples that the network takes."""
     width, height = (-(-max(side, least or 1) // multiple) * multiple for side in size)
     return width, height

@@ -1,5 +1,5 @@
-# Features of boxes and at points: torchvision's roi_align, and bilinear samples, of a map in cells.
-"""Reading a map between its cells. Only `regions` needs torch."""
+# Features of boxes and at points: a map averaged by torchvision's roi_align, or sampled bilinearly.
+"""Features in boxes and at points given in cells. Only `regions` and `regions_of_batch` need torch."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def regions(values: Tensor, boxes: ArrayLike, size: tuple[int, int] = (1, 1)) ->
 def regions_of_batch(values: Tensor, boxes: Sequence[Array], size: tuple[int, int] = (1, 1)) -> Tensor:
     """Average maps in boxes, by ``torchvision.ops.roi_align`` (aligned, as many samples as a box has cells).
 
-    Beyond a map its border cells are continued, so that no zeros are averaged. Each box is computed by itself: its
-    numbers do not depend on the others.
+    Beyond a map its border cells are repeated, so that no zeros are averaged. The numbers of a box do not depend on the
+    other boxes.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def regions_of_batch(values: Tensor, boxes: Sequence[Array], size: tuple[int, in
     edges = np.concatenate([np.empty((0, 4)), *boxes])
     numbers = np.repeat(np.arange(len(boxes)), [len(each) for each in boxes])
     height, width = values.shape[-2:]
-    # roi_align continues a map by one cell, and has zeros beyond; a network that does not pad its input needs more.
+    # roi_align repeats a border cell once, and has zeros beyond; a network that does not pad its input needs more.
     outside = np.stack([-edges[:, 0], -edges[:, 1], edges[:, 2] - width, edges[:, 3] - height])
     margins = np.ceil(np.maximum(outside.max(0) - 0.5, 0))
     found = torch.full((len(edges), values.shape[1], *size), torch.nan, device=values.device)
@@ -76,7 +76,7 @@ def regions_of_batch(values: Tensor, boxes: Sequence[Array], size: tuple[int, in
 
 
 def sample(values: Array, row: ArrayLike, column: ArrayLike) -> Array:
-    """Read a map between its cells, bilinearly; beyond the map its border cells are continued.
+    """Sample a map bilinearly between its cells; beyond the map its border cells are repeated.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def sample(values: Array, row: ArrayLike, column: ArrayLike) -> Array:
     Returns
     -------
     array
-        (P, C) float32: bit for bit the cell's own numbers at its centre; NaN where row or column is NaN.
+        (P, C) float32: at a cell's centre exactly its own numbers; NaN where row or column is NaN.
     """
     top, bottom, down = _around(row, values.shape[1])
     left, right, across = _around(column, values.shape[2])
@@ -100,7 +100,7 @@ def sample(values: Array, row: ArrayLike, column: ArrayLike) -> Array:
 
 
 def _around(position: ArrayLike, length: int) -> tuple[Array, Array, Array]:
-    """Return the cells before and after positions, and how far each is from the first to the second."""
+    """Return the cells before and after each position, and how far it lies from the first towards the second."""
     place = np.clip(np.asarray(position, np.float64), 0, length - 1)
     whole = np.rint(place)
     place = np.where(abs(place - whole) < SAME, whole, place)
@@ -113,7 +113,7 @@ def _cells(values: Array, row: Array, column: Array) -> Array:
 
 
 def _between(first: Array, second: Array, share: Array) -> Array:
-    """Interpolate; where the share is 0 the first stays as it is, the sign of its zeros too."""
+    """Interpolate; where the share is 0 keep the first unchanged, including the sign of its zeros."""
     share = share[:, None]
     found: Array = np.where(share == 0, first, first + (second - first) * share)
     return found

@@ -1,4 +1,4 @@
-# Axes: where the cells along one axis of a map lie in the input, and how windows, cuts and resampling move them.
+# Axes: where the cells along one axis of a map lie in the input, and how windows, slices and resampling move them.
 """Positions of cells, by arithmetic alone."""
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Axis:
     stride : float
         Their spacing, in input pixels.
     lowest, highest : float
-        Input pixels at the centre of cell 0 along those paths through the network that lie furthest apart.
+        Input pixels at the centre of cell 0, on the two paths through the network that lie furthest apart.
     offset : float
-        The mean of all paths, in which those that are added up count by their strength.
+        The mean over all paths; branches that are added up count by their strength.
     strength : float
-        How many branches of equal strength were added up since a convolution or a norm evened them out.
+        How many branches of equal strength were added up since the last convolution or norm, which makes one of them.
     """
 
     length: int
@@ -36,11 +36,11 @@ class Axis:
 
     @property
     def spread(self) -> float:
-        """How far paths lie apart, in cells."""
+        """How far apart the paths lie, in cells."""
         return (self.highest - self.lowest) / self.stride
 
     def is_like(self, other: Axis) -> bool:
-        """Whether both have the same cells, wherever these are centred."""
+        """Whether both have equally many cells at the same spacing, wherever these are centred."""
         return self.length == other.length and isclose(self.stride, other.stride)
 
     def windowed(self, length: int, kernel: int, step: int, padding: int, dilation: int = 1) -> Axis:

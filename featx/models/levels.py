@@ -69,7 +69,7 @@ def to_nchw(layout: str, maps: Sequence[Tensor]) -> list[Tensor]:
 def measure(
     name: str, declared: Sequence[Level], maps: Sequence[Tensor], tracer: Tracer, size: Sequence[int]
 ) -> tuple[Level, ...]:
-    """Give levels the place and size that their maps, of one image (3, H, W), had under a tracer."""
+    """Give levels the stride, offset and size of their maps, made of one image (3, H, W) under a tracer."""
     measured = check_maps(name, declared, maps)
     return tuple(
         _with_ratio(level if grid is None else _placed(level, grid), stated.stride, size)
@@ -83,7 +83,7 @@ def fields_of(levels: Sequence[Level]) -> tuple[Field, ...]:
 
 
 def unsized(description: Description) -> Description:
-    """Take the sizes of maps out of a description, whose images all have their own."""
+    """Remove the sizes of maps from a description whose images each have their own size."""
     maps = {level.key for level in (*description.levels, *([description.final] if description.final else ()))}
 
     def without_size(level: Level) -> Level:
@@ -162,9 +162,9 @@ def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> 
 
 
 def _placed(level: Level, grid: Grid) -> Level:
-    """Give a level the stride and offset of its cells, and how far its branches' centres lie apart."""
+    """Give a level the stride and offset of its cells, and how far apart the centres of its branches lie."""
     spreads = [round(axis.spread, 3) for axis in grid]
-    # A mean needs no more digits; what is certain is only freed of noise in the last of them.
+    # A mean needs no more digits; an exact offset only loses the rounding errors in its last ones.
     offsets = [round(axis.offset, 3 if spread else 10) for axis, spread in zip(grid, spreads, strict=True)]
     return structs.replace(
         level,

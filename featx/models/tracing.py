@@ -4,9 +4,9 @@
 Every tensor that descends from the input carries the grid of its cells: their spacing, and where in the input the
 centre of cell 0 lies. Convolutions, pools, pads, strided slices and resampling move it by the usual arithmetic (Araujo,
 Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019); everything else passes it
-on. Where branches are added up whose centres differ, the grid keeps how far they lie apart, and their mean.
+on. Where branches with different centres are added up, the grid keeps how far apart they lie, and their mean.
 
-What has no place of its own is ignored: global pooling, and attention (a token stays where its query is).
+Two things do not move cells: global pooling, whose result has no place, and attention, whose output stays at its query.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _pass_on(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid |
 
 
 def _even_out(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Keep the grid, its branches mixed into one: what comes out of a norm or a matrix has the same size as ever."""
+    """Keep the grid, its branches merged into one: the output of a norm or a matrix counts as a single branch again."""
     del output, args
     return _of_strength(grids[0], 1.0)
 
@@ -168,7 +168,7 @@ def _adaptive_pool(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> 
 
 
 def _reduce(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Lose the place of what is pooled along an axis."""
+    """Drop the grid where an axis of the map is pooled."""
     image, dims = args[0], args[1] if len(args) > 1 else ()
     reduced = {dim % image.ndim for dim in ([dims] if isinstance(dims, int) else dims or range(image.ndim))}
     if any(_dim_of(grids[0], image, axis) in reduced for axis in range(2)):
@@ -210,7 +210,7 @@ def _resample_nearest(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) 
 
 
 def _roll(grids: list[Grid], output: Tensor, args: tuple[Any, ...]) -> Grid | None:
-    """Follow a map that is rolled, by windows that are shifted and shifted back."""
+    """Follow a map that is rolled, as shifted windows do, and roll back later."""
     image, shifts, dims = args
     grid = grids[0]
     for axis in range(2):

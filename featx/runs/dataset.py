@@ -1,5 +1,5 @@
 # FeatureDataset: a run as torch's data loaders want it.
-"""A run's features as tensors."""
+"""A run's features as tensors, and the ids and labels of its boxes as lists of text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from featx.errors import UsageError
@@ -15,7 +16,7 @@ from featx.runs.formats import Array
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """The images of a run, by number: dicts of ``key`` and one tensor for each array.
+    """The images of a run, by number: dicts of ``key``, a tensor for each array of numbers, a list for each of text.
 
     Parameters
     ----------
@@ -50,7 +51,12 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return len(self._keys)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return image `number`; the tensors are copies, free to be changed."""
+        """Return image `number`; the tensors and lists are copies, free to be changed."""
         key = self._keys[number]
         arrays = self._run[key]
-        return {"key": key, **{name: torch.from_numpy(np.array(arrays[name])) for name in self._names}}
+        return {"key": key, **{name: _copied(arrays[name]) for name in self._names}}
+
+
+def _copied(values: Array) -> Tensor | list[str]:
+    """Copy numbers to a tensor; torch has none of text, such as the ids and labels of boxes."""
+    return values.tolist() if values.dtype.kind == "U" else torch.from_numpy(np.array(values))

@@ -1,4 +1,4 @@
-# Features at places of a photo: at points and in boxes, out of the maps of a run.
+# Features at points and in boxes of a photo, from the maps of a run.
 """What `featx.runs.reading.Run` and ``featx sample`` do with one photo's maps."""
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Levels = Named | Sequence[Named] | None
 
 
 def chosen(maps: Sequence[Level], levels: Levels) -> list[Level]:
-    """Find the maps of a run that are meant; None means all.
+    """Find maps of a run by what names them; None means all.
 
     Raises
     ------
     UsageError
-        If the run has none, or not one of those.
+        If the run has no maps, or lacks one of those named.
     """
     have = {level.key: level for level in maps}
     if not have:
@@ -41,7 +41,7 @@ def chosen(maps: Sequence[Level], levels: Levels) -> list[Level]:
 
 
 def sample(arrays: Mapping[str, Array], frame: Frame, levels: Sequence[Level], points: ArrayLike) -> dict[str, Array]:
-    """Read maps at points of their photo; see `featx.runs.reading.Run.sample`."""
+    """Sample maps at points of their photo; see `featx.runs.reading.Run.sample`."""
     given = _rows(points, 2)
     x1, y1, x2, y2 = cells.seen(frame)
     x, y = given.T + 0.5
@@ -59,7 +59,7 @@ def regions(
     inside = cells.cut(frame, _rows(boxes, 4))
     found = {}
     for level in levels:
-        values = torch.from_numpy(np.array(arrays[level.key]))  # torch takes no array that it must not change
+        values = torch.from_numpy(np.array(arrays[level.key]))  # torch takes no read-only arrays
         found[level.key] = of_map.regions(values, cells.boxes_in_cells(frame, level, inside), size).numpy()
     return found
 
@@ -81,5 +81,5 @@ def _rows(places: ArrayLike, length: int) -> Array:
         return given.reshape(0, length)
     if given.ndim != 2 or given.shape[1] != length:
         what = "points (x, y), an array (P, 2)" if length == 2 else "boxes (x1, y1, x2, y2), an array (B, 4)"
-        raise UsageError(f"Expected {what}, not one of shape {given.shape}", "Give a row for each of them")
+        raise UsageError(f"Expected {what}, not one of shape {given.shape}", "Give one row for each")
     return given

@@ -68,7 +68,12 @@ class Plan:
 
 
 @many_records()
-def plan_work(folder: Path, items: list[Item], job: Job, stale: Callable[[Path], set[str]] | None = None) -> Plan:
+def plan_work(
+    folder: Path,
+    items: list[Item],
+    job: Job,
+    stale: Callable[[Path, Mapping[str, str]], set[str]] | None = None,
+) -> Plan:
     """Compare the images with the manifest; linear, and small enough for a million of them.
 
     Parameters
@@ -80,10 +85,11 @@ def plan_work(folder: Path, items: list[Item], job: Job, stale: Callable[[Path],
     job : Job
         Its options.
     stale : callable or None
-        Gives the keys in a folder that have to be done again, although image and output are as they were.
+        Given the folder and keys of this call that stand for others there, returns the keys there that have to be done
+        again, although image and output are as they were.
     """
     known = {} if job.overwrite else read_known(folder)
-    planner = _Planner(folder, job, stale(folder) if stale and known else set())
+    planner = _Planner(folder, job, stale(folder, {}) if stale and known else set())
     plan = planner.plan
     fresh: list[int] = []
     taken: set[str] = set()
@@ -106,6 +112,8 @@ def plan_work(folder: Path, items: list[Item], job: Job, stale: Callable[[Path],
         require_same_images(folder, elsewhere)
     if known and fresh:
         plan.known_as = _known_as(known, (plan.to_do[place] for place in fresh))
+        if stale and plan.known_as:
+            planner.stale = stale(folder, plan.known_as)
         fresh = planner.rename(fresh, known)
     plan.others = len(known)
     others = sum(line.done for line in known.values())
@@ -127,17 +135,13 @@ class _Planner:
         self._reader = formats.reader(job.format, folder)
         self._own_files = not formats.vectors_only(job.format)
         self._job = job
-        self._stale = stale
+        self.stale = stale
 
     def again(self, item: Item, line: Known) -> Item | None:
         """Return the image if it has to be done again; None if its line is current."""
         plan = self.plan
         state = state_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
-        if (
-            state is State.STALE
-            or (line.done and item.key in self._stale)
-            or (self._job.retry_failed and not line.done)
-        ):
+        if state is State.STALE or (line.done and item.key in self.stale) or (self._job.retry_failed and not line.done):
             plan.again += line.done
             if not line.done:
                 plan.retried.append(item)

@@ -50,7 +50,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
     fields : tuple of Field
         All arrays of every image.
     maps : tuple of Level
-        Those of the levels, and the final map, that are among them.
+        The levels, and the final map, whose maps are among the arrays.
     failed : set of str
         Keys of the images that have no features because something was wrong with them.
     reader : featx.runs.formats.Reader
@@ -136,7 +136,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         -------
         x, y : array
             Points in pixels of the photo as a viewer shows it, pixel centres at integers: a photo of width `w` spans
-            -0.5 … w - 0.5. Cells on bars give points outside of it.
+            -0.5 … w - 0.5. Cells on bars give points outside the photo.
 
         Raises
         ------
@@ -148,15 +148,15 @@ class Run(Mapping[str, Mapping[str, Array]]):
         return cells.to_pixel(self.frame(key), self._map(level), row, column)
 
     def pixel_to_cell(self, key: str, level: Named, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-        """Find the cells of a level at points of a photo: row and column, the inverse of `cell_to_pixel`.
+        """Find the cells of a level at points of a photo: row and column; the inverse of `cell_to_pixel`.
 
-        Both are fractions, `i` at the centre of cell `i`: round them to get the cell. It lies outside the map where the
+        Both are fractions, `i` at the centre of cell `i`: round them to get the cell. They lie outside the map if the
         model did not see the point.
         """
         return cells.to_cell(self.frame(key), self._map(level), x, y)
 
     def cell_box(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array, Array, Array]:
-        """Find the boxes of a photo that cells of a level stand for: one stride wide and high, not cut to the photo.
+        """Find the boxes in a photo that cells of a level cover: one stride wide and high, not clipped to the photo.
 
         Returns
         -------
@@ -171,7 +171,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         return cells.valid(self.frame(key), found, *self.sizes(key)[found.key])
 
     def sample(self, key: str, points: ArrayLike, levels: Levels = None) -> dict[str, Array]:
-        """Read features at points of a photo, bilinearly between cells.
+        """Sample features at points of a photo, interpolating bilinearly between cells.
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
     ) -> dict[str, Array]:
         """Average features in boxes of a photo, by ``torchvision.ops.roi_align`` (aligned).
 
-        A box that reaches beyond what the model saw of the photo is cut to it. Its numbers do not depend on the others.
+        Boxes are clipped to what the model saw of the photo. The numbers of a box do not depend on the other boxes.
 
         Parameters
         ----------
@@ -272,7 +272,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
         Returns
         -------
         FeatureDataset
-            Item `n` is a dict: ``key``, and a tensor for each array, such as (C, H, W) for ``level_N``.
+            Item `n` is a dict: ``key``, and a tensor for each array, such as (C, H, W) for ``level_N``. Ids and labels
+            of boxes are lists of text.
         """
         from featx.runs.dataset import FeatureDataset
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import polars
@@ -118,6 +119,25 @@ def test_the_share_that_was_seen(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"format": "parquet"}], ids=str)
+def test_boxes_whose_area_is_no_float_are_boxes(photos, tmp_path, options):
+    """Nothing is warned of, and verify finds nothing wrong."""
+    rows = "0.jpg,-1e300,-1e300,1e300,1e300,,\n0.jpg,-1.7e308,20,1.7e308,40,,\n0.jpg,0,0,1e-170,1e-170,,\n"
+    (tmp_path / "b.csv").write_text(HEAD + rows)
+    with warnings.catch_warnings(action="error", category=RuntimeWarning):
+        extract(photos, tmp_path / "out", boxes=tmp_path / "b.csv", maps=False, fit="squash", **options)
+    np.testing.assert_array_equal(featx.open_run(tmp_path / "out")["photos/0.jpg"]["box_seen"], [0, 0, 1])
+    assert verify(tmp_path / "out", recompute=1).sound
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "parquet"}], ids=str)
+def test_a_dataset_has_ids_and_labels_as_text(photos, boxes, tmp_path, options):
+    extract(photos, tmp_path / "out", boxes=boxes, maps=False, **options)
+    item = featx.open_run(tmp_path / "out").dataset()[0]
+    assert (item["box_ids"], item["box_labels"]) == (["a", "b", "c"], ["cat", "dog, or so", "cat"])
+    assert item["boxes"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "parquet"}], ids=str)
 def test_coco_and_csv_give_the_same_files_and_continue_each_other(photos, boxes, tmp_path, options):
     coco = as_coco(tmp_path / "boxes.json", sizes={"0.jpg": (80, 70)})
     keep = {"maps": False, **options}
@@ -230,7 +250,7 @@ def test_bad_boxes_are_listed_now_and_later_and_cost_nothing(forge, photos, tmp_
                 assert any(
                     f"{line} " in text and key in text and reason in text for text in done["stderr"].splitlines()
                 )
-            assert "5 lines without features" in done["stderr"]
+            assert "5 lines have no features" in done["stderr"]
     assert [len(arrays["boxes"]) for arrays in arrays_of(tmp_path / "out").values()] == [3, 1, 1]
     assert verify(tmp_path / "out", recompute=3).recomputed.same
 
@@ -295,10 +315,18 @@ def test_a_name_may_leave_out_folders_and_the_run_may_know_the_photo_by_another(
     assert [line["boxes"] for line in lines(tmp_path / "out")] == [3, 1, 1, 3]
 
 
+def test_a_corrected_size_is_noticed_of_a_photo_that_the_run_knows_by_another_name(photos, tmp_path, monkeypatch):
+    extract(photos, tmp_path / "out", boxes=as_coco(tmp_path / "b.json", sizes={"0.jpg": (70, 80)}), maps=False)
+    monkeypatch.chdir(tmp_path)
+    report = extract(f"{photos.name}/*.jpg", tmp_path / "out", boxes=as_coco(tmp_path / "b.json"), maps=False)
+    assert (report.tried, report.box_faults) == (1, [])
+    assert [line["boxes"] for line in lines(tmp_path / "out")] == [0, 1, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"boxes": None, "box_size": 3}, "--box-size is about the features of boxes.*Add --boxes"),
+        ({"boxes": None, "box_size": 3}, "--box-size needs --boxes. Add --boxes FILE"),
         ({"format": "npy"}, "npy holds only embeddings, not features of boxes"),
         ({"format": "parquet", "box_size": 7}, "parquet holds one vector per box"),
         ({"format": "parquet", "embedding": True}, "parquet holds embeddings of images or vectors of boxes, not both"),

@@ -157,7 +157,7 @@ def test_bad_rows_cost_themselves_alone_and_are_listed(here, featx_command):
     listed = [tuple(line.split(maxsplit=2)) for line in done.stderr.splitlines() if line.strip()[:1].isdigit()]
     expected = [(str(line), key, reason) for line, (key, reason) in REASONS.items()]
     assert [(line, key, reason.strip()) for line, key, reason in listed[:-1]] == expected
-    assert "8 lines without features" in done.stderr
+    assert "8 lines have no features" in done.stderr
     assert "2 boxes of 2 photos" in done.stdout
     assert read(here / "table.npz")["id"].tolist() == ["a", "j"]
 
@@ -228,12 +228,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(forge, here, suffix):
 
 
 WRONG = [
-    ((), 2, "sample needs places in photos. Add --boxes FILE or --points FILE."),
-    (("--boxes", "boxes.csv", "--points", "points.csv"), 2, "--boxes and --points both say where to look."),
+    ((), 2, "sample needs boxes or points. Add --boxes FILE or --points FILE."),
+    (("--boxes", "boxes.csv", "--points", "points.csv"), 2, "--boxes and --points cannot be combined."),
     (("--boxes", "boxes.csv", "-o", "table.txt"), 2, "End it in .parquet, .npz or .csv."),
     (("--boxes", "boxes.csv", "-o", "none/table.csv"), 1, "There is no folder none."),
     (("--boxes", "boxes.csv", "-o", "boxes.csv"), 1, "boxes.csv exists. Choose another --output"),
-    (("--boxes", "boxes.csv", "--box-size", "7"), 2, "Only .npz holds 7 x 7 cells a box."),
+    (("--boxes", "boxes.csv", "--box-size", "7"), 2, "Only .npz holds 7 x 7 cells per box."),
     (("--points", "points.csv", "-o", "t.npz", "--box-size", "7"), 2, "--box-size is for --boxes."),
     (("--boxes", "boxes.csv", "--box-size", "0"), 2, "--box-size: expected one side (7)"),
     (("--boxes", "boxes.csv", "--level", "1"), 2, "The run has no map level_1. It has level_2, level_3."),
@@ -267,7 +267,7 @@ def test_without_pyarrow_the_extra_is_named(here, monkeypatch):
 
 def test_a_file_that_names_no_places_is_refused(here):
     (here / "boxes.csv").write_text("key,x1,y1,x2,y2\n")
-    with pytest.raises(FeatxError, match=r"boxes\.csv names no places"):
+    with pytest.raises(FeatxError, match=r"boxes\.csv holds no boxes"):
         sampling.sample(here / "run", here / "table.csv", boxes=here / "boxes.csv")
     with pytest.raises(OutputError, match="exists"):
         sampling.sample(here / "run", here / "points.csv", boxes=here / "boxes.csv")

@@ -251,7 +251,7 @@ def test_another_size_in_the_file_refuses_all_boxes_of_the_photo(orientation):
     assert usable(marks, (100, 60), frame, (100, 60)) == (marks, [])
     good, faults = usable(marks, (100, 60), frame, (60, 100))
     assert (good, [fault.line for fault in faults]) == ([], [3, 9])
-    turned = " when it is turned upright, as its EXIF orientation 6 demands" if orientation == 6 else ""
+    turned = " when upright (EXIF orientation 6)" if orientation == 6 else ""
     assert {fault.reason for fault in faults} == {
         f"the file says that the photo is 60 x 100, but it is 100 x 60{turned}"
     }

@@ -20,13 +20,13 @@ from featx.models.timm.reference import Reference
 # (ViTs); or with masks of windows that are made as it runs (Swins).
 WAYS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 
-# What windows of attention may take, in cells of the coarsest level, where a network does not tell (maxvit, halonet).
+# Sides of attention windows to try, in cells of the coarsest level, where a network does not say (maxvit, halonet).
 WINDOWS = (1, 7, 8, 12)
 
 # Heights and widths to try, in multiples beyond the least.
 BEYOND = ((0, 1), (1, 2), (7, 4))
 
-# The least side of some networks is more than one multiple (inception).
+# The least side to try, in multiples, is below this; some networks need more than one (inception).
 LEAST = 4
 
 
@@ -50,7 +50,7 @@ class Native:
 
 
 def native(reference: Reference, more: dict[str, Any], own_size: Sequence[int]) -> Native | None:
-    """Find out how a network takes any size; None where it cannot.
+    """Find out how a network takes photos of any size; None if it cannot.
 
     Parameters
     ----------

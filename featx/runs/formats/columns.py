@@ -13,16 +13,16 @@ from featx.values import BOXES, EMBEDDING
 
 FLOAT32 = np.dtype("<f4")
 
-# Where the array `BOXES` and those beside it go.
+# The columns of the array `BOXES`, and of the arrays beside it.
 EDGES = ("x1", "y1", "x2", "y2")
 BESIDE = {"box_ids": "id", "box_labels": "label", "box_seen": "seen"}
 
-# What is added to a level's name for the array with the features of its boxes.
+# The suffix, after a level's name, of the array with the features of boxes.
 SUFFIX = "_boxes"
 
 
 def columns_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return what differs in the n rows of an image: (n,) values, or (n, C) vectors."""
+    """Return the columns that differ among the n rows of an image: (n,) values, or (n, C) vectors."""
     columns: dict[str, Array] = {}
     for key, values in arrays.items():
         if key == BOXES:

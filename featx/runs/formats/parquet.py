@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise FeatxError("The format parquet needs pyarrow", "Run `pip install 'featx[parquet]'`") from error
 
-# What every row says of its image, and the types of the columns beside the vectors.
+# The columns that describe the image of a row, and the types of the columns beside the vectors.
 FACTS = {"key": pa.string(), "path": pa.string(), "width": pa.int32(), "height": pa.int32()}
 TYPES = {"float64": pa.float64(), "float32": pa.float32(), "text": pa.string()}
 
@@ -50,7 +50,7 @@ NOTHING = digest_of({})
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the table has of one image: one of each fact, and (n,) or (n, C) values of each other column."""
+    """The rows of one image: its facts, the same in all rows, and (n,) or (n, C) values of every other column."""
 
     facts: tuple[str, str, int, int]
     columns: dict[str, Array]
