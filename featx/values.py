@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -334,18 +332,6 @@ class Surveyed:
 
 
 SearchListener = Callable[[Note | Surveyed], None]
-
-
-@contextmanager
-def many_records() -> Iterator[None]:
-    """Pause Python's cycle collector while a million records, which have no cycles, are made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def plain(value: Any) -> Any:

@@ -132,7 +132,8 @@ def fit_of(feed: dict[str, Any]) -> str:
     """Say how photos are brought to the size of an input."""
     if feed["height"] is None:
         return f"in multiples of {feed['multiple']}"
-    return feed["fit"] if feed["fit"] == "letterbox" else f"{feed['fit']} {feed['crop_pct']:g}"
+    whole = feed["fit"] != "crop" and feed["crop_pct"] == 1
+    return feed["fit"] if whole else f"{feed['fit']} {feed['crop_pct']:g}"
 
 
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:

@@ -14,6 +14,7 @@ from featx.errors import UsageError
 from featx.images.annotations import Annotations, Fault, Mark, matched, read_boxes, usable
 from featx.images.cells import share_seen
 from featx.images.frame import Frame
+from featx.paths import path_text
 from featx.runs import manifest
 from featx.runs.formats import Array
 from featx.runs.manifest import Done
@@ -77,6 +78,10 @@ class Boxes:
             for key in known_as.keys() & of_photos.keys():
                 of_photos[known_as[key]] = of_photos.pop(key)
 
+    def most(self, items: Sequence[Item]) -> int:
+        """Return how many boxes the photo with the most has."""
+        return max((len(self.found.marks.get(item.key, ())) for item in items), default=0)
+
     def mean(self, items: Sequence[Item]) -> int:
         """Return how many boxes a photo has, on average, rounded up."""
         total = sum(len(self.found.marks.get(item.key, ())) for item in items)
@@ -92,7 +97,8 @@ def read(path: Path, size: tuple[int, int], items: Sequence[Item]) -> tuple[Boxe
         If the file cannot be used at all, or no photo has boxes.
     """
     given = read_boxes(path)
-    boxes = Boxes(matched(given, (item.key for item in items)), size, given.digest)
+    paths = {item.key: path_text(item.path) for item in items}
+    boxes = Boxes(matched(given, paths, paths.__getitem__), size, given.digest)
     with_boxes = [item for item in items if item.key in boxes.found.marks]
     if not with_boxes:
         raise _unusable(path, boxes.found, items)

@@ -103,6 +103,8 @@ def foresee(
     each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
+    most = boxes.most(items) if boxes else 0
+    whole = peak(blueprint, job, one, workers, memory, sizes.largest, boxes, most) if one and workers else None
     return Forecast(
         input=feed,
         images=len(items),
@@ -110,7 +112,7 @@ def foresee(
         bytes=each * len(items),
         free=_free(output),
         pass_memory=one,
-        memory=peak(blueprint, job, one, workers, memory, sizes.largest) + held if one and workers else None,
+        memory=None if whole is None else whole + held,
         available_memory=None if memory.left is None else memory.used + memory.left,
         batch_size=workers.batch_size if workers else None,
         forwards=workers.forwards if workers else None,

@@ -20,6 +20,9 @@ LINE, BLOCK = 700, 4096
 WAITING = 2
 
 
+# Copies of a photo's features of boxes that are in memory at once, as was seen with 15,000 boxes in one photo.
+COPIES_OF_FEATURES = 3
+
 # Bytes that the process takes for threads, decoders, and allocations too small to be returned to the system.
 FIXED = 200_000_000
 
@@ -64,18 +67,22 @@ def peak(
     workers: Workers,
     memory: Memory,
     size: tuple[int, int] | None = None,
+    boxes: Boxes | None = None,
+    count: int = 0,
 ) -> int:
     """Peak bytes of the process: weights, concurrent passes, images read ahead, and arrays waiting to be written.
 
     A pass that ends holds, on average, half of its arrays in addition to what it held before. Photos at their own size
-    wait until there is room for them.
+    wait until there is room for them. `count` is how many boxes the photo has that has the most.
     """
     height, width = size or blueprint.description.traced
     weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
     arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
     ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
     passes = workers.forwards * (one + arrays // 2)
-    peak = memory.used + FIXED + weights + passes + WAITING * arrays + ahead
+    of_boxes = (each for each in stored_fields(blueprint, job, size, boxes, count) if each.shape[0] == count)
+    features = COPIES_OF_FEATURES * sum(field.bytes for field in of_boxes) if boxes else 0
+    peak = memory.used + FIXED + weights + passes + WAITING * arrays + features + ahead
     if blueprint.description.input.height is None and memory.left is not None and not job.force:
         return min(peak, memory.used + memory.left)
     return peak

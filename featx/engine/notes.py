@@ -14,6 +14,12 @@ from featx.runs.planning import Plan
 from featx.text import count_of, images
 
 
+def _in_small_batches(setting: Setting) -> bool:
+    """Whether earlier calls for few images keep this one from using larger batches."""
+    free = setting.earlier and not setting.job.batch_size and setting.job.fit != "native"
+    return bool(free) and setting.workers.batch_size < LARGEST_BATCH < len(setting.plan.to_do)
+
+
 def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
     """What may surprise the user about a call that continues earlier ones."""
     plan, workers = setting.plan, setting.workers
@@ -21,7 +27,7 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
     if setting.done_again:
         again = f"Computing {images(setting.done_again)} again, so that all are computed"
         texts.append(f"{again} in batches of {workers.batch_size}")
-    elif setting.earlier and not setting.job.batch_size and workers.batch_size < LARGEST_BATCH < len(plan.to_do):
+    elif _in_small_batches(setting):
         texts.append(
             f"Batches of {workers.batch_size}, as in earlier calls; larger ones may be faster, "
             "but need --overwrite to start from scratch"

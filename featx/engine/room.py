@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featx.engine import resources
+from featx.engine.batching import AHEAD_BYTES
 from featx.images.native import filled_up
 from featx.text import amount_of
 
@@ -148,7 +149,12 @@ def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device
     """Return the memory that a run's photos share if each has its own size; None if all have the same size."""
     if job.fit != "native":
         return None
-    return Room() if job.force else Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), available())
+    if job.force:
+        return Room()
+    there = available()
+    waiting = AHEAD_BYTES if batch_size > 1 else 0  # photos that gather
+    total = None if there is None else max(0, there - waiting)
+    return Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), total)
 
 
 def available() -> int | None:

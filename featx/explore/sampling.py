@@ -147,7 +147,7 @@ class _Work:
         if not (read.marks or read.faults):
             what = "points" if asked.boxes is None else "boxes"
             raise FeatxError(f"{file} holds no {what}", f"Give a file that lists {what}")
-        self._found = matched(read, [*run, *run.failed])
+        self._found = matched(read, [*run, *run.failed], lambda key: run.line(key).path if key in run else "")
         self._faults = list(self._found.faults)
         self._rows = self._photos = 0
         bins = () if asked.box_size == (1, 1) else asked.box_size

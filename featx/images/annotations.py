@@ -17,11 +17,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from featx.collecting import many_records
 from featx.images import annotation_rows
 from featx.images.annotation_rows import BOX, POINT, Row
 from featx.images.cells import seen
 from featx.images.frame import Frame
-from featx.values import many_records
 
 
 class Mark(Struct, frozen=True, gc=False):
@@ -129,13 +129,22 @@ def _collected(rows: Iterable[Row], found: Annotations) -> Annotations:
     return found
 
 
-def matched(annotations: Annotations, keys: Iterable[str]) -> Annotations:
+def matched(annotations: Annotations, keys: Iterable[str], path_of: Callable[[str], str]) -> Annotations:
     """Match the names of photos with a run's keys, and return the annotations by key.
 
-    A name matches the key that equals it; or else the only key that ends with the name or that the name ends with,
-    compared folder by folder. Rows with other names become faults.
+    A name matches the key that equals it; or else the only photo whose key or path ends with the name, compared folder
+    by folder. Rows with other names become faults.
+
+    Parameters
+    ----------
+    annotations : Annotations
+        By the names that the file has.
+    keys : iterable of str
+        Those of the photos.
+    path_of : callable
+        Returns the path of a key's file, absolute.
     """
-    find = _finder(keys)
+    find = _finder(keys, path_of)
     marks: dict[str, list[Mark]] = {}
     faults = list(annotations.faults)
     sizes: dict[str, tuple[int, int]] = {}
@@ -216,7 +225,7 @@ def _overlaps(edges: Sequence[float], area: Sequence[float], *, closed: bool) ->
     return (right >= left and bottom >= top) if closed else (right > left and bottom > top)
 
 
-def _finder(keys: Iterable[str]) -> Callable[[str], list[str]]:
+def _finder(keys: Iterable[str], path_of: Callable[[str], str]) -> Callable[[str], list[str]]:
     """Return what finds the keys that a name may mean."""
     exact: dict[str, str] = {}
     tails: dict[str, list[str]] = {}
@@ -229,6 +238,6 @@ def _finder(keys: Iterable[str]) -> Callable[[str], list[str]]:
         if key := exact.get(name) or exact.get(plain):
             return [key]
         near = tails.get(plain.rpartition("/")[2], ())
-        return [key for key in near if f"/{key}".endswith(f"/{plain}") or f"/{plain}".endswith(f"/{key}")]
+        return [key for key in near if any(f"/{end}".endswith(f"/{plain}") for end in (key, path_of(key)))]
 
     return find

@@ -13,11 +13,12 @@ from itertools import chain
 from pathlib import Path
 
 from featx import paths
+from featx.collecting import many_records
 from featx.errors import UsageError
 from featx.images import locators, plugins
 from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk, has_image_suffix
 from featx.paths import absolute, fold, to_text
-from featx.values import Item, many_records
+from featx.values import Item
 
 
 @dataclass(slots=True)

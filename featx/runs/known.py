@@ -10,12 +10,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from featx.collecting import many_records
 from featx.errors import UsageError
 from featx.images.locators import exists, same_image, sha256_of, stat_of
 from featx.paths import to_path
 from featx.runs.formats import Reader
 from featx.runs.manifest import Done, lines
-from featx.values import Stat, many_records
+from featx.values import Stat
 
 
 class Known(Struct, frozen=True, gc=False):

@@ -13,11 +13,12 @@ from typing import Any
 from msgspec import Struct, to_builtins
 from msgspec.json import Decoder
 
+from featx.collecting import many_records
 from featx.errors import OutputError
 from featx.images.frame import Frame
 from featx.paths import path_text
 from featx.runs.layout import MANIFEST, is_inside
-from featx.values import Outcome, Stat, many_records
+from featx.values import Outcome, Stat
 
 
 class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):

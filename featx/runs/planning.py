@@ -10,10 +10,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from featx import paths
+from featx.collecting import many_records
 from featx.requests import Job
 from featx.runs import formats, layout
 from featx.runs.known import Known, State, count_gone, place_of, read_known, require_same_images, state_of
-from featx.values import Item, Outcome, many_records
+from featx.values import Item, Outcome
 
 # An earlier call's images are done again in larger batches where there are this many times as many new ones.
 WORTH_DOING_AGAIN = 16

@@ -200,6 +200,7 @@ def test_a_name_means_the_photo_that_ends_with_it_if_there_is_one():
         "/data/photos/b/1.jpg": "photos/b/1.jpg",
         "2.jpg": "photos/a/2.jpg",
         "/data/3.jpg": "3.jpg",
+        "other/3.jpg": "no photo of the run has this name",
         "1.jpg": "its name fits several photos, among them photos/a/1.jpg and photos/b/1.jpg",
         "b/2.jpg": "no photo of the run has this name",
         "11.jpg": "photos/11.jpg",
@@ -208,7 +209,7 @@ def test_a_name_means_the_photo_that_ends_with_it_if_there_is_one():
     given_boxes = read(
         "key,x1,y1,x2,y2\n" + "".join(f"{name},1,2,3,{number + 4}\n" for number, name in enumerate(names))
     )
-    found = matched(given_boxes, keys)
+    found = matched(given_boxes, keys, lambda key: f"/data/{key}")
     lines = {mark.line: key for key, marks in found.marks.items() for mark in marks}
     lines |= {fault.line: fault.reason for fault in found.faults}
     assert [lines[line] for line in sorted(lines)] == list(names.values())

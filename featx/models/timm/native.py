@@ -26,8 +26,8 @@ WINDOWS = (1, 7, 8, 12)
 # Heights and widths to try, in multiples beyond the least.
 BEYOND = ((0, 1), (1, 2), (7, 4))
 
-# The least side to try, in multiples, is below this; some networks need more than one (inception).
-LEAST = 4
+# The longest of the shortest sides to try, in multiples; some networks need more than one (inception).
+SHORTEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def native(reference: Reference, more: dict[str, Any], own_size: Sequence[int]) 
             continue
         cells = math.lcm(*_strides(skeleton), *_windows(skeleton, own_size))
         shapes = _Shapes(reference, arguments, skeleton)
-        for window, least in product(WINDOWS, range(1, LEAST)):
+        for window, least in product(WINDOWS, range(1, SHORTEST + 1)):
             multiple = cells * window
             if _takes_any(shapes, multiple, least):
                 return Native(multiple, least * multiple if least > 1 else None, way)
