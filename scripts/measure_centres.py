@@ -54,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", default=["*"], metavar="PATTERN", help="glob patterns of names")
     parser.add_argument("--output", type=Path, default=Path("centres.jsonl"), help="results, a JSON object a line")
+    parser.add_argument("--table", type=Path, help="where to write the deviations, as docs/centres.json has them")
+    parser.add_argument("--distinct", action="store_true", help="only the smallest of each family and geometry")
     parser.add_argument("--parameters", type=float, default=60e6, help="of the largest networks to measure")
     parser.add_argument("--seeds", type=int, default=2, help="random initialisations of each")
     parser.add_argument("--jobs", type=int, default=resources.cores(), help="architectures at a time, one thread each")
@@ -65,6 +67,7 @@ def main() -> None:
         for name, entry in (book.entries if book else {}).items()
         if any(fnmatchcase(name, pattern) for pattern in options.patterns) and entry["parameters"] <= options.parameters
     ]
+    names = smallest(names, book.entries) if book and options.distinct else names
     waiting = [(name, options.seeds) for name in names if name not in results]
     with (
         options.output.open("a", encoding="utf-8") as file,
@@ -76,6 +79,27 @@ def main() -> None:
             file.flush()
             print(f"{done} of {len(waiting)} {line(result)}", file=sys.stderr)
     print(table([results[name] for name in names if name in results]))
+    if options.table:
+        lines = (f"  {json.dumps(name)}: {json.dumps(_brief(result))}" for name, result in sorted(results.items()))
+        options.table.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def smallest(names: Sequence[str], entries: dict[str, Any]) -> list[str]:
+    """Choose the smallest architecture of those whose levels lie alike, in each family."""
+    alike: dict[Any, list[str]] = {}
+    for name in sorted(names, key=lambda name: entries[name]["parameters"]):
+        facts = [[level["stride"], level["offset"], level.get("offset_spread")] for level in entries[name]["levels"]]
+        geometry = [key for key, _ in itertools.groupby(facts)]
+        alike.setdefault((entries[name]["family"], json.dumps(geometry)), []).append(name)
+    return [kind[0] for kind in alike.values()]
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    """Say of a result what the table of all has: by how much it deviates, or why it is not there."""
+    if "error" in result:
+        return {"error": result["error"]}
+    unseen = [level["index"] for level in result["levels"] if None in level["deviation"]]
+    return {"size": result["size"], "beyond": round(beyond(result), 3), **({"unseen": unseen} if unseen else {})}
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
