@@ -43,7 +43,7 @@ from featx.values import Description, Level, Spacing
 
 # Sides at which networks that take any size are measured. The next one, with more initialisations, is for those that
 # deviate by more than a part of a cell: cells in the middle may see borders, and few channels lean to a side by chance.
-SIDES, DOUBTFUL, MORE = (320, 640), 0.2, 3
+SIDES, DOUBTFUL, MORE = (320, 640, 640), 0.2, 3
 
 # Fewest and most rows (columns) of cells of a level that are looked at.
 FEWEST, MOST = 2, 8
