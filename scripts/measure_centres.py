@@ -98,8 +98,12 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
     """Say of a result what the table of all has: by how much it deviates, or why it is not there."""
     if "error" in result:
         return {"error": result["error"]}
-    unseen = [level["index"] for level in result["levels"] if None in level["deviation"]]
-    return {"size": result["size"], "beyond": round(beyond(result), 3), **({"unseen": unseen} if unseen else {})}
+    found: dict[str, Any] = {"size": result["size"], "beyond": round(beyond(result), 3)}
+    if found["beyond"] >= DOUBTFUL:
+        found["scatter"] = max(max(level["scatter"]) for level in result["levels"])
+    if unseen := [level["index"] for level in result["levels"] if None in level["deviation"]]:
+        found["unseen"] = unseen
+    return found
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -169,8 +173,8 @@ def measured(name: str, size: tuple[int, int] | None, seeds: int) -> dict[str, A
     -------
     dict
         ``model``; ``size``, the side of its input; ``levels``: of each its ``index``, ``stride``, traced ``offset`` and
-        ``spread``, the ``measured`` offset, its ``deviation`` in cells, and the ``spacing`` of its cells by their
-        stride; [y, x] each, None where nothing of the input shows.
+        ``spread``, the ``measured`` offset, its ``deviation`` and ``scatter`` in cells, and the ``spacing`` of its
+        cells by their stride; [y, x] each, None where nothing of the input shows.
     """
     description = describe(ModelRequest(name, out_indices="all", image_size=size))
     description = replace(description, levels=_distinct(description.levels))
@@ -204,22 +208,25 @@ def _compared(level: Level, places: tuple[list[Place], list[Place]]) -> dict[str
         "stride": level.stride,
         "offset": level.offset,
         "spread": max(spreads),
-        "measured": [None if fit is None else round(fit[0], 2) for fit in fits],
+        "measured": [None if fit is None else round(fit.offset, 2) for fit in fits],
         "deviation": [
-            None if fit is None or offset is None else round((fit[0] - offset) / stride, 3)
+            None if fit is None or offset is None else round((fit.offset - offset) / stride, 3)
             for fit, offset, stride in zip(fits, offsets, strides, strict=True)
         ],
-        "spacing": [None if fit is None else round(fit[1], 3) for fit in fits],
+        "scatter": [None if fit is None else round(fit.scatter, 3) for fit in fits],
+        "spacing": [None if fit is None else round(fit.spacing, 3) for fit in fits],
     }
 
 
-def _fitted(places: list[Place], stride: float) -> tuple[float, float] | None:
-    """Fit a line: where cell 0 would be centred, by the middle of the map; how far cells are apart, in strides."""
+def _fitted(places: list[Place], stride: float) -> Fit | None:
+    """Fit a line through the middle of the map."""
     cells, pixels = [place.cell for place in places], [place.pixel for place in places]
     if len(set(cells)) < 2:
         return None
     slope, _ = statistics.linear_regression(cells, pixels)
-    return statistics.fmean(pixels) - stride * statistics.fmean(cells), slope / stride
+    offsets = [place.pixel - stride * place.cell for place in places]
+    scatter = statistics.stdev(offsets) / len(offsets) ** 0.5
+    return Fit(statistics.fmean(offsets), scatter / stride, slope / stride)
 
 
 def _pair(value: Spacing | None) -> tuple[Any, Any]:
@@ -232,6 +239,15 @@ class Place:
 
     cell: float
     pixel: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A line through places: the pixel of cell 0, its standard error in cells, and the distance of cells in strides."""
+
+    offset: float
+    scatter: float
+    spacing: float
 
 
 def measure(description: Description, seeds: int = 2) -> list[tuple[list[Place], list[Place]]]:
