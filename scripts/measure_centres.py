@@ -43,7 +43,7 @@ from featx.values import Description, Level, Spacing
 
 # Sides at which networks that take any size are measured. The next one, with more initialisations, is for those that
 # deviate by more than a part of a cell: cells in the middle may see borders, and few channels lean to a side by chance.
-SIDES, DOUBTFUL, MORE = (320, 640), 0.2, 3
+SIDES, DOUBTFUL, MORE = (320, 640, 640), 0.2, 3
 
 # Fewest and most rows (columns) of cells of a level that are looked at.
 FEWEST, MOST = 2, 8
@@ -54,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", default=["*"], metavar="PATTERN", help="glob patterns of names")
     parser.add_argument("--output", type=Path, default=Path("centres.jsonl"), help="results, a JSON object a line")
+    parser.add_argument("--table", type=Path, help="where to write the deviations, as docs/centres.json has them")
+    parser.add_argument("--distinct", action="store_true", help="only the smallest of each family and geometry")
     parser.add_argument("--parameters", type=float, default=60e6, help="of the largest networks to measure")
     parser.add_argument("--seeds", type=int, default=2, help="random initialisations of each")
     parser.add_argument("--jobs", type=int, default=resources.cores(), help="architectures at a time, one thread each")
@@ -67,6 +69,7 @@ def main() -> None:
         if any(fnmatchcase(name, pattern) for pattern in options.patterns)
         and entries[name]["parameters"] <= options.parameters
     ]
+    names = smallest(names, book.entries) if book and options.distinct else names
     waiting = [(name, options.seeds) for name in names if name not in results]
     with (
         options.output.open("a", encoding="utf-8") as file,
@@ -78,6 +81,31 @@ def main() -> None:
             file.flush()
             print(f"{done} of {len(waiting)} {line(result)}", file=sys.stderr)
     print(table([results[name] for name in names if name in results]))
+    if options.table:
+        lines = (f"  {json.dumps(name)}: {json.dumps(_brief(result))}" for name, result in sorted(results.items()))
+        options.table.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def smallest(names: Sequence[str], entries: dict[str, Any]) -> list[str]:
+    """Choose the smallest architecture of those whose levels lie alike, in each family."""
+    alike: dict[Any, list[str]] = {}
+    for name in sorted(names, key=lambda name: entries[name]["parameters"]):
+        facts = [[level["stride"], level["offset"], level.get("offset_spread")] for level in entries[name]["levels"]]
+        geometry = [key for key, _ in itertools.groupby(facts)]
+        alike.setdefault((entries[name]["family"], json.dumps(geometry)), []).append(name)
+    return [kind[0] for kind in alike.values()]
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    """Say of a result what the table of all has: by how much it deviates, or why it is not there."""
+    if "error" in result:
+        return {"error": result["error"]}
+    found: dict[str, Any] = {"size": result["size"], "beyond": round(beyond(result), 3)}
+    if found["beyond"] >= DOUBTFUL:
+        found["scatter"] = max(max(level["scatter"]) for level in result["levels"])
+    if unseen := [level["index"] for level in result["levels"] if None in level["deviation"]]:
+        found["unseen"] = unseen
+    return found
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -147,8 +175,8 @@ def measured(name: str, size: tuple[int, int] | None, seeds: int) -> dict[str, A
     -------
     dict
         ``model``; ``size``, the side of its input; ``levels``: of each its ``index``, ``stride``, traced ``offset`` and
-        ``spread``, the ``measured`` offset, its ``deviation`` in cells, and the ``spacing`` of its cells by their
-        stride; [y, x] each, None where nothing of the input shows.
+        ``spread``, the ``measured`` offset, its ``deviation`` and ``scatter`` in cells, and the ``spacing`` of its
+        cells by their stride; [y, x] each, None where nothing of the input shows.
     """
     description = describe(ModelRequest(name, out_indices="all", image_size=size))
     description = replace(description, levels=_distinct(description.levels))
@@ -182,22 +210,25 @@ def _compared(level: Level, places: tuple[list[Place], list[Place]]) -> dict[str
         "stride": level.stride,
         "offset": level.offset,
         "spread": max(spreads),
-        "measured": [None if fit is None else round(fit[0], 2) for fit in fits],
+        "measured": [None if fit is None else round(fit.offset, 2) for fit in fits],
         "deviation": [
-            None if fit is None or offset is None else round((fit[0] - offset) / stride, 3)
+            None if fit is None or offset is None else round((fit.offset - offset) / stride, 3)
             for fit, offset, stride in zip(fits, offsets, strides, strict=True)
         ],
-        "spacing": [None if fit is None else round(fit[1], 3) for fit in fits],
+        "scatter": [None if fit is None else round(fit.scatter, 3) for fit in fits],
+        "spacing": [None if fit is None else round(fit.spacing, 3) for fit in fits],
     }
 
 
-def _fitted(places: list[Place], stride: float) -> tuple[float, float] | None:
-    """Fit a line: where cell 0 would be centred, by the middle of the map; how far cells are apart, in strides."""
+def _fitted(places: list[Place], stride: float) -> Fit | None:
+    """Fit a line through the middle of the map."""
     cells, pixels = [place.cell for place in places], [place.pixel for place in places]
     if len(set(cells)) < 2:
         return None
     slope, _ = statistics.linear_regression(cells, pixels)
-    return statistics.fmean(pixels) - stride * statistics.fmean(cells), slope / stride
+    offsets = [place.pixel - stride * place.cell for place in places]
+    scatter = statistics.stdev(offsets) / len(offsets) ** 0.5
+    return Fit(statistics.fmean(offsets), scatter / stride, slope / stride)
 
 
 def _pair(value: Spacing | None) -> tuple[Any, Any]:
@@ -210,6 +241,15 @@ class Place:
 
     cell: float
     pixel: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A line through places: the pixel of cell 0, its standard error in cells, and the distance of cells in strides."""
+
+    offset: float
+    scatter: float
+    spacing: float
 
 
 def measure(description: Description, seeds: int = 2) -> list[tuple[list[Place], list[Place]]]:

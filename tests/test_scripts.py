@@ -74,3 +74,15 @@ def test_versions_are_timed():
         *("featx --help, s", "featx list-models, s", "featx list-models --json, s", "featx info, s"),
         *("walk and plan 2000, s", "list and plan 2000, s", "open_run 2000, s"),
     ]
+
+
+def test_centres_are_measured_once_and_tabled(tmp_path):
+    output, table = tmp_path / "centres.jsonl", tmp_path / "centres.json"
+    arguments = ("test_vit", "test_convnext*", "--distinct", "--output", output, "--table", table, "--seeds", "1")
+    printed = run("measure_centres.py", *arguments)
+    assert "2 measured, 0 failed" in printed
+    found = json.loads(table.read_text())
+    assert set(found) == {"test_vit", "test_convnext"}
+    assert all(result["beyond"] < 0.25 for result in found.values())
+    assert run("measure_centres.py", *arguments) == printed
+    assert len(output.read_text().splitlines()) == 2

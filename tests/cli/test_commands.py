@@ -209,6 +209,16 @@ def test_info_says_which_stride_to_use_where_two_could_be_meant(featx_command):
         assert "measured spacing" not in featx_command("info", model).stdout
 
 
+def test_info_says_how_far_branches_lie_apart_where_they_do(featx_command):
+    pooled = featx_command("info", "resnet50d").stdout
+    assert re.search(r"^ *level +module +channels +stride +offset +spread +map +bytes", pooled, re.MULTILINE)
+    assert re.search(r"^ +4 +layer4 +2048 +32 +7 +0\.438 +7 x 7", pooled, re.MULTILINE)
+    assert "Some levels add up branches with different centres" in pooled
+    levels = json.loads(featx_command("info", "resnet50d", "--json").stdout)["levels"]
+    assert [level.get("offset_spread") for level in levels] == [None, None, 0.25, 0.375, 0.438]
+    assert "spread" not in featx_command("info", "resnet50").stdout
+
+
 @pytest.mark.parametrize(
     ("model", "marks"),
     [("resnet18", {"default": "a1_in1k"}), ("resnet18.a2_in1k", {"default": "a1_in1k", "chosen": "a2_in1k"})],
