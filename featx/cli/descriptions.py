@@ -77,12 +77,17 @@ def _other_outputs(value: dict[str, Any]) -> str:
     final, tokens = value["final"], value["prefix_tokens"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",
-        f"final map of {final['channels']} channels, stride {spacing(final['stride'])}" if final else "",
+        _final_map(final) if final else "",
         count_of(tokens, "prefix token") if tokens else "",
         "final norm (--norm)" if value["norm"] else "",
         f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
     ]
     return ", ".join(part for part in parts if part) or "none"
+
+
+def _final_map(final: dict[str, Any]) -> str:
+    sides = "" if final["height"] is None else f" x {final['height']} x {final['width']}"
+    return f"final map {final['channels']}{sides}"
 
 
 def _sizes(sizes: dict[str, Any] | None) -> str:

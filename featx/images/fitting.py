@@ -25,9 +25,6 @@ from featx.options import Limits
 
 Size = tuple[int, int]
 
-# What ultralytics fills borders with.
-GREY = (114, 114, 114)
-
 # The steps of timm's evaluation transform that move pixels.
 RESIZES = (Resize, ResizeKeepRatio)
 CROPS = (CenterCrop, CenterCropOrPad)
@@ -174,7 +171,7 @@ class Letterbox(Preprocessor):
         pixels = np.asarray(image)
         if size != image.size:
             pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
-        placed = Image.new("RGB", (self._width, self._height), GREY)
+        placed = Image.new("RGB", (self._width, self._height), native.GREY)
         placed.paste(Image.fromarray(pixels), ((self._width - size[0]) // 2, (self._height - size[1]) // 2))
         return placed, frame
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 Size = tuple[int, int]
 
+# What ultralytics fills borders with.
+GREY = (114, 114, 114)
+
 
 def reduced(size: Size, max_side: int | None) -> Size:
     """Return the (width, height) of a photo whose longer side may have `max_side` pixels; it never grows."""

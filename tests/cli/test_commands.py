@@ -59,7 +59,7 @@ def test_the_table_and_the_files_of_one_photo(fresh_command, photo, tmp_path):
     assert done.returncode == 0, done.stderr
     output = tmp_path / "features" / MODEL
     assert sorted(path.name for path in output.iterdir()) == ["astronaut.jpg.npz", "manifest.jsonl", "summary.json"]
-    assert re.search(r"^ +2 +layer2 +48 +8 +0 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ +2 +layer2 +48 +8 +1 +0\.25 +20 x 20 +76\.8 kB$", done.stdout, re.MULTILINE), done.stdout
     assert "random weights: shapes are right, but nothing was learned (seed 0)" in done.stdout
     assert f"features/{MODEL}/" in done.stdout
     assert "1 image to compute" in done.stderr
@@ -213,7 +213,7 @@ def test_info_says_how_far_branches_lie_apart_where_they_do(featx_command):
     pooled = featx_command("info", "resnet50d").stdout
     assert re.search(r"^ *level +module +channels +stride +offset +spread +map +bytes", pooled, re.MULTILINE)
     assert re.search(r"^ +4 +layer4 +2048 +32 +7 +0\.438 +7 x 7", pooled, re.MULTILINE)
-    assert "Some levels add up branches with different centres" in pooled
+    assert "Some levels add branches with different centres" in pooled
     levels = json.loads(featx_command("info", "resnet50d", "--json").stdout)["levels"]
     assert [level.get("offset_spread") for level in levels] == [None, None, 0.25, 0.375, 0.438]
     assert "spread" not in featx_command("info", "resnet50").stdout

@@ -101,6 +101,9 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
     described = description.describe(request)
     reference = described.plan.reference
     levels = plain((unsized(described) if request.fit == "native" else described).levels)
+    others = outputs.facts(description.describe(replace(request, out_indices="all", strides=None)))
+    if request.fit == "native" and others["final"]:
+        others["final"] |= {"height": None, "width": None}
     return {
         "model": reference.name,
         "source": "timm",
@@ -118,7 +121,7 @@ def describe(request: ModelRequest, known: Entry | None = None) -> dict[str, Any
         "sizes": known["sizes"] if known else sizes_taken(reference),
         "native": known["native"] if known else native_sizes(reference),
         "rebuilt": described.rebuilt,
-        **outputs.facts(description.describe(replace(request, out_indices="all", strides=None))),
+        **others,
         "bytes_per_image": None if request.fit == "native" else catalogue.bytes_per_image(levels),
     }
 

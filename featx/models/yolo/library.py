@@ -15,7 +15,7 @@ from msgspec import structs
 from torch import nn
 
 from featx.errors import ModelError, UsageError, WeightsError
-from featx.images.fitting import GREY
+from featx.images.native import GREY
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.checkpoints import split_part
