@@ -219,7 +219,7 @@ def sample(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a table of the features of boxes, or at points, in photos of a run.
+    """Write a table of a run's features in boxes or at points.
 
     Each box or point gets a row, with a vector for each level. Maps are averaged
     in boxes by torchvision's roi_align, and interpolated bilinearly at points.

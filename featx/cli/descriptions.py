@@ -207,4 +207,4 @@ def _apart(levels: Sequence[dict[str, Any]]) -> str:
     """Explain the column of spreads, if there is one."""
     if not any(level.get("offset_spread") for level in levels):
         return ""
-    return "Some levels add branches with different centres: spread is their distance in cells, offset their mean."
+    return "An offset with a spread is the mean of branches that lie so many cells apart."

@@ -54,8 +54,8 @@ def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
                 vars(each)["_usage_display_name"] = partial(str, each.metavar)
         elif each.is_flag and each.metavar is None:
             each.metavar = ""
-        if "--show-completion" in each.opts:
-            each.help = "Print the completion script, to adapt it."
+        if "--show-completion" in each.opts:  # --install-completion is what most people want
+            each.hidden = True
     return parameters
 
 

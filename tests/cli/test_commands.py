@@ -213,7 +213,7 @@ def test_info_says_how_far_branches_lie_apart_where_they_do(featx_command):
     pooled = featx_command("info", "resnet50d").stdout
     assert re.search(r"^ *level +module +channels +stride +offset +spread +map +bytes", pooled, re.MULTILINE)
     assert re.search(r"^ +4 +layer4 +2048 +32 +7 +0\.438 +7 x 7", pooled, re.MULTILINE)
-    assert "Some levels add branches with different centres" in pooled
+    assert "An offset with a spread is the mean of branches that lie so many cells apart." in pooled
     levels = json.loads(featx_command("info", "resnet50d", "--json").stdout)["levels"]
     assert [level.get("offset_spread") for level in levels] == [None, None, 0.25, 0.375, 0.438]
     assert "spread" not in featx_command("info", "resnet50").stdout

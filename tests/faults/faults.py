@@ -158,9 +158,9 @@ def _hold(after: int = 0, mark: str = "", until: str = "", heard: str = "") -> N
     is held up; and one, `heard`, when the run has heard a signal.
     """
 
-    def call(self, pixels):
+    def call(self, *batch):
         if next(begun) <= after:
-            arrays = honest_call(self, pixels)
+            arrays = honest_call(self, *batch)
             if next(ended) == after:
                 through.set()
             return arrays
@@ -172,7 +172,7 @@ def _hold(after: int = 0, mark: str = "", until: str = "", heard: str = "") -> N
             wait_until(commands.STOP.asked if until == "asked" else Path(until).exists)
         else:
             threading.Event().wait()
-        return honest_call(self, pixels)
+        return honest_call(self, *batch)
 
     def handle(self, number, frame):
         honest_handle(self, number, frame)
