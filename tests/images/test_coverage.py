@@ -81,6 +81,6 @@ def test_a_typical_photo_is_of_median_shape(tmp_path):
         items.append(Item(path.name, str(path)))
     (tmp_path / "text.png").write_text("no")
     items.append(Item("text", str(tmp_path / "text.png")))
-    assert headers.typical_size(items) in ((40, 30), (30, 40))
-    assert headers.typical_size(items[-1:]) is None
-    assert headers.typical_size([]) is None
+    assert headers.typical(headers.sizes_of(items)) in ((40, 30), (30, 40))
+    assert headers.typical(headers.sizes_of(items[-1:])) is None
+    assert headers.typical(headers.sizes_of([])) is None

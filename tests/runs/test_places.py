@@ -164,7 +164,7 @@ def test_a_box_has_the_same_vector_whatever_the_orientation(tmp_path):
         np.testing.assert_array_equal(at, points[0])
 
 
-@pytest.mark.parametrize(("taken", "planted"), [((96, 40), (37, 150)), ((20, 60), (130, 21)), ((110, 130), (61, 80))])
+@pytest.mark.parametrize(("taken", "planted"), [((96, 40), (37, 150)), ((20, 60), (130, 21))])
 def test_a_crop_planted_in_another_photo_is_found_there(tmp_path, taken, planted):
     """By the cell most similar to the feature at its middle in the photo that it was taken from."""
     source, other = Image.open(PHOTO).convert("RGB").resize((256, 256)), natural_image(2, 256, 256)
