@@ -72,7 +72,9 @@ class Forge:
         request |= {"folder": str(folder), "arguments": [str(argument) for argument in arguments]}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = json.loads(self._process.stdout.readline())
+        assert "error" not in answer, answer["error"]
+        return answer
 
     def extract(self, folder: Path, inputs: object, output: str, *more: object, **request) -> dict:
         return self(folder, "extract", inputs, *MODEL, "--output", output, *more, **request)

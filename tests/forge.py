@@ -1,5 +1,5 @@
 # A process that has loaded torch once and forks a run of the real command for every request: thousands in minutes.
-"""Reads one JSON request a line, writes one JSON answer a line.
+"""Reads one JSON request a line, writes one JSON answer a line: what came of the run, or an ``error`` in serving it.
 
 A request has ``arguments`` and ``folder``, and may have
 
@@ -28,6 +28,7 @@ import tempfile
 import termios
 import threading
 import time
+import traceback
 import warnings
 from contextlib import redirect_stdout, suppress
 from multiprocessing import forkserver
@@ -53,7 +54,10 @@ def main() -> None:
     gc.freeze()
     with tempfile.TemporaryDirectory() as streams:
         for line in sys.stdin:
-            answer = serve(json.loads(line), Path(streams))
+            try:
+                answer = serve(json.loads(line), Path(streams))
+            except Exception:  # one test's; the next ones' runs go on
+                answer = {"error": traceback.format_exc()}
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
@@ -157,16 +161,18 @@ class Step:
 
 def require_fork_server() -> None:
     """Have one that answers: it dies of a client that is killed while it asks, as a run's own would with the run."""
-    for attempt in range(100):
-        try:
-            process = multiprocessing.get_context("forkserver").Process(target=int)
-            process.start()
-            process.join()
-        except (EOFError, OSError):
-            if attempt == 99:
-                raise
-        else:
-            return
+    wait_until(fork_server_answers)
+
+
+def fork_server_answers() -> bool:
+    """Ask the fork server for a process; a dead one is replaced, but one that is still dying only refuses."""
+    process = multiprocessing.get_context("forkserver").Process(target=int)
+    try:
+        process.start()
+    except (EOFError, OSError):
+        return False
+    process.join()
+    return True
 
 
 def run(request: dict, streams: Path, terminal: Terminal | None) -> None:
