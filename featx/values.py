@@ -121,6 +121,11 @@ class Field(Struct, frozen=True):
         """Its shape, with 0 for a length that differs from image to image."""
         return tuple(length or 0 for length in self.shape)
 
+    @property
+    def is_of_boxes(self) -> bool:
+        """Whether it has a row for each of an image's boxes."""
+        return self.key == BOXES or self.key.startswith("box_") or self.key.endswith(f"_{BOXES}")
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether an image's array may have this shape."""
         expected = zip(self.shape, shape, strict=False)

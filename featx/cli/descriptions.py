@@ -19,7 +19,6 @@ from featx.values import Input
 # Relative difference below which two strides are equal but for rounding.
 SAME_STRIDE = 1e-4
 
-
 # How the tables describe where an input size comes from.
 CONFIGURATIONS = {"own": "its own size", "test": "its test size", "asked": "as asked for"}
 
@@ -176,6 +175,13 @@ def _misleading_ratio(levels: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _apart(levels: Sequence[dict[str, Any]]) -> str:
+    """Explain the column of spreads, if there is one."""
+    if not any(level.get("offset_spread") for level in levels):
+        return ""
+    return "An offset with a spread is the mean of branches that lie so many cells apart."
+
+
 def _off(level: dict[str, Any]) -> float:
     """Return how far input size divided by map size is from a level's stride, relative to the stride."""
     stride, ratios = level["stride"], level.get("ratio", ())
@@ -201,10 +207,3 @@ def _no_weights(value: dict[str, Any]) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
-
-
-def _apart(levels: Sequence[dict[str, Any]]) -> str:
-    """Explain the column of spreads, if there is one."""
-    if not any(level.get("offset_spread") for level in levels):
-        return ""
-    return "An offset with a spread is the mean of branches that lie so many cells apart."

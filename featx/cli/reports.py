@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from msgspec import to_builtins
+from msgspec import convert, to_builtins
 from rich.console import Console
 from rich.markup import escape
 
@@ -16,7 +16,7 @@ from featx.cli.rates import clock
 from featx.cli.streams import stdout
 from featx.cli.tables import faults, print_json
 from featx.text import amount_of, count_of, images, printable
-from featx.values import EMBEDDING, Outcome, plain
+from featx.values import EMBEDDING, Level, Outcome, plain
 
 if TYPE_CHECKING:
     from featx.engine.extract import Report
@@ -96,7 +96,7 @@ def report(value: Report, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
 def _print_run(out: Console, summary: dict[str, Any]) -> None:
     """Show what a new run holds, and what it was made with."""
     stored = {array["key"] for array in summary["arrays"]}
-    levels = [level for level in summary["levels"] if _key_of(level) in stored]
+    levels = [level for level in summary["levels"] if convert(level, Level).key in stored]
     if levels:
         out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
     for array in summary["arrays"]:
@@ -114,10 +114,6 @@ def _array(array: dict[str, Any]) -> str:
     count, *others = array["shape"]
     shape = " x ".join(str(length) for length in (others if count is None else array["shape"]))
     return " ".join(filter(None, (array["key"], shape, array["dtype"], "per box" if count is None else "")))
-
-
-def _key_of(level: dict[str, Any]) -> str:
-    return f"{level.get('part') or 'level'}_{level['index']}"
 
 
 def _counts(value: Report, call: dict[str, Any]) -> str:

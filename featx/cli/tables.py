@@ -113,8 +113,8 @@ def sampled(value: Sampled, *, as_json: bool) -> None:
     """Show what was written of boxes or points, and those that have no row."""
     if as_json:
         shapes = {name: list(shape) for name, shape in value.arrays.items()}
-        listed = [{"line": each.line, "key": each.key, "reason": each.reason} for each in value.faults]
-        print_json({"rows": value.rows, "output": str(value.output), "arrays": shapes, "faults": listed})
+        found = msgspec.to_builtins(value.faults)
+        print_json({"rows": value.rows, "output": str(value.output), "arrays": shapes, "faults": found})
         return
     if value.weights == "random":
         stderr().print(f"[yellow]{RANDOM_WEIGHTS}[/]")

@@ -23,15 +23,6 @@ from featx.runs.recipe import options_of
 from featx.values import Item, Note
 
 
-def _other_options(job: Job, earlier: dict[str, Any], boxes: Boxes | None) -> str:
-    """Name the options of earlier calls that have other values now; they may come to another recipe."""
-    then, now = earlier.get("options", {}), options_of(job)
-    names = [name for name in now if name in then and then[name] != now[name]]
-    if earlier["recipe"].get("boxes") != (boxes.digest if boxes else None):
-        names.append("boxes")
-    return ", ".join(f"--{name.replace('_', '-')}" for name in dict.fromkeys(names))
-
-
 def load(
     job: Job,
     items: list[Item],
@@ -66,9 +57,16 @@ def load(
         listener(Note(text))
     if job.dry_run:
         if earlier and (other := _other_options(job, earlier, boxes)):
-            listener(
-                Note(f"{output} holds features made with other options ({other}); without --dry-run it is refused")
-            )
+            listener(Note(f"{output} holds features made with other options ({other}); the run may be refused"))
         return None, forecast
     listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
     return Loaded(blueprint, [build(blueprint, device) for device in devices]), forecast
+
+
+def _other_options(job: Job, earlier: dict[str, Any], boxes: Boxes | None) -> str:
+    """Name the options that have other values than in earlier calls; these may come to the same recipe all the same."""
+    then, now = earlier.get("options", {}), options_of(job)
+    names = [name for name in now if name in then and then[name] != now[name]]
+    if earlier["recipe"]["boxes"] != (boxes.digest if boxes else None):
+        names.append("boxes")
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -19,7 +19,6 @@ LINE, BLOCK = 700, 4096
 # Batches whose arrays wait to be written while others are computed.
 WAITING = 2
 
-
 # Copies of a photo's features of boxes that are in memory at once, as was seen with 15,000 boxes in one photo.
 COPIES_OF_FEATURES = 3
 
@@ -80,12 +79,12 @@ def peak(
     arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
     ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
     passes = workers.forwards * (one + arrays // 2)
-    of_boxes = (each for each in stored_fields(blueprint, job, size, boxes, count) if each.shape[0] == count)
-    features = COPIES_OF_FEATURES * sum(field.bytes for field in of_boxes) if boxes else 0
-    peak = memory.used + FIXED + weights + passes + WAITING * arrays + features + ahead
+    with_boxes = stored_fields(blueprint, job, size, boxes, count) if boxes else []
+    features = COPIES_OF_FEATURES * sum(field.bytes for field in with_boxes if field.is_of_boxes)
+    whole = memory.used + FIXED + weights + passes + WAITING * arrays + features + ahead
     if blueprint.description.input.height is None and memory.left is not None and not job.force:
-        return min(peak, memory.used + memory.left)
-    return peak
+        return min(whole, memory.used + memory.left)
+    return whole
 
 
 def on_disk(name: str, size: int) -> int:

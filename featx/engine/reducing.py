@@ -75,8 +75,8 @@ class InBoxes:
         given = [arrays_of(each, photo.frame) for each, photo in zip(marks, photos, strict=True)]
         edges = [boxes for boxes, *_ in given]
         features = [self._features(level, values[place], photos, edges) for place, level in self.levels.items()]
-        texts = [[arrays[place] for arrays in given] for place in range(len(FIELDS))]
-        return [*self._kept(values), *texts, *features]
+        beside = [[arrays[place] for arrays in given] for place in range(len(FIELDS))]
+        return [*self._kept(values), *beside, *features]
 
     def _kept(self, values: Sequence[Any]) -> list[Any]:
         return [value for place, value in enumerate(values) if self.maps or place not in self.levels]

@@ -60,18 +60,15 @@ class Needs:
 
     def __init__(self, blueprint: Blueprint, batch_size: int, *, on_cpu: bool) -> None:
         self._blueprint, self._batch_size, self._on_cpu = blueprint, batch_size, on_cpu
-        self._known: dict[tuple[int, int], Need] = {}
 
     def __call__(self, height: int, width: int) -> Need:
         """Return what a batch of images of a size needs; nothing where the network cannot be measured."""
         size = self._rounded(height), self._rounded(width)
-        if size not in self._known:
-            found = self._blueprint.footprint(self._batch_size, size)
-            pixels = self._batch_size * size[0] * size[1] * 3
-            maps = found.memory if found and self._on_cpu else 0
-            arrays = 4 * sum(map(math.prod, found.shapes)) if found else 0
-            self._known[size] = Need(maps + pixels * (1 + 4 + 4), arrays)
-        return self._known[size]
+        found = self._blueprint.footprint(self._batch_size, size)
+        pixels = self._batch_size * size[0] * size[1] * 3
+        maps = found.memory if found and self._on_cpu else 0
+        arrays = 4 * sum(map(math.prod, found.shapes)) if found else 0
+        return Need(maps + pixels * (1 + 4 + 4), arrays)
 
     def longest_side(self, height: int, width: int, room: int) -> int | None:
         """Return the longest side, in pixels, to which images can be reduced for a batch to fit; None if none does."""

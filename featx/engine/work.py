@@ -30,9 +30,8 @@ from featx.values import BOXES, Item, Outcome, Stat
 # File-system errors that concern a name, not the disk.
 OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
-
+# What a batch takes of a memory that is not limited.
 NOTHING = Need(0, 0)
-
 
 # Options that make an image's arrays smaller.
 SMALLER = "--max-side, fewer levels or --dtype float16 may help"

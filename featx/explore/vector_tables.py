@@ -16,6 +16,7 @@ from featx import files
 from featx.errors import OutputError, first_line
 from featx.runs import formats
 from featx.runs.formats import Array
+from featx.runs.formats.columns import encoding_of
 
 # Some rows of a table, by the names of its columns: texts, numbers (n,), or arrays (n, C) and (n, C, h, w).
 Rows = Mapping[str, Array | list[str]]
@@ -87,11 +88,9 @@ def _write_parquet(path: Path, empty: Rows, blocks: Iterable[Rows]) -> None:
     """Vectors as lists of float32, all of one length, in row groups of many rows."""
     from pyarrow import parquet
 
-    names, vectors = list(empty), [key for key, values in empty.items() if np.ndim(values) > 1]
-    encodings = {key: "zstd" if isinstance(values, list) else "none" for key, values in empty.items()}
-    compression = {f"{key}.list.element" if key in vectors else key: encodings[key] for key in names}
-    options = {"compression": compression, "use_dictionary": False, "write_page_checksum": True}
-    with parquet.ParquetWriter(path, _table(empty).schema, **options) as writer:
+    texts = [key for key, values in empty.items() if isinstance(values, list)]
+    vectors = [key for key, values in empty.items() if np.ndim(values) > 1]
+    with parquet.ParquetWriter(path, _table(empty).schema, **encoding_of(empty, texts, vectors)) as writer:
         for table in _gathered(blocks):
             writer.write_table(table, row_group_size=len(table))
 

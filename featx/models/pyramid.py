@@ -22,8 +22,9 @@ from featx.images import decoding, fitting
 from featx.images.containers import orientation_of
 from featx.images.frame import Frame
 from featx.images.placing import reason_of
-from featx.models import footprint, libraries, runtimes
+from featx.models import libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
+from featx.models.footprint import Pass, of_pass
 from featx.models.levels import require_arrays, to_nchw
 from featx.naming import device_name
 from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
@@ -262,9 +263,12 @@ class Blueprint:
     library: libraries.Library
     description: Description
 
-    def footprint(self, batch_size: int, size: tuple[int, int]) -> footprint.Pass | None:
+    def footprint(self, batch_size: int, size: tuple[int, int]) -> Pass | None:
         """Return what a forward pass of images of (height, width) takes; see `featx.models.footprint.of_pass`."""
-        return footprint.of_pass(self._skeleton, (batch_size, 3, *size), dtype_of(self.request.precision))
+        shape = (batch_size, 3, *size)
+        if shape not in self._footprints:
+            self._footprints[shape] = of_pass(self._skeleton, shape, dtype_of(self.request.precision))
+        return self._footprints[shape]
 
     def fields_at(self, size: tuple[int, int]) -> tuple[Field, ...]:
         """Return the arrays of an image of (height, width), whose sizes are those of the description if it has any."""
@@ -275,6 +279,10 @@ class Blueprint:
             shapes = [(*shape[2:], *shape[:2]) if len(shape) == 3 else shape for shape in shapes]
         named = zip(self.description.fields, shapes, strict=True)
         return tuple(structs.replace(field, shape=shape) for field, shape in named)
+
+    @cached_property
+    def _footprints(self) -> dict[tuple[int, ...], Pass | None]:
+        return {}
 
     @cached_property
     def _skeleton(self) -> nn.Module:

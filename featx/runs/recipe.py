@@ -102,18 +102,7 @@ class Model(Protocol):
 # The order in which recipes are written; options that came later follow.
 ORDER = (
     *("model", "weights", "levels", "strides", "part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool"),
-    *(
-        "output_stride",
-        "input",
-        "rebuilt",
-        "precision",
-        "backend",
-        "dtype",
-        "format",
-        "boxes",
-        "box_size",
-        "batch_size",
-    ),
+    *("output_stride", "input", "rebuilt", "precision", "backend", "dtype", "format", "boxes", "box_size"),
     *("batch_size", "memory_format", "device", "threads", "versions"),
 )
 

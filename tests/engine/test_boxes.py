@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 import featx
+from featx.engine import resources
 from featx.errors import FeatxError, UsageError
 from featx.explore.similarity import similar
 from featx.explore.verify import verify
 from featx.runs.formats import parquet
+from featx.values import Note
 from tests.helpers import extract, lines, make_photos, natural_image, notes, outputs, tree
 
 HEAD = "key,x1,y1,x2,y2,id,label\n"
@@ -374,6 +376,37 @@ def test_the_forecast_counts_boxes(photos, boxes, tmp_path):
     assert not (tmp_path / "out").exists()
     done = extract(photos, tmp_path / "out", boxes=boxes, maps=False)
     assert forecast.bytes == pytest.approx(done.summary["bytes"], rel=0.3)
+
+
+def test_the_forecast_knows_the_memory_of_the_photo_with_the_most_boxes(photos, boxes, tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(1 << 30, 1 << 40))
+    name = ROWS[0][0]
+    many = tmp_path / "many.csv"
+    many.write_text("key,x1,y1,x2,y2\n" + f"{name},1,1,20,20\n" * 64)  # as many as level_2 might have channels
+    few, most = (
+        extract(photos / name, tmp_path / "out", boxes=file, box_size=14, maps=True, dry_run=True).forecast
+        for file in (boxes, many)
+    )
+    channels = sum(level["channels"] for level in extract(photos, tmp_path / "maps").summary["levels"])
+    rows = 64 - sum(row[0] == name for row in ROWS)
+    assert most.memory - few.memory == pytest.approx(3 * rows * channels * 14 * 14 * 4, rel=0.001)
+
+
+def test_a_dry_run_says_which_options_differ_from_the_folder_s(photos, boxes, tmp_path):
+    heard = []
+
+    def dry(**options):
+        heard.clear()
+        extract(photos, tmp_path / "out", dry_run=True, listener=heard.append, **options)
+        return [event.text for event in heard if isinstance(event, Note) and "other options" in event.text]
+
+    extract(photos, tmp_path / "out")
+    assert dry() == []
+    others = "--fit, --maps, --box-size, --boxes"
+    assert dry(fit="pad", boxes=boxes, maps=False) == [
+        f"{tmp_path / 'out'} holds features made with other options ({others}); the run may be refused"
+    ]
+    assert dry(fit="pad", overwrite=True) == []
 
 
 def test_half_precision_and_embeddings_beside_boxes(photos, boxes, tmp_path):

@@ -164,9 +164,9 @@ def test_a_box_has_the_same_vector_whatever_the_orientation(tmp_path):
         np.testing.assert_array_equal(at, points[0])
 
 
-@pytest.mark.parametrize(("taken", "planted"), [((96, 40), (37, 150)), ((20, 60), (130, 21))])
+@pytest.mark.parametrize(("taken", "planted"), [((96, 40), (37, 150)), ((20, 60), (130, 21)), ((110, 130), (61, 80))])
 def test_a_crop_planted_in_another_photo_is_found_there(tmp_path, taken, planted):
-    """By the cell most similar to the feature at its middle in the photo that it was taken from."""
+    """By the cell most similar to the one at its middle in the photo that it was taken from."""
     source, other = Image.open(PHOTO).convert("RGB").resize((256, 256)), natural_image(2, 256, 256)
     other.paste(source.crop((*taken, taken[0] + 80, taken[1] + 80)), planted)
     source.save(tmp_path / "source.png")
@@ -174,7 +174,9 @@ def test_a_crop_planted_in_another_photo_is_found_there(tmp_path, taken, planted
     extract(tmp_path / "*.png", tmp_path / "run", image_size=256, out_indices=[2])
     run = featx.open_run(tmp_path / "run")
     source, other = sorted(run, reverse=True)
-    query = run.sample(source, [[taken[0] + 39.5, taken[1] + 39.5]])["level_2"][0]
+    middle = np.round(run.pixel_to_cell(source, 2, taken[0] + 39.5, taken[1] + 39.5))
+    across, down = run.cell_to_pixel(source, 2, *middle)
+    query = run.sample(source, [[across, down]])["level_2"][0]
     values = np.array(run[other]["level_2"])
     mean = values.mean(axis=(1, 2))  # which all cells share, and which tells nothing
     centred = values - mean[:, None, None]
@@ -182,8 +184,8 @@ def test_a_crop_planted_in_another_photo_is_found_there(tmp_path, taken, planted
     row, column = np.unravel_index(cosines.argmax(), cosines.shape)
     x1, y1, x2, y2 = run.cell_box(other, 2, row, column)
     x, y = run.cell_to_pixel(other, 2, row, column)
-    assert abs(x - planted[0] - 39.5) < x2 - x1
-    assert abs(y - planted[1] - 39.5) < y2 - y1
+    assert abs(x - planted[0] - (across - taken[0])) < x2 - x1
+    assert abs(y - planted[1] - (down - taken[1])) < y2 - y1
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad", "native"])

@@ -231,7 +231,7 @@ def _is_vector(fields: Sequence[Field]) -> bool:
 def _are_boxes(fields: Sequence[Field]) -> bool:
     """Whether there are boxes with vectors, and nothing else."""
     features = {field.shape[2:] for field in fields if len(field.shape) > 2}
-    return features == {(1, 1)} and all(field.key.startswith("box") or field.key.endswith("_boxes") for field in fields)
+    return features == {(1, 1)} and all(field.is_of_boxes for field in fields)
 
 
 def vectors_only(name: str) -> bool:

@@ -1,10 +1,11 @@
-# Columns of a table: how an image's arrays become its rows, one for each box or one for its embedding, and back.
+# Columns of a table: how an image's arrays become its rows and come back from them, and how a table is encoded.
 """The columns of one image."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,14 @@ def arrays_of(columns: Mapping[str, Array]) -> dict[str, Array]:
     arrays |= {key: columns[name] for key, name in BESIDE.items()}
     vectors = {name: values for name, values in columns.items() if values.ndim == 2}
     return arrays | {f"{name}{SUFFIX}": values[:, :, None, None] for name, values in vectors.items()}
+
+
+def encoding_of(names: Iterable[str], texts: Collection[str], vectors: Collection[str]) -> dict[str, Any]:
+    """Return how pyarrow is to encode a table: texts are compressed, numbers are not, every page has a checksum."""
+    compression = {
+        f"{name}.list.element" if name in vectors else name: "zstd" if name in texts else "none" for name in names
+    }
+    return {"compression": compression, "use_dictionary": False, "write_page_checksum": True}
 
 
 def digest_of(columns: Mapping[str, Array]) -> str:

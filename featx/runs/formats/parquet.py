@@ -25,7 +25,7 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of
+from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of, encoding_of
 from featx.runs.manifest import Done
 from featx.values import BOXES, EMBEDDING, Field
 
@@ -157,16 +157,10 @@ class Writer:
     def _write(self, name: str, table: Any) -> None:
         """Write a shard through memory, so that it reaches the disk as everything else of a run does."""
         buffer = pa.BufferOutputStream()
-        paths = {field.name: field.name for field in table.schema}
-        paths |= {field.name: f"{field.name}.list.element" for field in table.schema if pa.types.is_nested(field.type)}
-        parquet.write_table(
-            table,
-            buffer,
-            row_group_size=max(1, len(table)),
-            compression={paths[field.name]: "zstd" if field.type == pa.string() else "none" for field in table.schema},
-            use_dictionary=False,
-            write_page_checksum=True,
-        )
+        texts = [field.name for field in table.schema if field.type == pa.string()]
+        vectors = [field.name for field in table.schema if pa.types.is_nested(field.type)]
+        encoding = encoding_of(table.column_names, texts, vectors)
+        parquet.write_table(table, buffer, row_group_size=max(1, len(table)), **encoding)
         files.write_atomically(self._folder / name, [memoryview(buffer.getvalue())], self._unfinished / name)
 
 
