@@ -118,7 +118,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def sizes(self, key: str) -> dict[str, tuple[int, int]]:
         """Return the height and width of each of an image's maps, in cells, by the names of their arrays."""
-        return {name: (values.shape[1], values.shape[2]) for name, values in self._maps(key, self.maps).items()}
+        return {name: (values.shape[1], values.shape[2]) for name, values in self.read_maps(key).items()}
 
     def cell_to_pixel(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
         """Find the points of a photo at which cells of a level are centred.
@@ -195,7 +195,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
             If the run lacks a map, a level's offset or stride is unknown, or the maps are damaged.
         """
         chosen = places.chosen(self.maps, levels)
-        return places.sample(self._maps(key, chosen), self.frame(key), chosen, points)
+        return places.sample(self.read_maps(key, chosen), self.frame(key), chosen, points)
 
     def regions(
         self, key: str, boxes: ArrayLike, levels: Levels = None, size: int | tuple[int, int] = (1, 1)
@@ -227,18 +227,27 @@ class Run(Mapping[str, Mapping[str, Array]]):
             As `sample` does.
         """
         shape, chosen = bins("size", size), places.chosen(self.maps, levels)
-        return places.regions(self._maps(key, chosen), self.frame(key), chosen, boxes, shape)
+        return places.regions(self.read_maps(key, chosen), self.frame(key), chosen, boxes, shape)
+
+    def read_maps(self, key: str, levels: Levels = None) -> dict[str, Array]:
+        """Open maps of a photo, (C, H, W) each by the name of its array; other arrays of its file are left alone.
+
+        Raises
+        ------
+        KeyError
+            If the image has no features.
+        FeatxError
+            If the run lacks a map, or the maps are missing or damaged.
+        """
+        names, output = [level.key for level in places.chosen(self.maps, levels)], self._outputs[key]
+        try:
+            arrays = self.reader.read(key, output, names)
+            return {name: arrays[name] for name in names}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise damaged(key, error) from error
 
     def _map(self, level: Named) -> Level:
         return places.chosen(self.maps, level)[0]
-
-    def _maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
-        output = self._outputs[key]
-        try:
-            arrays = self.reader.read(key, output)
-            return {level.key: arrays[level.key] for level in levels}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise FeatxError(f"The maps of {key} are missing or damaged: {error}", REPAIR) from error
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
@@ -303,6 +312,11 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __repr__(self) -> str:
         return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"
+
+
+def damaged(key: str, why: object) -> FeatxError:
+    """Return the error that says that the maps of a photo cannot be used."""
+    return FeatxError(f"The maps of {key} are missing or damaged: {why}", REPAIR)
 
 
 def require_format(summary: dict[str, Any]) -> str:

@@ -126,9 +126,9 @@ class Reader:
         except OSError:
             return False
 
-    def read(self, key: str, output: str) -> Mapping[str, Array]:
+    def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
         """Map the arrays of a file."""
-        return read_npz(files.inside(self._root, output))
+        return read_npz(files.inside(self._root, output), names)
 
     def fault(self, line: Done) -> str:
         """Compare size and sha256."""
