@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 from featx.declaring import (
     Options,
     amount,
+    as_box,
     as_path,
+    as_point,
     as_text,
     bins,
-    as_box,
     group,
     numbers,
     one_of,
     option,
-    as_point,
     whole,
 )
 from featx.errors import UsageError

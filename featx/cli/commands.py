@@ -189,10 +189,10 @@ def similar(
 
     Compares their embeddings by cosine similarity.
     """
-    from featx.explore import similarity
+    from featx.explore import drawing, similarity
 
     if output:
-        similarity.require_drawable(output)
+        drawing.require_drawable(output)
     with progress.waiting("searching"):
         found = similarity.similar(run, query, with_self=with_self, **options)
     tables.neighbours(found, as_json=as_json)

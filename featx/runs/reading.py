@@ -118,7 +118,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def sizes(self, key: str) -> dict[str, tuple[int, int]]:
         """Return the height and width of each of an image's maps, in cells, by the names of their arrays."""
-        return {name: (values.shape[1], values.shape[2]) for name, values in self.read_maps(key).items()}
+        return {name: (values.shape[1], values.shape[2]) for name, values in self.read_maps(key, self.maps).items()}
 
     def cell_to_pixel(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
         """Find the points of a photo at which cells of a level are centred.
@@ -229,25 +229,25 @@ class Run(Mapping[str, Mapping[str, Array]]):
         shape, chosen = bins("size", size), places.chosen(self.maps, levels)
         return places.regions(self.read_maps(key, chosen), self.frame(key), chosen, boxes, shape)
 
-    def read_maps(self, key: str, levels: Levels = None) -> dict[str, Array]:
-        """Open maps of a photo, (C, H, W) each by the name of its array; other arrays of its file are left alone.
+    def _map(self, level: Named) -> Level:
+        return places.chosen(self.maps, level)[0]
+
+    def read_maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
+        """Return maps of an image, of those in `maps`: name of the array to (C, H, W), memory-mapped.
 
         Raises
         ------
         KeyError
             If the image has no features.
         FeatxError
-            If the run lacks a map, or the maps are missing or damaged.
+            If they are missing or damaged.
         """
-        names, output = [level.key for level in places.chosen(self.maps, levels)], self._outputs[key]
+        names = [level.key for level in levels]
         try:
-            arrays = self.reader.read(key, output, names)
+            arrays = self.reader.read(key, self._outputs[key], names)
             return {name: arrays[name] for name in names}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise damaged(key, error) from error
-
-    def _map(self, level: Named) -> Level:
-        return places.chosen(self.maps, level)[0]
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
