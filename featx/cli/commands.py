@@ -159,10 +159,10 @@ def extract(
 
 
 @command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
-@takes(SimilarOptions, RunOptions, only=("count", "device"))
+@takes(SimilarOptions, RunOptions, only=("count", "at", "box", "level", "per_photo", "device"))
 def similar(
     options: dict[str, Any],
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings, or with maps.")],
     query: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
     output: Annotated[
         Path | None,
@@ -185,20 +185,27 @@ def similar(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a run that are most similar to yours.
+    """Find the images of a run that are most similar to yours, or the patches.
 
-    Compares their embeddings by cosine similarity.
+    Compares embeddings by cosine similarity; with --at or --box, the features of
+    patches on one level, which the run's maps give.
     """
-    from featx.explore import drawing, similarity
+    from featx.explore import drawing, patches, similarity
 
+    of_images = SimilarOptions(**{name: value for name, value in options.items() if name != "device"}).of_images
     if output:
         drawing.require_drawable(output)
-    with progress.waiting("searching"):
-        found = similarity.similar(run, query, with_self=with_self, **options)
-    tables.neighbours(found, as_json=as_json)
+    if of_images:
+        with progress.waiting("searching"):
+            found: Any = similarity.similar(run, query, with_self=with_self, **options)
+        tables.neighbours(found, as_json=as_json)
+    else:
+        with progress.counting("searching", quiet=as_json) as listener:
+            found = patches.similar_patches(run, query, with_self=with_self, listener=listener, **options)
+        tables.patches(found, as_json=as_json)
     if output:
-        similarity.draw(found, output)
-        tables.drawn(found, output, as_json=as_json)
+        (similarity if of_images else patches).draw(found, output)
+        tables.drawn(len(found.found), "image" if of_images else "place", output, as_json=as_json)
 
 
 @command(epilog="Example: featx sample features/photos --boxes boxes.csv --level 2 --output boxes.parquet")

@@ -23,6 +23,7 @@ from featx.values import RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
+    from featx.explore.patches import Patches
     from featx.explore.sampling import Sampled
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
@@ -91,22 +92,36 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
 
 def neighbours(value: Neighbours, *, as_json: bool) -> None:
     """Show the images that are most similar to a query."""
+    table = plain_table(">rank", ">cosine", "image")
+    for rank, each in enumerate(value.found, 1):
+        table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
+    _ranking(value, table, f"{len(value.found)} of {images(value.images)}", as_json=as_json)
+
+
+def patches(value: Patches, *, as_json: bool) -> None:
+    """Show the patches that are most similar to a query."""
+    table = plain_table(">rank", ">cosine", ">x", ">y", "image")
+    for rank, each in enumerate(value.found, 1):
+        place = (f"{pixel:.1f}" for pixel in (each.x, each.y))
+        table.add_row(str(rank), f"{each.score:.4f}", *place, escape(printable(each.key)))
+    said = f"{count_of(len(value.found), 'place')} in {images(value.images)}, compared on {value.level}"
+    _ranking(value, table, said, as_json=as_json)
+
+
+def _ranking(value: Neighbours | Patches, table: Table, said: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(value))
         return
     if value.weights == "random":
         stderr().print("[yellow]random weights: nothing was learned, so these similarities mean little[/]")
-    out, table = stdout(), plain_table(">rank", ">cosine", "image")
-    for rank, each in enumerate(value.found, 1):
-        table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
-    out.print(table)
-    stderr().print(f"[dim]{len(value.found)} of {images(value.images)}[/]")
+    stdout().print(table)
+    stderr().print(f"[dim]{said}[/]")
 
 
-def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:
-    """Say what was drawn."""
+def drawn(count: int, noun: str, output: Path, *, as_json: bool) -> None:
+    """Say how much was drawn."""
     if not as_json:
-        stderr().print(f"wrote {escape(printable(str(output)))}, {images(len(value.found))}", soft_wrap=True)
+        stderr().print(f"wrote {escape(printable(str(output)))}, {count_of(count, noun)}", soft_wrap=True)
 
 
 def sampled(value: Sampled, *, as_json: bool) -> None:

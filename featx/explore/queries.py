@@ -61,8 +61,11 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
     computer = again.computers[0]
     with machine(again.devices, again.workers):
         arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
-    named = zip(computer.fields, arrays.values, strict=True)
-    return {field.key: np.asarray(values[0]) for field, values in named}, placed.frame
+    named = {field.key: np.asarray(values[0]) for field, values in zip(computer.fields, arrays.values, strict=True)}
+    for (name, _), finite in zip(named.items(), arrays.finite, strict=True):
+        if not finite[0]:
+            raise FeatxError(f"The network gives NaN or infinity in {name} of {image}", "Try another image")
+    return named, placed.frame
 
 
 def _require_one_image(query: str) -> None:

@@ -8,17 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from featx.command_options import SimilarOptions
 from featx.errors import UsageError
-from featx.explore import drawing
+from featx.explore import tiles
 from featx.explore.cosines import Direction
-from featx.explore.drawing import ACCENT, INK, PAPER
 from featx.explore.queries import embedding_of
+from featx.explore.tiles import Tile
 from featx.images import locators
 from featx.paths import to_path
 from featx.runs.formats import Array
@@ -26,9 +24,6 @@ from featx.runs.reading import Run, open_run
 
 # Rows per multiplication: a block stays in the CPU cache while it is used twice.
 BLOCK = 2048
-
-# Size of a sheet's thumbnails, the space below each for its text, and the number per row.
-THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,31 +169,10 @@ def draw(neighbours: Neighbours, path: Path) -> None:
     OutputError
         If it cannot be written; see `featx.explore.drawing.require_drawable`.
     """
-    tiles = [(neighbours.query, Path(neighbours.query).name, "query")] if neighbours.query else []
-    tiles += [(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
-    across = min(ACROSS, len(tiles))
-    down = -(-len(tiles) // across)
-    step = (THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP)
-    sheet = Image.new("RGB", (GAP + across * step[0], GAP + down * step[1]), PAPER)
-    for place, (file, name, score) in enumerate(tiles):
-        corner = (GAP + place % across * step[0], GAP + place // across * step[1])
-        _draw_tile(sheet, corner, file, name, score, framed=score == "query")
-    drawing.save(sheet, path)
+    sheet = [Tile(neighbours.query, Path(neighbours.query).name, "query", framed=True)] if neighbours.query else []
+    sheet += [Tile(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
+    tiles.draw(sheet, path)
 
 
 def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
     return sorted(kept, key=lambda each: -each[1])[:count]
-
-
-def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
-    """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
-    pen, (left, top) = ImageDraw.Draw(sheet), corner
-    box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
-    if image := drawing.thumbnail(file, THUMBNAIL):
-        sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    else:  # its name and score are still valid
-        drawing.cross_out(pen, box)
-    if framed:
-        pen.rectangle(box, outline=ACCENT, width=3)
-    drawing.caption(pen, (left, top + THUMBNAIL + 4), name, THUMBNAIL)
-    drawing.caption(pen, (left, top + THUMBNAIL + 19), score, THUMBNAIL, fill=ACCENT if framed else INK)
