@@ -248,28 +248,22 @@ def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert
     return convert
 
 
-def as_point(name: str, value: Any) -> tuple[float, ...]:
-    """Expect a point of a photo: "320,240", (320, 240)."""
-    return _coordinates(name, value, 2, "x,y, such as 320,240")
+def coordinates(example: str) -> Convert:
+    """Expect as many finite numbers as the example has, in text with commas or as a sequence."""
+    count = example.count(",") + 1
 
+    def convert(name: str, value: Any) -> tuple[float, ...]:
+        pieces = value.split(",") if isinstance(value, str) else value
+        try:
+            found = tuple(float(piece) for piece in pieces)
+        except (TypeError, ValueError):
+            found = ()
+        if len(found) != count or not all(map(isfinite, found)):
+            expected = f"expected {count} comma-separated numbers, such as {example}"
+            raise UsageError(f"{name}: {expected}, not {quoted(value)}")
+        return found
 
-def as_box(name: str, value: Any) -> tuple[float, ...]:
-    """Expect a box of a photo, with an area: "300,200,400,320", (300, 200, 400, 320)."""
-    expected = "x1,y1,x2,y2 with x1 < x2 and y1 < y2, such as 300,200,400,320"
-    x1, y1, x2, y2 = found = _coordinates(name, value, 4, expected)
-    if not (x1 < x2 and y1 < y2):
-        raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
-    return found
-
-
-def _coordinates(name: str, value: Any, count: int, expected: str) -> tuple[float, ...]:
-    try:
-        found = tuple(map(float, value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError, OverflowError):
-        found = ()
-    if len(found) != count or not all(map(isfinite, found)):
-        raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
-    return found
+    return convert
 
 
 def size(

@@ -159,9 +159,10 @@ def similar_patches(
     name = os.fspath(query)
     key = key_of(opened, name)
     path, frame, vector = _feature(opened, name, key, chosen, asked, device)
-    place = f"the point {_numbers(asked.at)}" if asked.at else f"the box {_numbers(asked.box or ())}"
+    place = f"--at {_numbers(asked.at)}" if asked.at else f"--box {_numbers(asked.box or ())}"
     if np.isnan(vector).all():
-        raise UsageError(f"The model did not see {place} of {printable(name)}", _seen(frame, edges=asked.at is None))
+        seen = _seen(frame, edges=asked.at is None)
+        raise UsageError(f"{place} lies outside what the model saw of {printable(name)}", seen)
     direction = Direction.of(vector, f"The feature of {place} on {chosen.key}", "Try another place or --level")
     found = _Search(opened, chosen, direction, asked, None if with_self else key).run(listener)
     around = asked.box or _floats(cells.box_of(frame, chosen, *cells.to_cell(frame, chosen, *asked.at or ())))
