@@ -65,22 +65,16 @@ class Direction:
         return cosines
 
     def near_cells(self, values: Array) -> Array:
-        """Cosines of the cells of a (D, H, W) map, within `error`: (H, W) float64; 0 for cells of zeros.
+        """Cosines of the cells of a (D, H, W) map, within `error`: (H, W) float64.
 
-        Raises
-        ------
-        ValueError
-            If the map has other channels, or holds NaN or infinity.
+        0 for cells of zeros, NaN for those with NaN or infinity.
         """
-        if values.ndim != 3 or len(values) != len(self.exact):
-            raise ValueError(f"shape {values.shape}, not ({len(self.exact)}, height, width)")
         products, squares = _sums(values, self.single)
         if not ((squares > SMALLEST) & (squares < LARGEST)).all():
             products, squares = _sums(values, self.exact)
-            if not np.isfinite(squares).all():
-                raise ValueError("it holds NaN or infinity")
-        lengths = np.sqrt(squares, dtype=np.float64)
-        return (products / np.where(lengths > 0, lengths, 1)).reshape(values.shape[1:])
+        with np.errstate(invalid="ignore"):
+            cosines: Array = products / np.sqrt(np.where(squares == 0, 1, squares), dtype=np.float64)
+        return cosines.reshape(values.shape[1:])
 
 
 def _sums(values: Array, direction: Array) -> tuple[Array, Array]:

@@ -149,10 +149,10 @@ def similar_patches(
     FeatxError
         If the run lacks that map, its maps are damaged, the query cannot be read, or the model did not see that place.
     """
+    if at is None and box is None:
+        raise UsageError("similar_patches needs a place", "Give at=(x, y) or box=(x1, y1, x2, y2)")
     named = level.key if isinstance(level, Level) else level
     asked = SimilarOptions(count=count, at=at, box=box, level=named, per_photo=per_photo)  # type: ignore[arg-type]
-    if asked.of_images:
-        raise UsageError("similar_patches needs a place", "Give at=(x, y) or box=(x1, y1, x2, y2)")
     opened = run if isinstance(run, Run) else open_run(run)
     chosen = choose_level(opened.maps) if asked.level is None else places.chosen(opened.maps, asked.level)[0]
     cells.spacing_of(chosen)
@@ -216,7 +216,7 @@ def _feature(
         arrays, frame = arrays_of(run, name, device)
     else:
         path, frame = run.line(key).path, run.frame(key)
-        arrays = run.read_maps(key, [level])
+        arrays = {level.key: _map(run, key, level)}
         if not np.isfinite(arrays[level.key]).all():
             raise damaged(key, f"{level.key} holds NaN or infinity")
     if asked.at is not None:
@@ -225,13 +225,18 @@ def _feature(
     return path, frame, found[level.key][0, :, 0, 0]
 
 
+def _map(run: Run, key: str, level: Level) -> Array:
+    values = run.read_maps(key, [level])[level.key]
+    if values.ndim != 3 or len(values) != level.channels:
+        raise damaged(key, f"{level.key} has the shape {values.shape}, not ({level.channels}, height, width)")
+    return values
+
+
 def _seen(frame: Frame, *, edges: bool) -> str:
-    """Say what the model saw of a photo: its first and last pixels, or its edges."""
-    x1, y1, x2, y2 = cells.seen(frame)
-    if not edges:
-        x1, y1, x2, y2 = ceil(x1 - 0.5), ceil(y1 - 0.5), floor(x2 - 0.5), floor(y2 - 0.5)
-    width, height = frame.original
-    return f"It saw x from {x1:g} to {x2:g} and y from {y1:g} to {y2:g}; the photo is {width} x {height}"
+    """Say what the model saw of a photo: its first and last whole pixels, or the edges of their box."""
+    x1, y1, x2, y2 = (edge - (0 if edges else 0.5) for edge in cells.seen(frame))
+    size = " x ".join(map(str, frame.original))
+    return f"It saw x from {ceil(x1)} to {floor(x2)} and y from {ceil(y1)} to {floor(y2)}; the photo is {size}"
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -274,11 +279,10 @@ class _Search:
         return [patch for key in keys for patch in self._of_photo(key)]
 
     def _of_photo(self, key: str) -> Iterator[Patch]:
-        values = self._run.read_maps(key, [self._level])[self._level.key]
-        try:
-            near = self._direction.near_cells(values)
-        except ValueError as error:
-            raise damaged(key, f"{self._level.key}: {error}") from error
+        values = _map(self._run, key, self._level)
+        near = self._direction.near_cells(values)
+        if np.isnan(near).any():
+            raise damaged(key, f"{self._level.key} holds NaN or infinity")
         if near.max() < self._floor - self._direction.error:
             return
         line = self._run.line(key)

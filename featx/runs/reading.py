@@ -102,6 +102,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def __len__(self) -> int:
         return len(self._positions)
 
+    def __contains__(self, key: object) -> bool:
+        """Whether an image has features, by the manifest; its file is not opened."""
+        return key in self._positions
+
     def output(self, key: str) -> str:
         """Return the file that holds an image's arrays, relative to the folder."""
         return self._outputs[key]
