@@ -155,7 +155,8 @@ class SimilarOptions(Options):
         if self.at is not None and self.box is not None:
             raise UsageError("--at and --box cannot be combined", "Use one of them")
         if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
-            raise UsageError("--box: a box of no area", "Give x1,y1,x2,y2 with x1 < x2 and y1 < y2")
+            shown = ",".join(f"{edge:g}" for edge in self.box)
+            raise UsageError(f"--box {shown} has no area", "Give x1,y1,x2,y2 with x1 < x2 and y1 < y2")
         for each in ("level", "per_photo") if self.of_images else ():
             if getattr(self, each) is not None:
                 raise UsageError(f"--{each.replace('_', '-')} is for patches", "Add --at X,Y or --box X1,Y1,X2,Y2")

@@ -20,7 +20,7 @@ from featx.options import Limits
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
 
 # Half the length of a mark's cross, and the smallest side of a mark's box, which is larger than its cell if need be.
-ARM, SMALLEST = 3, 9
+ARM, SMALLEST = 3, 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ def test_a_file_that_a_key_is_the_name_of_is_another_photo(planted, tmp_path, mo
         ({"at": "1"}, "--at: expected 2 comma-separated numbers, such as 320,240, not '1'", ""),
         ({"at": (1, float("nan"))}, "--at: expected 2 comma-separated numbers, such as 320,240, not (1, nan)", ""),
         ({"box": "1,2,3"}, "--box: expected 4 comma-separated numbers, such as 300,200,400,320, not '1,2,3'", ""),
-        ({"box": (5, 5, 5, 9)}, "--box: a box of no area", "Give x1,y1,x2,y2 with x1 < x2 and y1 < y2"),
+        ({"box": (5, 5, 5, 9)}, "--box 5,5,5,9 has no area", "Give x1,y1,x2,y2 with x1 < x2 and y1 < y2"),
         ({"at": (1, 2), "level": "1,3"}, "--level: expected one level, such as 3 or level_3, not '1,3'", ""),
         ({"at": (1, 2), "level": 2}, "The run has no map level_2", "It has level_1, level_3"),
         ({"at": (1, 2), "per_photo": 0}, "--per-photo: expected a whole number of at least 1, not 0", ""),
