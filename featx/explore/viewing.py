@@ -1,4 +1,4 @@
-# view: a run's photos and levels as one picture: principal components, strength, attention, or likeness to a point.
+# Viewing: a run's photos and levels as one picture: principal components, strength, attention, or likeness to a point.
 """``featx view`` as a function."""
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def view(
     FeatxError
         If the picture cannot be written, or the run lacks the photos, maps or attention asked for.
     """
-    asked, path = ViewOptions(**options), Path(output)
-    drawing.require_drawable(path)
+    path = Path(output)
+    asked = checked(path, options)
     opened = run if isinstance(run, Run) else open_run(run)
     chosen = _keys(opened, keys, asked)
     levels = places.chosen(opened.maps, asked.levels)
@@ -93,6 +93,24 @@ def view(
     drawing.save(made.picture(), path)
     weights = opened.summary["weights"]["kind"]
     return View(path, len(photos), len(opened), [level.key for level in levels], made.gone, weights)
+
+
+def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
+    """Return the options, before anything slow begins.
+
+    Raises
+    ------
+    FeatxError
+        If one is wrong, or the picture cannot be written.
+    """
+    drawing.require_drawable(output)
+    return ViewOptions(**options)
+
+
+def default_output(first: str) -> Path:
+    """Return where a picture goes that nobody named: into the current folder, named after what it shows."""
+    path = Path(first).absolute()
+    return Path(f"{path.name if path.is_dir() else path.stem or 'photos'}-view.png")
 
 
 def _keys(run: Run, keys: Sequence[str], asked: ViewOptions) -> list[str]:
@@ -150,14 +168,14 @@ def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tu
             x1, y1, x2, y2 = cells.seen(photos[0].frame)
             raise UsageError(
                 f"--at {at[0]:g},{at[1]:g} lies outside what the model saw of {printable(photos[0].key)}",
-                f"It saw x from {x1:g} to {x2 - 1:g} and y from {y1:g} to {y2 - 1:g}",
+                f"It saw x from {x1:.0f} to {x2 - 1:.0f} and y from {y1:.0f} to {y2 - 1:.0f}",
             )
         cosine = partial(colours.cosines, vector=vector)
         chosen[level.key], ranges[level.key] = cosine, colours.limits(cosine(_sampled(photos, level)))
-        best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos}
+        best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos[1:]}
     scales = {key: _on_scale(cosine, ranges[key][0], 1.0) for key, cosine in chosen.items()}
     details = _ranges({key: (low, 1.0) for key, (low, _) in ranges.items()})
-    text = "cosine similarity to the feature at the cross; the nearest cell of each photo is framed"
+    text = "cosine similarity to the feature at the cross; the nearest cell of every other photo is framed"
     return _Kind(text, scales, details, ("low", "1"), best)
 
 
