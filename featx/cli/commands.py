@@ -279,7 +279,7 @@ def view(
 
     asked = {each.name: options.pop(each.name) for each in declared(ViewOptions) if each.name in options}
     path = output or viewing.default_output(paths[0])
-    most = viewing.checked(path, asked).max_photos
+    most = viewing.checked(path, asked).most
     with progress.extracting(quiet=as_json) as listener, briefly.opened(paths, options, most, listener) as (run, keys):
         made = viewing.view(run, path, keys, **asked)
     tables.viewed(made, as_json=as_json)
