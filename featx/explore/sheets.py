@@ -65,11 +65,11 @@ class Heading:
 
 
 def heading(run: Run, photos: int, legend: Legend) -> Heading:
-    """Name a sheet's model, weights and run."""
+    """Name a sheet's model and weights."""
     summary = run.summary
     kind, source = summary["weights"]["kind"], summary["weights"]["source"]
     weights = "random weights" if kind == "random" else f"weights {Path(source).name}"
-    text = f"{summary['model']}, {weights}: {count_of(photos, 'photo')} of {run.folder}"
+    text = f"{summary['model']}, {weights}: {count_of(photos, 'photo')}"
     return Heading(text, RANDOM if kind == "random" else "", [legend])
 
 
