@@ -13,7 +13,7 @@ import numpy as np
 
 from featx.errors import FeatxError
 from featx.explore import packing
-from featx.explore.packing import Basis
+from featx.explore.packing import Basis, Packed
 from featx.explore.shown import Shown, as_seen
 from featx.values import Level
 
@@ -58,7 +58,11 @@ class Plan:
     @property
     def reduced(self) -> bool:
         """Whether there are fewer components than there would be in a larger page."""
-        return self.lost > LOST[0]
+        return self.lost > float(LOST[0])
+
+    def packed(self, level: Level) -> Packed:
+        """Pack a level's features."""
+        return packing.pack(self.photos, level, self.bases[level.key], self.counts[level.key])
 
 
 def plan(photos: Sequence[Shown], levels: Sequence[Level], room: int, fixed: int) -> Plan:

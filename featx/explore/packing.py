@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def pack(photos: Sequence[Shown], level: Level, basis: Basis, count: int) -> Pac
 def cells_on(photo: Shown, level: Level) -> int:
     """Return how many of a level's cells are centred on a photo."""
     rows, columns = cells.valid(photo.frame, level, *photo.maps[level.key].shape[1:])
-    return (rows.stop - rows.start) * (columns.stop - columns.start)
+    return int(rows.stop - rows.start) * int(columns.stop - columns.start)
 
 
 def directions(photo: Shown, level: Level) -> Array:
@@ -125,7 +126,7 @@ def _picks(counts: Sequence[int]) -> list[Array]:
     total = sum(counts)
     chosen = np.sort(np.random.default_rng(0).permutation(total)[:COMPARED])
     starts = np.cumsum([0, *counts])
-    return [chosen[(start <= chosen) & (chosen < end)] - start for start, end in zip(starts, starts[1:], strict=False)]
+    return [chosen[(start <= chosen) & (chosen < end)] - start for start, end in pairwise(starts)]
 
 
 def _evenly(rows: Array, most: int) -> Array:
