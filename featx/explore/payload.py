@@ -118,6 +118,7 @@ def opening(photo: Shown, levels: Sequence[Level]) -> int:
 
 
 def template() -> str:
+    """Return the page without its data."""
     return resources.files("featx.explore").joinpath("page.html").read_text("utf-8")
 
 
