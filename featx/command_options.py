@@ -6,7 +6,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from featx.declaring import Options, amount, as_path, as_text, bins, group, numbers, one_of, option, whole
+from featx.declaring import (
+    Options,
+    amount,
+    as_path,
+    as_text,
+    bins,
+    coordinates,
+    group,
+    numbers,
+    one_of,
+    option,
+    share,
+    whole,
+)
+from featx.errors import UsageError
 from featx.options import ImageOptions, KeepOptions, OutputOptions
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
@@ -124,6 +138,54 @@ class SampleOptions(Options):
         metavar="N|HxW",
         shown="1",
     )
+
+
+@group
+class ViewOptions(Options):
+    """What is shown of which photos and levels, and how."""
+
+    panel: ClassVar[str] = "Picture"
+
+    levels: tuple[int | str, ...] | None = option(
+        default=None,
+        help="Show only these levels, each by its index or the name of its array.",
+        convert=_levels,
+        metavar="N,N",
+        flags=("--level",),
+        shown="all",
+        repeated=True,
+    )
+    max_photos: int = option(default=8, help="Show at most N photos.", convert=whole(1, 10_000), metavar="N")
+    activation: bool = option(
+        default=False, help="Show how strong the features of a cell are, not their principal components."
+    )
+    at: tuple[float, float] | None = option(
+        default=None,
+        help="Compare every cell with the feature at this pixel of a photo.",
+        convert=coordinates("320,240"),
+        metavar="X,Y",
+    )
+    key: str | None = option(
+        default=None, help="The photo that has the pixel.", convert=as_text, metavar="KEY", shown="the first shown"
+    )
+    overlay: float | None = option(
+        default=None,
+        help="Let the photo shine through: the share of the colours, such as 0.6.",
+        convert=share("0.6"),
+        metavar="SHARE",
+    )
+    smooth: bool = option(default=False, help="Interpolate colours between cells.")
+    columns: int | None = option(
+        default=None, help="Pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
+    )
+
+    def __post_init__(self) -> None:
+        """Check, convert, and refuse what contradicts itself."""
+        super().__post_init__()
+        if self.activation and self.at is not None:
+            raise UsageError("--activation and --at both choose the colours", "Use one of them")
+        if self.key is not None and self.at is None:
+            raise UsageError("--key is for --at", "Leave it out: name the photos to be shown after the run")
 
 
 @group

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,11 +45,16 @@ class Shown:
     frame: Frame
     maps: Mapping[str, Array]
 
-    def valid(self, level: Level) -> Array:
-        """Return the features of the cells whose centres lie on the photo: (cells, C) float32."""
+    def valid(self, level: Level, most: int | None = None) -> Array:
+        """Return the features of the cells whose centres lie on the photo: (cells, C) float32.
+
+        Of more than `most`, those of every second, third … row and column are returned.
+        """
         values = self.maps[level.key]
         rows, columns = cells.valid(self.frame, level, *values.shape[1:])
-        return np.asarray(values[:, rows, columns], np.float32).reshape(len(values), -1).T
+        found = values[:, rows, columns]
+        step = 1 if most is None else max(1, math.ceil(math.sqrt(found.shape[1] * found.shape[2] / most)))
+        return np.asarray(found[:, ::step, ::step], np.float32).reshape(len(values), -1).T
 
 
 def choose(run: Run, keys: Sequence[str], most: int) -> list[str]:
