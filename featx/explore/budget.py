@@ -15,6 +15,7 @@ from featx.errors import FeatxError
 from featx.explore import packing
 from featx.explore.packing import Basis, Packed
 from featx.explore.shown import Shown, as_seen
+from featx.text import count_of
 from featx.values import Level
 
 # Shares of the squared length of features that components may leave out: from what 8 bits lose anyway, up to where
@@ -56,6 +57,11 @@ class Plan:
     lost: float
 
     @property
+    def gone(self) -> list[str]:
+        """Keys of the photos without a picture."""
+        return [photo.key for photo, jpeg in zip(self.photos, self.jpegs, strict=True) if not jpeg]
+
+    @property
     def reduced(self) -> bool:
         """Whether there are fewer components than there would be in a larger page."""
         return self.lost > float(LOST[0])
@@ -65,23 +71,24 @@ class Plan:
         return packing.pack(self.photos, level, self.bases[level.key], self.counts[level.key])
 
 
-def plan(photos: Sequence[Shown], levels: Sequence[Level], room: int, fixed: int) -> Plan:
-    """Choose what fits into so many bytes: smaller photos first, then fewer components, then fewer photos.
+def plan(photos: Sequence[Shown], levels: Sequence[Level], max_mb: float, fixed: int) -> Plan:
+    """Choose what fits into a page: smaller photos first, then fewer components, then fewer photos.
 
     Parameters
     ----------
     photos, levels : sequence
         All that are wanted.
-    room : int
-        The bytes that are left for them.
+    max_mb : float
+        The size of the page, in millions of bytes.
     fixed : int
-        The bytes that are taken already.
+        The bytes of it that are taken already.
 
     Raises
     ------
     FeatxError
         If one photo does not fit.
     """
+    room = max_mb * 1e6 - fixed
     bases = {level.key: packing.fit(photos, level) for level in levels}
     cells = np.cumsum([[packing.cells_on(photo, level) for level in levels] for photo in photos], axis=0)
     about = np.cumsum([PHOTO + 7 * len(photo.key) + CELLS * len(levels) for photo in photos])
@@ -100,7 +107,7 @@ def plan(photos: Sequence[Shown], levels: Sequence[Level], room: int, fixed: int
     if last is None:
         smallest = ceil((fixed + size(0, least, most)) / 1e5) / 10
         raise FeatxError(
-            f"One photo with {len(levels)} levels does not fit into {(fixed + room) / 1e6:g} MB",
+            f"One photo with {count_of(len(levels), 'level')} does not fit into {max_mb:g} MB",
             f"Raise --max-mb to {smallest:g}, or show fewer levels",
         )
     small = (each for each in range(least) if jpegs[last, each] <= SHARE * room and size(last, each, most) <= room)

@@ -43,6 +43,26 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """How far cosines of packed features lie from those of the features themselves.
+
+    Attributes
+    ----------
+    components : int
+        How many numbers a cell has.
+    mean, largest : float
+        The mean and the largest absolute difference of cosines, over all pairs of a sample of cells.
+    pairs : int
+        How many pairs those were.
+    """
+
+    components: int
+    mean: float
+    largest: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A level's features, packed.
 
@@ -52,20 +72,15 @@ class Packed:
         (k,) float32: what a component's numbers are multiplied by.
     values : list of array
         Of each photo: (cells, k) int8, cells row by row.
-    mean, largest : float
-        How far cosines of packed features lie from those of the features themselves: the mean and the largest absolute
-        difference, over all pairs of a sample of cells.
-    pairs : int
-        How many pairs those were.
+    cost : Cost
+        What that costs.
     low : float
-        The cosine that 1 % of the pairs lie below.
+        The cosine that 1 % of pairs of cells lie below.
     """
 
     scales: Array
     values: list[Array]
-    mean: float
-    largest: float
-    pairs: int
+    cost: Cost
     low: float
 
 
@@ -115,10 +130,10 @@ def _measured(scales: Array, values: list[Array], full: Array, reduced: Array) -
     pairs = np.triu_indices(len(full), 1)
     cosines = (full @ full.T)[pairs]
     if not len(cosines):  # one cell
-        return Packed(scales, values, 0.0, 0.0, 0, 0.0)
+        return Packed(scales, values, Cost(len(scales), 0.0, 0.0, 0), 0.0)
     differences = np.abs((reduced @ reduced.T)[pairs] - cosines)
-    low = min(limits(cosines)[0], 0.99)
-    return Packed(scales, values, float(differences.mean()), float(differences.max()), len(cosines), low)
+    cost = Cost(len(scales), float(differences.mean()), float(differences.max()), len(cosines))
+    return Packed(scales, values, cost, min(limits(cosines)[0], 0.99))
 
 
 def _picks(counts: Sequence[int]) -> list[Array]:

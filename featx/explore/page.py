@@ -14,21 +14,21 @@ from featx import files
 from featx.errors import OutputError
 from featx.explore import budget, payload
 from featx.explore.budget import Plan
-from featx.explore.packing import Packed
-from featx.explore.shown import Shown, choose, shown
+from featx.explore.packing import Cost, Packed
+from featx.explore.shown import choose, shown
 from featx.images import cells
 from featx.runs import places
 from featx.runs.places import Levels
 from featx.runs.reading import Run, open_run
-from featx.text import amount_of, count_of
+from featx.text import count_of
 from featx.values import Level
 
 # What a page begins with: by this it is known as ours, and may be replaced.
 MARK = b'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="featx view">\n'
 SUFFIXES = (".html", ".htm")
 
-# Photos on a page, and its bytes, where nobody asked for others.
-PHOTOS, BYTES = 16, 20_000_000
+# The size of a page, in millions of bytes, where nobody asked for another.
+MAX_MB = 20.0
 
 # The bytes that the description of a level takes at most.
 LEVEL = 800
@@ -48,8 +48,8 @@ class Page:
         Keys of the photos on it.
     images : int
         How many photos the run has.
-    levels : dict of str to Packed
-        Name of the array to its packed features, with what packing them cost.
+    levels : dict of str to Cost
+        Name of the array to what packing its features cost.
     gone : list of str
         Keys of photos whose files are gone or have changed; their cells are shown without them.
     notes : list of str
@@ -62,7 +62,7 @@ class Page:
     bytes: int
     photos: list[str]
     images: int
-    levels: dict[str, Packed]
+    levels: dict[str, Cost]
     gone: list[str]
     notes: list[str]
     weights: str
@@ -73,9 +73,8 @@ def write_page(
     output: str | PathLike[str],
     keys: Sequence[str] = (),
     levels: Levels = None,
-    *,
-    max_photos: int = PHOTOS,
-    max_bytes: int = BYTES,
+    max_photos: int = 8,
+    max_mb: float = MAX_MB,
 ) -> Page:
     """Write a page that shows how similar every cell of every photo is to the one under the pointer.
 
@@ -91,8 +90,9 @@ def write_page(
         The maps; None takes all whose cells can be found in the photos.
     max_photos : int
         The most photos.
-    max_bytes : int
-        The largest page: photos get smaller, components fewer, and at last photos fewer until it fits.
+    max_mb : float
+        The largest page, in millions of bytes: photos get smaller, components fewer, and at last photos fewer, until
+        it fits.
 
     Raises
     ------
@@ -106,19 +106,15 @@ def write_page(
     photos = [shown(opened, key, chosen) for key in choose(opened, keys, max_photos)]
     about = payload.about(opened)
     fixed = len(payload.template().encode()) + len(payload.as_json(about)) + LEVEL * len(chosen)
-    plan = budget.plan(photos, chosen, max_bytes - fixed, fixed)
+    plan = budget.plan(photos, chosen, max_mb, fixed)
     packed = {level.key: plan.packed(level) for level in chosen}
-    notes = [*_notes(plan, photos, packed, max_bytes), *_unplaced(unplaced)]
-    described = about | {
-        "notes": [_scope(plan, len(opened)), *notes],
-        "levels": [payload.of_level(plan.photos, level, packed[level.key]) for level in chosen],
-        "photos": [payload.of_photo(photo, jpeg, chosen) for photo, jpeg in zip(plan.photos, plan.jpegs, strict=True)],
-        "start": payload.opening(plan.photos[0], chosen),
-    }
-    size = _write(path, described, packed.values())
-    gone = [photo.key for photo, jpeg in zip(plan.photos, plan.jpegs, strict=True) if not jpeg]
-    shown_keys = [photo.key for photo in plan.photos]
-    return Page(path, size, shown_keys, len(opened), packed, gone, notes, opened.summary["weights"]["kind"])
+    costs = {key: each.cost for key, each in packed.items()}
+    notes = [*_notes(plan, len(photos), [*costs.values()], max_mb), *_unplaced(unplaced)]
+    described = payload.described(plan.photos, plan.jpegs, chosen, packed)
+    scope = f"{count_of(len(plan.photos), 'photo')} of the run's {len(opened)}, as the model saw them."
+    size = _write(path, {**about, **described, "notes": [scope, *notes]}, packed.values())
+    seen, kind = [photo.key for photo in plan.photos], opened.summary["weights"]["kind"]
+    return Page(path, size, seen, len(opened), costs, plan.gone, notes, kind)
 
 
 def require_writable(path: Path) -> None:
@@ -156,32 +152,31 @@ def _levels(run: Run, levels: Levels) -> tuple[list[Level], list[Level]]:
     return [level for level in chosen if level not in unplaced], unplaced
 
 
-def _scope(plan: Plan, total: int) -> str:
-    return f"{count_of(len(plan.photos), 'photo')} of the run's {total}, as the model saw them."
-
-
-def _notes(plan: Plan, wanted: Sequence[Shown], packed: dict[str, Packed], max_bytes: int) -> list[str]:
+def _notes(plan: Plan, wanted: int, costs: Sequence[Cost], max_mb: float) -> list[str]:
     """Say what was left out or reduced, and what that costs."""
-    limit, notes = amount_of(max_bytes), []
-    if len(plan.photos) < len(wanted):
-        kept = f"Only the first {count_of(len(plan.photos), 'photo')} of {len(wanted)}"
-        notes.append(f"{kept} fit into {limit} (--max-mb).")
+    limit, notes = f"{max_mb:g} MB", []
+    if len(plan.photos) < wanted:
+        notes.append(f"Only the first {count_of(len(plan.photos), 'photo')} of {wanted} fit into {limit}.")
     if any(plan.side < min(budget.SIDES[0], max(photo.frame.input)) for photo in plan.photos):
         notes.append(f"Photos are reduced to {plan.side} pixels, to fit into {limit}.")
-    fewest, most = min(plan.counts.values()), max(plan.counts.values())
-    span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    why = f", as few as fit into {limit}" if plan.reduced else ""
-    mean = max(each.mean for each in packed.values())
-    largest = max(each.largest for each in packed.values())
-    notes.append(
-        f"Features are packed as 8-bit numbers, along {span} principal components of all photos together{why}. "
-        f"This changes the cosines of a level by {mean:.4f} on average and {largest:.3f} at most, over "
-        f"{max(each.pairs for each in packed.values()):,} pairs of cells."
-    )
-    if gone := plan.jpegs.count(""):
-        files_of = "file of one photo is" if gone == 1 else f"files of {gone} photos are"
-        notes.append(f"The {files_of} gone or changed: {'its' if gone == 1 else 'their'} cells are shown on grey.")
+    notes.append(_cost(costs, f", as few as fit into {limit}" if plan.reduced else ""))
+    if plan.reduced:
+        notes.append("A larger --max-mb, fewer levels (--level) or fewer photos (--max-photos) keep more of them.")
+    if gone := len(plan.gone):
+        those = "The file of one photo is" if gone == 1 else f"The files of {gone} photos are"
+        notes.append(f"{those} gone or changed: {'its' if gone == 1 else 'their'} cells are shown on grey.")
     return notes
+
+
+def _cost(costs: Sequence[Cost], why: str) -> str:
+    """Say how features are packed, and how far cosines of the worst level are off."""
+    fewest, most = min(each.components for each in costs), max(each.components for each in costs)
+    span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"Features are packed as 8-bit numbers, along {span} principal components of all photos together{why}. "
+        f"This changes the cosines of a level by {max(each.mean for each in costs):.4f} on average and "
+        f"{max(each.largest for each in costs):.3f} at most, over {max(each.pairs for each in costs):,} pairs of cells."
+    )
 
 
 def _unplaced(levels: Sequence[Level]) -> list[str]:

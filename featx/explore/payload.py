@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ def about(run: Run) -> dict[str, Any]:
     source = Path(weights["source"]).name if kind == "file" else weights["source"]
     recipe = {name: value for name, value in summary["recipe"].items() if name not in ("model", "weights", "versions")}
     facts = {
-        "run": run.folder.resolve().name,
         "weights": f"sha256 {weights['sha256']}",
         **recipe,
         **summary["recipe"]["versions"],
@@ -58,8 +57,18 @@ def _words(name: str) -> str:
     return printable(name.replace("_", " "))
 
 
-def of_level(photos: Sequence[Shown], level: Level, packed: Packed) -> dict[str, Any]:
-    """Return what a page says of a level."""
+def described(
+    photos: Sequence[Shown], jpegs: Sequence[str], levels: Sequence[Level], packed: Mapping[str, Packed]
+) -> dict[str, Any]:
+    """Return what a page says of its levels and photos."""
+    return {
+        "levels": [_level(photos, level, packed[level.key]) for level in levels],
+        "photos": [_photo(photo, jpeg, levels) for photo, jpeg in zip(photos, jpegs, strict=True)],
+        "start": _opening(photos[0], levels),
+    }
+
+
+def _level(photos: Sequence[Shown], level: Level, packed: Packed) -> dict[str, Any]:
     sizes = {_span(photo, level)[2:] for photo in photos}
     rows, columns = max(sizes)
     return {
@@ -69,14 +78,13 @@ def of_level(photos: Sequence[Shown], level: Level, packed: Packed) -> dict[str,
         "components": len(packed.scales),
         "stride": spacing(level.stride),
         "cells": f"{'' if len(sizes) == 1 else 'up to '}{rows} \u00d7 {columns}",
-        "mean": f"{packed.mean:.4f}",
-        "most": f"{packed.largest:.3f}",
+        "mean": f"{packed.cost.mean:.4f}",
+        "most": f"{packed.cost.largest:.3f}",
         "low": round(packed.low, 4),
     }
 
 
-def of_photo(photo: Shown, jpeg: str, levels: Sequence[Level]) -> dict[str, Any]:
-    """Return a photo, and where it and its cells lie in the model's input."""
+def _photo(photo: Shown, jpeg: str, levels: Sequence[Level]) -> dict[str, Any]:
     frame = photo.frame
     return {
         "key": printable(photo.key),
@@ -110,7 +118,7 @@ def _cells(photo: Shown, level: Level) -> dict[str, Any]:
     }
 
 
-def opening(photo: Shown, levels: Sequence[Level]) -> int:
+def _opening(photo: Shown, levels: Sequence[Level]) -> int:
     """Choose the level that a page opens with."""
     counts = [packing.cells_on(photo, level) for level in levels]
     fine = [number for number, count in enumerate(counts) if count >= OPENING]

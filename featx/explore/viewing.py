@@ -15,7 +15,7 @@ from PIL import Image
 
 from featx.command_options import ViewOptions
 from featx.errors import UsageError
-from featx.explore import colours, drawing, panels, sheets
+from featx.explore import colours, drawing, page, panels, sheets
 from featx.explore.sheets import Block, Heading, Legend, Panel
 from featx.explore.shown import GREY, Shown, as_seen, choose, require_key, shown
 from featx.images import cells
@@ -101,10 +101,14 @@ def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
     Raises
     ------
     FeatxError
-        If one is wrong, or the picture cannot be written.
+        If one is wrong, or the picture, or the page, cannot be written.
     """
-    drawing.require_drawable(output)
-    return ViewOptions(**options)
+    asked = ViewOptions(**options)
+    if asked.html is None:
+        drawing.require_drawable(output)
+    else:
+        page.require_writable(asked.html)
+    return asked
 
 
 def default_output(first: str) -> Path:
