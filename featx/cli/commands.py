@@ -284,10 +284,10 @@ def view(
         raise UsageError("--output and --html both say what is written", ONE)
     with (
         progress.extracting(quiet=as_json) as listener,
-        briefly.opened(paths, options, wanted.max_photos, listener) as (run, keys),
+        briefly.opened(paths, options, wanted.most, listener) as (run, keys),
     ):
         if wanted.html:
-            most, limit = wanted.max_photos, wanted.max_mb or page.MAX_MB
+            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
             tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
         else:
             tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)

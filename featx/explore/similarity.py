@@ -19,6 +19,7 @@ from featx.errors import FeatxError, UnreadableError, UsageError
 from featx.explore import drawing
 from featx.explore.drawing import ACCENT, INK, PAPER
 from featx.images import locators
+from featx.images.pictures import thumbnail
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs.formats import Array
@@ -244,7 +245,7 @@ def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score:
     """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
-    if image := drawing.thumbnail(file, THUMBNAIL):
+    if image := thumbnail(file, THUMBNAIL):
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
     else:  # its name and score are still valid
         drawing.cross_out(pen, box)

@@ -232,8 +232,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def _map(self, level: Named) -> Level:
         return places.chosen(self.maps, level)[0]
 
-    def read_maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
-        """Return maps of an image, of those in `maps`: name of the array to (C, H, W), memory-mapped.
+    def read_maps(self, key: str, levels: Sequence[Level], suffix: str = "") -> dict[str, Array]:
+        """Return arrays of an image's levels: each level's `key` to (C, H, W), memory-mapped.
+
+        With a suffix, such as ``_attention``, these are the arrays of that name beside the levels.
 
         Raises
         ------
@@ -245,7 +247,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         output = self._outputs[key]
         try:
             arrays = self.reader.read(key, output)
-            return {level.key: arrays[level.key] for level in levels}
+            return {level.key: arrays[level.key + suffix] for level in levels}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatxError(f"The maps of {key} are missing or damaged: {error}", REPAIR) from error
 
