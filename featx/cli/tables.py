@@ -134,8 +134,9 @@ def paged(value: Page, *, as_json: bool) -> None:
         stderr().print(f"[yellow]{RANDOM_WEIGHTS}, so similarity means little[/]", soft_wrap=True)
     for note in value.notes:
         stderr().print(note, markup=False, highlight=False, soft_wrap=True)
-    those = f"{len(value.photos)} of {count_of(value.images, 'photo')}, {amount_of(value.bytes)}"
-    stderr().print(f"[dim]{those}[/]", soft_wrap=True)
+    rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
+    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
+    stderr().print(f"[dim]{those}{rest}[/]", soft_wrap=True)
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 
