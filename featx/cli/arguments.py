@@ -80,7 +80,8 @@ def takes(
             if bare:
                 values["model"] = _one_model(command.__name__, values.pop("name"), values["model"])
             found = {name: _joined(values.pop(name)) for name in chosen}
-            command(options={name: found[name] for name in found if _is_typed(context, name)}, **values)
+            typed = [name for name in found if _is_typed(context, name) or (bare and name == "model")]
+            command(options={name: found[name] for name in typed}, **values)
 
         name = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Name)
         rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "options"]

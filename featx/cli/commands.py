@@ -263,7 +263,7 @@ def view(
         bool,
         switch(
             "--show",
-            help="Show it: in the terminal if that can, or on the desktop.",
+            help="Show it, in the terminal if that can, else on the desktop.",
             rich_help_panel=OutputOptions.panel,
         ),
     ] = False,
