@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from featx.declaring import (
     Options,
+    above_zero,
     amount,
     as_path,
     as_text,
@@ -189,6 +190,19 @@ class ViewOptions(Options):
     columns: int | None = option(
         default=None, help="Pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
     )
+    html: Path | None = option(
+        default=None,
+        help="Write a page instead, on which a browser compares cells, without any network.",
+        convert=as_path,
+        metavar="PAGE",
+    )
+    max_mb: float | None = option(
+        default=None,
+        help="Keep the page below N megabytes, by smaller photos, fewer components and fewer photos.",
+        convert=above_zero("20"),
+        metavar="N",
+        shown="20",
+    )
 
     def __post_init__(self) -> None:
         """Check, convert, and refuse what contradicts itself."""
@@ -202,6 +216,11 @@ class ViewOptions(Options):
             raise UsageError(f"{listed(chosen, 'and')} cannot be combined", "Use one of them")
         if self.key is not None and self.at is None:
             raise UsageError("--key is for --at", "Leave it out: name the photos to be shown after the run")
+        if self.html is None and self.max_mb is not None:
+            raise UsageError("--max-mb is for --html", "Leave it out")
+        for_pictures = ("activation", "attention", "at", "grid", "overlay", "smooth", "columns")
+        if self.html is not None and (unused := [name for name in for_pictures if getattr(self, name)]):
+            raise UsageError(f"--{unused[0]} is for a picture, and --html makes a page", "Leave one of them out")
         if self.grid and (self.smooth or self.overlay is not None):
             raise UsageError("--overlay and --smooth are for levels, and --grid shows thumbnails", "Leave them out")
 

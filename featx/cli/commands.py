@@ -275,16 +275,24 @@ def view(
     Each level is coloured by its first three principal components, the same for
     all photos; its cells lie where they are centred in the photo.
     """
-    from featx.explore import briefly, viewing
+    from featx.explore import briefly, page, viewing
 
     asked = {each.name: options.pop(each.name) for each in declared(ViewOptions) if each.name in options}
     path = output or viewing.default_output(paths[0])
-    most = viewing.checked(path, asked).most
-    with progress.extracting(quiet=as_json) as listener, briefly.opened(paths, options, most, listener) as (run, keys):
-        made = viewing.view(run, path, keys, **asked)
-    tables.viewed(made, as_json=as_json)
+    wanted = viewing.checked(path, asked)
+    if output and wanted.html:
+        raise UsageError("--output and --html both say what is written", ONE)
+    with (
+        progress.extracting(quiet=as_json) as listener,
+        briefly.opened(paths, options, wanted.most, listener) as (run, keys),
+    ):
+        if wanted.html:
+            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
+            tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
+        else:
+            tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
     if show:
-        pictures.show(path)
+        pictures.show(wanted.html or path)
 
 
 @command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")

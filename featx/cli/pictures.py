@@ -33,15 +33,20 @@ VIEWERS = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
 
 
 def show(path: Path) -> None:
-    """Draw a picture on the terminal if it can show one, or open the desktop's viewer; say so if there is neither."""
-    kind = terminal_kind() if sys.stderr.isatty() else ""
+    """Draw a picture on the terminal if it can show one, or open the desktop's viewer; say so if there is neither.
+
+    A page is always left to the desktop.
+    """
+    page = path.suffix.lower() in (".html", ".htm")
+    kind = terminal_kind() if sys.stderr.isatty() and not page else ""
     if kind:
         for piece in {"kitty": _kitty, "iterm2": _iterm2, "sixel": _sixel}[kind](path):
             sys.stderr.write(piece)
         sys.stderr.write("\n")
         sys.stderr.flush()
     elif not _open(path):
-        stderr().print("This terminal shows no pictures, and no desktop has a viewer", soft_wrap=True)
+        terminal = "" if page else "This terminal shows no pictures, and "
+        stderr().print(f"{terminal}{'No' if page else 'no'} desktop has a viewer", soft_wrap=True)
 
 
 def terminal_kind() -> str:

@@ -23,6 +23,7 @@ from featx.values import RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
+    from featx.explore.page import Page
     from featx.explore.sampling import Sampled
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
@@ -121,6 +122,21 @@ def viewed(value: View, *, as_json: bool) -> None:
         stderr().print(f"[yellow]{those}, and shown without the picture: {first}[/]", soft_wrap=True)
     rest = "; name others by their keys, or raise --max-photos" if value.photos < value.images else ""
     stderr().print(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]", soft_wrap=True)
+    stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
+
+
+def paged(value: Page, *, as_json: bool) -> None:
+    """Print the path of a page, and say what is on it, and what is not."""
+    if as_json:
+        print_json({**asdict(value), "output": str(value.output)})
+        return
+    if value.weights == "random":
+        stderr().print(f"[yellow]{RANDOM_WEIGHTS}, so similarity means little[/]", soft_wrap=True)
+    for note in value.notes:
+        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+    rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
+    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
+    stderr().print(f"[dim]{those}{rest}[/]", soft_wrap=True)
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from featx.command_options import ViewOptions
 from featx.errors import FeatxError, UsageError
-from featx.explore import colours, contact, drawing, panels, sheets
+from featx.explore import colours, contact, drawing, page, panels, sheets
 from featx.explore.sheets import Block, Legend, Panel
 from featx.explore.shown import GREY, Shown, as_seen, choose, require_key, shown
 from featx.images import cells
@@ -102,10 +102,14 @@ def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
     Raises
     ------
     FeatxError
-        If one is wrong, or the picture cannot be written.
+        If one is wrong, or the picture, or the page, cannot be written.
     """
-    drawing.require_drawable(output)
-    return ViewOptions(**options)
+    asked = ViewOptions(**options)
+    if asked.html is None:
+        drawing.require_drawable(output)
+    else:
+        page.require_writable(asked.html)
+    return asked
 
 
 def default_output(first: str) -> Path:
