@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from featx.declaring import (
     Options,
+    above_zero,
     amount,
     as_path,
     as_text,
@@ -22,6 +23,7 @@ from featx.declaring import (
 )
 from featx.errors import UsageError
 from featx.options import ImageOptions, KeepOptions, OutputOptions
+from featx.text import listed
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
 
@@ -218,10 +220,20 @@ class ViewOptions(Options):
         shown="all",
         repeated=True,
     )
-    max_photos: int = option(default=8, help="Show at most N photos.", convert=whole(1, 10_000), metavar="N")
+    max_photos: int | None = option(
+        default=None,
+        help="Show at most N photos.",
+        convert=whole(1, 10_000),
+        metavar="N",
+        shown="8, or 1000 with --grid",
+    )
+    grid: bool = option(
+        default=False, help="Show thumbnails alone, in the order and the colours of what they are similar to."
+    )
     activation: bool = option(
         default=False, help="Show how strong the features of a cell are, not their principal components."
     )
+    attention: bool = option(default=False, help="Show where the model attends, of a run made with --attention.")
     at: tuple[float, float] | None = option(
         default=None,
         help="Compare every cell with the feature at this pixel of a photo.",
@@ -241,14 +253,44 @@ class ViewOptions(Options):
     columns: int | None = option(
         default=None, help="Pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
     )
+    html: Path | None = option(
+        default=None,
+        help="Write a page instead, on which a browser compares cells, without any network.",
+        convert=as_path,
+        metavar="PAGE",
+    )
+    max_mb: float | None = option(
+        default=None,
+        help="Keep the page below N megabytes, by smaller photos, fewer components and fewer photos.",
+        convert=above_zero("20"),
+        metavar="N",
+        shown="20",
+    )
 
     def __post_init__(self) -> None:
         """Check, convert, and refuse what contradicts itself."""
         super().__post_init__()
-        if self.activation and self.at is not None:
-            raise UsageError("--activation and --at both choose the colours", "Use one of them")
+        chosen = [
+            f"--{name}"
+            for name in ("grid", "activation", "attention", "at")
+            if getattr(self, name) not in (False, None)
+        ]
+        if len(chosen) > 1:
+            raise UsageError(f"{listed(chosen, 'and')} cannot be combined", "Use one of them")
         if self.key is not None and self.at is None:
             raise UsageError("--key is for --at", "Leave it out: name the photos to be shown after the run")
+        if self.html is None and self.max_mb is not None:
+            raise UsageError("--max-mb is for --html", "Leave it out")
+        for_pictures = ("activation", "attention", "at", "grid", "overlay", "smooth", "columns")
+        if self.html is not None and (unused := [name for name in for_pictures if getattr(self, name)]):
+            raise UsageError(f"--{unused[0]} is for a picture, and --html makes a page", "Leave one of them out")
+        if self.grid and (self.smooth or self.overlay is not None):
+            raise UsageError("--overlay and --smooth are for levels, and --grid shows thumbnails", "Leave them out")
+
+    @property
+    def most(self) -> int:
+        """The most photos that are shown."""
+        return self.max_photos or (1000 if self.grid else 8)
 
 
 @group

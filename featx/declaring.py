@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
 from functools import wraps
-from math import isfinite
+from math import inf, isfinite
 from operator import index
 from pathlib import Path
 from reprlib import repr as quoted  # which shortens long values
@@ -202,6 +202,21 @@ def share(example: str) -> Convert:
             number = 0.0
         if not 0 < number <= 1:  # false for NaN
             raise UsageError(f"{name}: expected a number above 0, up to 1, such as {example}, not {quoted(value)}")
+        return number
+
+    return convert
+
+
+def above_zero(example: str) -> Convert:
+    """Expect a finite number above 0."""
+
+    def convert(name: str, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = 0.0
+        if not 0 < number < inf:  # false for NaN
+            raise UsageError(f"{name}: expected a number above 0, such as {example}, not {quoted(value)}")
         return number
 
     return convert

@@ -11,9 +11,7 @@ from typing import Any
 from PIL import Image, ImageFont
 
 from featx import files
-from featx.errors import OutputError, UnreadableError
-from featx.images.pictures import picture
-from featx.options import Limits
+from featx.errors import OutputError
 from featx.text import listed, printable
 
 # File formats of a picture, and the text that marks it as ours (in the Exif tag of that name).
@@ -63,16 +61,6 @@ def save(sheet: Image.Image, path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{path} cannot be written: {reason}", "Choose another --output") from error
-
-
-def thumbnail(file: str, side: int) -> Image.Image | None:
-    """Read a photo, upright, as large as fits into a square; None if it is gone or unreadable by now."""
-    try:
-        image = picture(file, Limits())
-    except UnreadableError:
-        return None
-    image.thumbnail((side, side))
-    return image
 
 
 def cross_out(pen: Any, box: tuple[float, float, float, float]) -> None:

@@ -46,8 +46,10 @@ class Patch:
     ----------
     key, path : str
         The photo's key, and its file when it was extracted.
+    size : tuple of int
+        Width and height of the photo as a viewer shows it.
     x, y : float
-        The pixel of the photo, as a viewer shows it, at which the cell is centred; pixel centres at integers.
+        The pixel of the photo at which the cell is centred; pixel centres at integers.
     level : str
         The name of the level's array.
     score : float
@@ -58,6 +60,7 @@ class Patch:
 
     key: str
     path: str
+    size: tuple[int, int]
     x: float
     y: float
     level: str
@@ -73,6 +76,8 @@ class Patches:
     ----------
     query, path : str
         The query's photo as it was named, and its file.
+    size : tuple of int
+        Its width and height.
     at : tuple of float or None
         The point in it, if one was asked for.
     box : tuple of float
@@ -89,6 +94,7 @@ class Patches:
 
     query: str
     path: str
+    size: tuple[int, int]
     at: tuple[float, ...] | None
     box: tuple[float, ...]
     level: str
@@ -167,7 +173,7 @@ def similar_patches(
     found = _Search(opened, chosen, direction, asked, None if with_self else key).run(listener)
     around = asked.box or _floats(cells.box_of(frame, chosen, *cells.to_cell(frame, chosen, *asked.at or ())))
     kind = opened.summary["weights"]["kind"]
-    return Patches(name, path, asked.at, around, chosen.key, len(opened), found, kind)
+    return Patches(name, path, frame.original, asked.at, around, chosen.key, len(opened), found, kind)
 
 
 def draw(patches: Patches, path: Path) -> None:
@@ -179,12 +185,18 @@ def draw(patches: Patches, path: Path) -> None:
         If it cannot be written; see `featx.explore.drawing.require_drawable`.
     """
     where = f"at {_numbers(patches.at)}" if patches.at else f"in {_numbers(patches.box)}"
-    query = Tile(to_path(patches.path), Path(patches.query).name, f"query {where}", framed=True, box=patches.box)
+    query = Tile(to_path(patches.path), Path(patches.query).name, f"query {where}", framed=True, mark=_shares(patches))
+    notes = (f"{each.score:.4f} at {each.x:.1f},{each.y:.1f}" for each in patches.found)
     found = [
-        Tile(to_path(each.path), each.key, f"{each.score:.4f} at {each.x:.1f},{each.y:.1f}", box=each.box)
-        for each in patches.found
+        Tile(to_path(each.path), each.key, note, mark=_shares(each))
+        for each, note in zip(patches.found, notes, strict=True)
     ]
     tiles.draw([query, *found], path)
+
+
+def _shares(place: Patch | Patches) -> tuple[float, ...]:
+    """Return the edges of a place's box as shares of the photo's width and height."""
+    return tuple(edge / side for edge, side in zip(place.box, place.size * 2, strict=True))
 
 
 def choose_level(maps: Sequence[Level]) -> Level:
@@ -292,7 +304,7 @@ class _Search:
         for row, column, score in self._best_cells(values, near, on_photo):
             x, y = _floats(cells.to_pixel(line.frame, self._level, row, column))
             box = _floats(cells.box_of(line.frame, self._level, row, column))
-            yield Patch(key, line.path, x, y, self._level.key, score, box)
+            yield Patch(key, line.path, line.frame.original, x, y, self._level.key, score, box)
 
     def _best_cells(
         self, values: Array, near: Array, on_photo: tuple[slice, slice]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,9 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from featx.explore import drawing
 from featx.explore.colours import scaled
 from featx.explore.drawing import ACCENT, FAINT, INK, PAPER
+from featx.runs.reading import Run
+from featx.text import count_of
+from featx.values import RANDOM_SIMILARITY
 
-# Pixels: the width that a sheet aims at, what a panel's sides may be, the space between panels, and lines of text.
-WIDTH, NARROWEST, WIDEST, GAP, LINE = 1200, 150, 420, 14, 17
+# Pixels: the width that a sheet aims at, and its least; what the sides of a panel may be; the space between panels; and
+# lines of text.
+WIDTH, LEAST, NARROWEST, WIDEST, GAP, LINE = 1200, 640, 150, 420, 14, 17
 
 # Sizes of letters, in pixels.
 TITLE, TEXT = 17, 13
@@ -57,6 +62,15 @@ class Heading:
     legends: Sequence[Legend] = field(default_factory=list)
 
 
+def heading(run: Run, photos: int, legend: Legend) -> Heading:
+    """Name a sheet's model and weights."""
+    summary = run.summary
+    kind, source = summary["weights"]["kind"], summary["weights"]["source"]
+    weights = "random weights" if kind == "random" else f"weights {Path(source).name}"
+    text = f"{summary['model']}, {weights}: {count_of(photos, 'photo')}"
+    return Heading(text, RANDOM_SIMILARITY if kind == "random" else "", [legend])
+
+
 def panel_width(panels: int, columns: int) -> int:
     """Return how wide panels are, if so many are side by side, in pixels."""
     across = min(panels, columns)
@@ -70,18 +84,17 @@ def columns_for(panels: int, blocks: int) -> int:
     return panels if panels <= 3 else math.ceil(panels / 2) if panels <= 8 else 4
 
 
-def sheet(heading: Heading, blocks: Sequence[Block], columns: int) -> Image.Image:
+def sheet(head: Heading, blocks: Sequence[Block], columns: int) -> Image.Image:
     """Lay out blocks below one another, each with its panels in rows of so many."""
     widest = max(panel.picture.width for block in blocks for panel in block.panels)
     across = max(min(columns, len(block.panels)) for block in blocks)
     rows = [
         [block.panels[at : at + columns] for at in range(0, len(block.panels), columns)] for block in _terse(blocks)
     ]
-    height = GAP + LINE + 6 + LINE * bool(heading.warning) + (LINE + 4) * len(heading.legends)
-    height += sum(LINE + sum(_height(row) for row in of_block) + GAP for of_block in rows)
-    drawn = Image.new("RGB", (max(GAP + across * (widest + GAP), 640), height + GAP), PAPER)
+    height = GAP + height_of(head) + sum(LINE + sum(_height(row) for row in of_block) + GAP for of_block in rows)
+    drawn = Image.new("RGB", (max(GAP + across * (widest + GAP), LEAST), height + GAP), PAPER)
     pen = ImageDraw.Draw(drawn)
-    top = _head(drawn, pen, heading, GAP)
+    top = draw_heading(drawn, pen, head, GAP)
     for block, of_block in zip(blocks, rows, strict=True):
         drawing.caption(pen, (GAP, top), block.caption, drawn.width - 2 * GAP, TEXT + 1)
         top += LINE + 3
@@ -113,15 +126,20 @@ def _terse(blocks: Sequence[Block]) -> list[Block]:
     return [blocks[0], *rest]
 
 
-def _head(drawn: Image.Image, pen: ImageDraw.ImageDraw, heading: Heading, top: int) -> int:
+def height_of(head: Heading) -> int:
+    """Return the height of a heading and its legends, in pixels."""
+    return LINE + 6 + LINE * bool(head.warning) + (LINE + 4) * len(head.legends)
+
+
+def draw_heading(drawn: Image.Image, pen: ImageDraw.ImageDraw, head: Heading, top: int) -> int:
     """Draw the heading and the legends; returns where they end."""
     room = drawn.width - 2 * GAP
-    drawing.caption(pen, (GAP, top), heading.text, room, TITLE)
+    drawing.caption(pen, (GAP, top), head.text, room, TITLE)
     top += LINE + 6
-    if heading.warning:
-        drawing.caption(pen, (GAP, top), heading.warning, room, TEXT, fill=ACCENT)
+    if head.warning:
+        drawing.caption(pen, (GAP, top), head.warning, room, TEXT, fill=ACCENT)
         top += LINE
-    for legend in heading.legends:
+    for legend in head.legends:
         drawing.caption(pen, (GAP, top), legend.text, room, TEXT, fill=FAINT)
         if legend.ends:
             _scale(drawn, pen, legend.ends, GAP + pen.textlength(legend.text, ImageFont.load_default(TEXT)) + 12, top)

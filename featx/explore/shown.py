@@ -37,7 +37,7 @@ class Shown:
     frame : Frame
         Where it lies in the model's input.
     maps : dict of str to array
-        Name of the array to its (C, H, W).
+        Key of each level to what is shown of it, (C, H, W): its map, or its attention (heads, H, W).
     """
 
     key: str
@@ -90,8 +90,8 @@ def require_key(run: Run, key: str) -> None:
         raise FeatxError(f"The run {run.folder} has no photo {printable(key)}", hint)
 
 
-def shown(run: Run, key: str, levels: Sequence[Level]) -> Shown:
-    """Read a photo's line and maps; its numbers are read when they are used.
+def shown(run: Run, key: str, levels: Sequence[Level], suffix: str = "") -> Shown:
+    """Read a photo's line, and its levels' maps or the arrays beside them; numbers are read when they are used.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def shown(run: Run, key: str, levels: Sequence[Level]) -> Shown:
         If they are missing or damaged.
     """
     line = run.line(key)
-    return Shown(key, to_path(line.path), line.frame, run.read_maps(key, levels))
+    return Shown(key, to_path(line.path), line.frame, run.read_maps(key, levels, suffix))
 
 
 def as_seen(each: Shown, width: int, height: int) -> Image.Image | None:

@@ -10,11 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from featx.errors import UnreadableError
 from featx.explore import drawing
 from featx.explore.drawing import ACCENT, INK, PAPER
-from featx.images.pictures import picture
-from featx.options import Limits
+from featx.images.pictures import thumbnail
 
 # Size of a sheet's thumbnails, the space below each for its text, and the number per row.
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
@@ -33,15 +31,15 @@ class Tile:
         The photo's path, and the two lines below it.
     framed : bool
         Whether it is framed, as the query is.
-    box : tuple of float or None
-        The place in it that is marked: edges x1, y1, x2, y2 in its pixels.
+    mark : tuple of float or None
+        The place in it that is marked: edges x1, y1, x2, y2 as shares of its width and height.
     """
 
     file: str
     name: str
     note: str
     framed: bool = False
-    box: tuple[float, ...] | None = None
+    mark: tuple[float, ...] | None = None
 
 
 def draw(tiles: Sequence[Tile], path: Path) -> None:
@@ -65,16 +63,12 @@ def _draw_tile(sheet: Image.Image, corner: tuple[int, int], tile: Tile) -> None:
     """Draw one photo, as large as fits, with its name and note below; a cross if the file is gone."""
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     frame = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
-    try:
-        image = picture(tile.file, Limits())
-    except UnreadableError:  # gone or changed since; its name and score are still valid
-        drawing.cross_out(pen, frame)
-    else:
-        width = image.width
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        if tile.box:
-            _mark(ImageDraw.Draw(image), [edge * image.width / width for edge in tile.box])
+    if image := thumbnail(tile.file, THUMBNAIL):
+        if tile.mark:
+            _mark(ImageDraw.Draw(image), [share * side for share, side in zip(tile.mark, image.size * 2, strict=True)])
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
+    else:  # gone or unreadable by now; its name and score are still valid
+        drawing.cross_out(pen, frame)
     if tile.framed:
         pen.rectangle(frame, outline=ACCENT, width=3)
     drawing.caption(pen, (left, top + THUMBNAIL + 4), tile.name, THUMBNAIL)

@@ -38,6 +38,18 @@ def picture(locator: str, limits: Limits) -> Image.Image:
         raise UnreadableError("decode", reason_of(error, locator)) from error
 
 
+def thumbnail(locator: str, side: int) -> Image.Image | None:
+    """Read an image, upright, as large as fits into a square of so many pixels; None if it is gone or unreadable."""
+    limits = Limits()
+    try:
+        with locators.opened(locator, limits) as file, decoding.opened(file, limits.max_pixels) as undecoded:
+            image = undecoded.reduced(side).rgb()
+    except Exception:  # noqa: BLE001 - whatever is wrong, there is nothing to show
+        return None
+    image.thumbnail((side, side))
+    return image
+
+
 def reason_of(error: Exception, locator: str) -> str:
     """Say why an image could not be read, in one line that is meaningful to the file's owner."""
     inner = error.__cause__ if isinstance(error, SyntaxError) else error

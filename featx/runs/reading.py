@@ -236,8 +236,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def _map(self, level: Named) -> Level:
         return places.chosen(self.maps, level)[0]
 
-    def read_maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
-        """Return maps of an image, of those in `maps`: name of the array to (C, H, W), memory-mapped.
+    def read_maps(self, key: str, levels: Sequence[Level], suffix: str = "") -> dict[str, Array]:
+        """Return arrays of an image's levels: each level's `key` to (C, H, W), memory-mapped.
+
+        With a suffix, such as ``_attention``, these are the arrays of that name beside the levels.
 
         Raises
         ------
@@ -246,10 +248,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatxError
             If they are missing or damaged.
         """
-        names = [level.key for level in levels]
+        names = {level.key: level.key + suffix for level in levels}
         try:
-            arrays = self.reader.read(key, self._outputs[key], names)
-            return {name: arrays[name] for name in names}
+            arrays = self.reader.read(key, self._outputs[key], list(names.values()))
+            return {level: arrays[name] for level, name in names.items()}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise damaged(key, error) from error
 

@@ -292,10 +292,10 @@ def test_the_command(featx_command, planted, tmp_path):
         "wrote sheet.png, 6 places",
     ]
     value = json.loads(featx_command(*words, "--with-self", "--json").stdout)
-    assert list(value) == ["query", "path", "at", "box", "level", "images", "found", "weights"]
+    assert list(value) == ["query", "path", "size", "at", "box", "level", "images", "found", "weights"]
     assert (value["at"], value["level"], len(value["found"])) == ([105, 149], "level_1", 6)
     best = value["found"][0]
-    assert list(best) == ["key", "path", "x", "y", "level", "score", "box"]
+    assert list(best) == ["key", "path", "size", "x", "y", "level", "score", "box"]
     assert done.stdout.splitlines()[1].split() == [
         "1",
         f"{best['score']:.4f}",

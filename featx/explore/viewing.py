@@ -1,4 +1,4 @@
-# view: a run's photos and levels as one picture: principal components, strength, attention, or likeness to a point.
+# Viewing: a run's photos and levels as one picture: principal components, strength, attention, or likeness to a point.
 """``featx view`` as a function."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ import numpy as np
 from PIL import Image
 
 from featx.command_options import ViewOptions
-from featx.errors import UsageError
-from featx.explore import colours, drawing, panels, sheets
-from featx.explore.sheets import Block, Heading, Legend, Panel
+from featx.errors import FeatxError, UsageError
+from featx.explore import colours, contact, drawing, page, panels, sheets
+from featx.explore.sheets import Block, Legend, Panel
 from featx.explore.shown import GREY, Shown, as_seen, choose, require_key, shown
 from featx.images import cells
 from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.text import count_of, printable, spacing
+from featx.text import printable, spacing
 from featx.values import Level
 
-RANDOM = "random weights: nothing was learned; shapes and places are right, likeness means little"
+# What the names of arrays of attention end in.
+ATTENTION = "_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +83,68 @@ def view(
     FeatxError
         If the picture cannot be written, or the run lacks the photos, maps or attention asked for.
     """
-    asked, path = ViewOptions(**options), Path(output)
-    drawing.require_drawable(path)
+    path = Path(output)
+    asked = checked(path, options)
     opened = run if isinstance(run, Run) else open_run(run)
     chosen = _keys(opened, keys, asked)
-    levels = places.chosen(opened.maps, asked.levels)
-    for level in levels:
-        cells.spacing_of(level)
-    photos = [shown(opened, key, levels) for key in chosen]
-    made = _Sheet(opened, photos, levels, asked)
-    drawing.save(made.picture(), path)
-    weights = opened.summary["weights"]["kind"]
-    return View(path, len(photos), len(opened), [level.key for level in levels], made.gone, weights)
+    if asked.grid:
+        drawn, names, gone = contact.sheet(opened, chosen, asked)
+    else:
+        made = _Sheet(opened, chosen, asked)
+        drawn, names, gone = made.picture(), [level.key for level in made.levels], made.gone
+    drawing.save(drawn, path)
+    return View(path, len(chosen), len(opened), names, gone, opened.summary["weights"]["kind"])
+
+
+def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
+    """Return the options, before anything slow begins.
+
+    Raises
+    ------
+    FeatxError
+        If one is wrong, or the picture, or the page, cannot be written.
+    """
+    asked = ViewOptions(**options)
+    if asked.html is None:
+        drawing.require_drawable(output)
+    else:
+        page.require_writable(asked.html)
+    return asked
+
+
+def default_output(first: str) -> Path:
+    """Return where a picture goes that nobody named: into the current folder, named after what it shows."""
+    path = Path(first).absolute()
+    return Path(f"{path.name if path.is_dir() else path.stem or 'photos'}-view.png")
 
 
 def _keys(run: Run, keys: Sequence[str], asked: ViewOptions) -> list[str]:
     """Choose the photos; the one that has the point is the first."""
     if asked.key is None:
-        return choose(run, keys, asked.max_photos)
+        return choose(run, keys, asked.most)
     require_key(run, asked.key)
-    first = asked.key
-    others = [key for key in (keys or list(run)[: asked.max_photos]) if key != first]
-    return choose(run, [first, *(others if keys else others[: asked.max_photos - 1])], asked.max_photos)
+    others = [key for key in keys or list(islice(run, asked.most)) if key != asked.key]
+    return choose(run, [asked.key, *(others if keys else others[: asked.most - 1])], asked.most)
+
+
+def _levels(run: Run, asked: ViewOptions) -> list[Level]:
+    """Find the levels whose maps, or whose attention, are shown.
+
+    Raises
+    ------
+    FeatxError
+        If the run has none of those, or where their cells lie is unknown.
+    """
+    have: Sequence[Level] = run.maps
+    if asked.attention:
+        names = {field.key for field in run.fields}
+        have = [level for level in run.levels if f"{level.key}{ATTENTION}" in names]
+        if not have:
+            raise FeatxError(f"The run {run.folder} has no attention", "Extract it with --attention")
+    levels = places.chosen(have, asked.levels)
+    for level in levels:
+        cells.spacing_of(level)
+    return levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +161,12 @@ class _Kind:
 def _kind(run: Run, photos: Sequence[Shown], levels: Sequence[Level], asked: ViewOptions) -> _Kind:
     if asked.at is not None:
         return _likeness(run, photos, levels, asked.at)
-    return _strength(photos, levels) if asked.activation else _components(photos, levels)
+    if asked.attention:
+        text = "mean attention of all heads to a cell: dark where little goes, bright where most goes"
+        return _scalar(photos, levels, _of_heads, text)
+    if asked.activation:
+        return _scalar(photos, levels, colours.strength, "strength: the length of a cell's feature vector")
+    return _components(photos, levels)
 
 
 def _components(photos: Sequence[Shown], levels: Sequence[Level]) -> _Kind:
@@ -131,11 +178,17 @@ def _components(photos: Sequence[Shown], levels: Sequence[Level]) -> _Kind:
     return _Kind(text, {**chosen}, details)
 
 
-def _strength(photos: Sequence[Shown], levels: Sequence[Level]) -> _Kind:
-    numbers = {level.key: colours.strength(_sampled(photos, level)) for level in levels}
-    ranges = {key: colours.limits(values) for key, values in numbers.items()}
-    chosen = {key: _on_scale(colours.strength, *each) for key, each in ranges.items()}
-    return _Kind("length of a cell's feature vector", chosen, _ranges(ranges), ("low", "high"))
+def _scalar(photos: Sequence[Shown], levels: Sequence[Level], function: Callable[[Array], Array], text: str) -> _Kind:
+    """Colour one number of each cell, on a scale of each level that is the same for all photos."""
+    ranges = {level.key: colours.limits(function(_sampled(photos, level))) for level in levels}
+    return _Kind(
+        text, {key: _on_scale(function, *each) for key, each in ranges.items()}, _ranges(ranges), ("low", "high")
+    )
+
+
+def _of_heads(attention: Array) -> Array:
+    found: Array = attention.mean(-1)
+    return found
 
 
 def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tuple[float, float]) -> _Kind:
@@ -150,14 +203,14 @@ def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tu
             x1, y1, x2, y2 = cells.seen(photos[0].frame)
             raise UsageError(
                 f"--at {at[0]:g},{at[1]:g} lies outside what the model saw of {printable(photos[0].key)}",
-                f"It saw x from {x1:g} to {x2 - 1:g} and y from {y1:g} to {y2 - 1:g}",
+                f"It saw x from {x1:.0f} to {x2 - 1:.0f} and y from {y1:.0f} to {y2 - 1:.0f}",
             )
         cosine = partial(colours.cosines, vector=vector)
         chosen[level.key], ranges[level.key] = cosine, colours.limits(cosine(_sampled(photos, level)))
-        best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos}
+        best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos[1:]}
     scales = {key: _on_scale(cosine, ranges[key][0], 1.0) for key, cosine in chosen.items()}
     details = _ranges({key: (low, 1.0) for key, (low, _) in ranges.items()})
-    text = "cosine similarity to the feature at the cross; the nearest cell of each photo is framed"
+    text = "cosine similarity to the feature at the cross; the nearest cell of every other photo is framed"
     return _Kind(text, scales, details, ("low", "1"), best)
 
 
@@ -187,21 +240,18 @@ def _sampled(photos: Sequence[Shown], level: Level) -> Array:
 class _Sheet:
     """The picture, and the photos whose files are gone."""
 
-    def __init__(self, run: Run, photos: Sequence[Shown], levels: Sequence[Level], asked: ViewOptions) -> None:
-        self._run, self._photos, self._levels, self._asked = run, photos, levels, asked
-        self._kind = _kind(run, photos, levels, asked)
-        self._columns = asked.columns or sheets.columns_for(1 + len(levels), len(photos))
-        self._width = sheets.panel_width(1 + len(levels), self._columns)
+    def __init__(self, run: Run, keys: Sequence[str], asked: ViewOptions) -> None:
+        self._run, self._asked, self.levels = run, asked, _levels(run, asked)
+        suffix = ATTENTION if asked.attention else ""
+        self._photos = [shown(run, key, self.levels, suffix) for key in keys]
+        self._kind = _kind(run, self._photos, self.levels, asked)
+        self._columns = asked.columns or sheets.columns_for(1 + len(self.levels), len(keys))
+        self._width = sheets.panel_width(1 + len(self.levels), self._columns)
         self.gone: list[str] = []
 
     def picture(self) -> Image.Image:
-        summary = self._run.summary
-        kind, source = summary["weights"]["kind"], summary["weights"]["source"]
-        weights = "random weights" if kind == "random" else f"weights {Path(source).name}"
-        what = f"{count_of(len(self._photos), 'photo')} of {printable(str(self._run.folder))}"
-        legend = Legend(self._kind.text, self._kind.ends)
-        heading = Heading(f"{summary['model']}, {weights}: {what}", RANDOM if kind == "random" else "", [legend])
-        return sheets.sheet(heading, [self._block(photo) for photo in self._photos], self._columns)
+        head = sheets.heading(self._run, len(self._photos), Legend(self._kind.text, self._kind.ends))
+        return sheets.sheet(head, [self._block(photo) for photo in self._photos], self._columns)
 
     def _block(self, photo: Shown) -> Block:
         size = panels.size_of(photo.frame, self._width)
@@ -209,7 +259,7 @@ class _Sheet:
         if seen is None:
             self.gone.append(photo.key)
         base = seen or Image.new("RGB", size, GREY)
-        made = [self._level(photo, base, level) for level in self._levels]
+        made = [self._level(photo, base, level) for level in self.levels]
         across, down = photo.frame.original
         x1, y1, x2, y2 = cells.seen(photo.frame)
         share = (x2 - x1) * (y2 - y1) / (across * down)
