@@ -11,7 +11,7 @@ from featx.errors import UsageError
 from featx.runs.formats import Array
 
 # Bytes of a map that are multiplied together: they stay in the CPU cache while they are used twice.
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 
 # Sums of squares beyond these may have lost digits, or all of them, in single precision.
 SMALLEST, LARGEST = 1e-24, 1e36

@@ -287,7 +287,7 @@ def test_the_command(featx_command, planted, tmp_path):
     assert done.stdout.splitlines()[0].split() == ["rank", "cosine", "x", "y", "image"]
     assert len(done.stdout.splitlines()) == 7
     assert done.stderr.splitlines() == [
-        "random weights: nothing was learned, so these similarities mean little",
+        "random weights: shapes are right, but nothing was learned, so similarity means little",
         "6 places in 200 images, compared on level_1",
         "wrote sheet.png, 6 places",
     ]
