@@ -34,8 +34,8 @@ SIZE, DOTS, RADIUS, WEAK = (300, 210), 6, 2.0, 0.1
 # Random initialisations of a network, also in the long version: kernels of few channels lean to a side by chance.
 SEEDS, MANY = 3, 12
 
-# Networks whose deepest cells all see the borders of 224 pixels, which shifts where they respond; they get a photo, and an
-# input, of twice the size.
+# Networks whose deepest cells all see the borders of 224 pixels, which shifts where they respond: their photo, and the
+# input, have twice the size.
 WIDE = ("mobilenetv4_conv_small", "tf_efficientnet_b0", "rexnet_100", "mnasnet_050")
 
 # How far a dot may be found from where it is, in cells.
