@@ -73,11 +73,12 @@ def _model_facts(value: dict[str, Any]) -> dict[str, str]:
 
 def _other_outputs(value: dict[str, Any]) -> str:
     """List what a model offers in addition to its levels."""
-    final, tokens = value["final"], value["prefix_tokens"]
+    final, tokens, attention = value["final"], value["prefix_tokens"], value["attention"]
     parts = [
         f"embedding {value['embedding']}" if value["embedding"] else "",
         _final_map(final) if final else "",
         count_of(tokens, "prefix token") if tokens else "",
+        f"attention of the {attention['query']} (--attention)" if attention else "",
         "final norm (--norm)" if value["norm"] else "",
         f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
     ]
