@@ -112,17 +112,22 @@ def _class_tokens(network: nn.Module) -> Iterator[Tensor]:
             yield value
 
 
-def watch(module: nn.Module, keep: Callable[[Tensor], None]) -> None:
+def watch(module: Any, keep: Callable[[Tensor], None]) -> None:
     """Have `keep` called with the first query's row, (B, heads, keys), of every softmax that a module computes."""
+    forward = module.forward
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def look(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        unfused: Any = copy.copy(module)  # of the same parameters; other threads run the module itself meanwhile
+    def look(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        unfused = copy.copy(module)  # of the same parameters; other threads run the module itself meanwhile
         unfused.fused_attn = False
         with suppress(_Found), _UntilSoftmax(keep):
-            unfused.forward(*arguments, **options)
+            type(module).forward(unfused, *arguments, **options)
 
-    module.register_forward_pre_hook(look, with_kwargs=True)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        look(arguments, options)
+        return forward(*arguments, **options)
+
+    module.forward = watched  # torch.compile, which has to leave `look` alone, would lose a hook
 
 
 class _Found(Exception):  # noqa: N818 - not an error

@@ -124,11 +124,13 @@ class Tapped(nn.Module):
 
     def forward(self, batch: Tensor) -> list[Tensor]:
         """Return the arrays of `keys` for a (B, 3, H, W) batch; maps are (B, C, H, W)."""
-        self._own.rows = {each.level: [] for each in self.taps.attention}
+        if self.taps.attention:
+            self._await_attention()
         maps, prefixes, end = self._run(batch)
         maps = to_nchw(self.taps.layout, maps)
         vector = self.network.forward_head(end, pre_logits=True) if self.taps.head else None
-        results = [*maps, *prefixes, *self._attention(maps)]
+        attention = self._attention(maps) if self.taps.attention else []
+        results = [*maps, *prefixes, *attention]
         if not self.taps.whole:
             return results
         grid = self.taps.grid_of(*batch.shape[-2:])
@@ -182,11 +184,17 @@ class Tapped(nn.Module):
             raise ModelError("The final map has a different size for this input", "Load the model with that image_size")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
+    # torch.compile would take the rows for those that there are when it compiles.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _await_attention(self) -> None:
+        self._own.rows = {each.level: [] for each in self.taps.attention}
+
     def _keep_attention(self, level: int, row: Tensor) -> None:
         """Keep a row of a level's attention, (B, heads, keys), for the thread that computed it."""
         if getattr(self._own, "rows", None) is not None:
             self._own.rows[level].append(row)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _attention(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return what was kept, as (B, heads, H, W): what precedes the cells is left out."""
         sides = {index: values.shape[-2:] for index, values in zip(self.taps.indices, maps, strict=True)}
