@@ -6,8 +6,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from featx.declaring import Options, amount, as_path, as_text, bins, group, numbers, one_of, option, whole
+from featx.declaring import (
+    Options,
+    above_zero,
+    amount,
+    as_path,
+    as_text,
+    bins,
+    coordinates,
+    group,
+    numbers,
+    one_of,
+    option,
+    share,
+    whole,
+)
+from featx.errors import UsageError
 from featx.options import ImageOptions, KeepOptions, OutputOptions
+from featx.text import listed
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
 
@@ -124,6 +140,94 @@ class SampleOptions(Options):
         metavar="N|HxW",
         shown="1",
     )
+
+
+@group
+class ViewOptions(Options):
+    """What is shown of which photos and levels, and how."""
+
+    panel: ClassVar[str] = "Picture"
+
+    levels: tuple[int | str, ...] | None = option(
+        default=None,
+        help="Show only these levels, each by its index or the name of its array.",
+        convert=_levels,
+        metavar="N,N",
+        flags=("--level",),
+        shown="all",
+        repeated=True,
+    )
+    max_photos: int | None = option(
+        default=None,
+        help="Show at most N photos.",
+        convert=whole(1, 10_000),
+        metavar="N",
+        shown="8, or 1000 with --grid",
+    )
+    grid: bool = option(
+        default=False, help="Show thumbnails alone, in the order and the colours of what they are similar to."
+    )
+    activation: bool = option(
+        default=False, help="Show how strong the features of a cell are, not their principal components."
+    )
+    attention: bool = option(default=False, help="Show where the model attends, of a run made with --attention.")
+    at: tuple[float, float] | None = option(
+        default=None,
+        help="Compare every cell with the feature at this pixel of a photo.",
+        convert=coordinates("320,240"),
+        metavar="X,Y",
+    )
+    key: str | None = option(
+        default=None, help="The photo that has the pixel.", convert=as_text, metavar="KEY", shown="the first shown"
+    )
+    overlay: float | None = option(
+        default=None,
+        help="Let the photo shine through: the share of the colours, such as 0.6.",
+        convert=share("0.6"),
+        metavar="SHARE",
+    )
+    smooth: bool = option(default=False, help="Interpolate colours between cells.")
+    columns: int | None = option(
+        default=None, help="Pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
+    )
+    html: Path | None = option(
+        default=None,
+        help="Write a page instead, on which a browser compares cells, without any network.",
+        convert=as_path,
+        metavar="PAGE",
+    )
+    max_mb: float | None = option(
+        default=None,
+        help="Keep the page below N megabytes, by smaller photos, fewer components and fewer photos.",
+        convert=above_zero("20"),
+        metavar="N",
+        shown="20",
+    )
+
+    def __post_init__(self) -> None:
+        """Check, convert, and refuse what contradicts itself."""
+        super().__post_init__()
+        chosen = [
+            f"--{name}"
+            for name in ("grid", "activation", "attention", "at")
+            if getattr(self, name) not in (False, None)
+        ]
+        if len(chosen) > 1:
+            raise UsageError(f"{listed(chosen, 'and')} cannot be combined", "Use one of them")
+        if self.key is not None and self.at is None:
+            raise UsageError("--key is for --at", "Leave it out: name the photos to be shown after the run")
+        if self.html is None and self.max_mb is not None:
+            raise UsageError("--max-mb is for --html", "Leave it out")
+        for_pictures = ("activation", "attention", "at", "grid", "overlay", "smooth", "columns")
+        if self.html is not None and (unused := [name for name in for_pictures if getattr(self, name)]):
+            raise UsageError(f"--{unused[0]} is for a picture, and --html makes a page", "Leave one of them out")
+        if self.grid and (self.smooth or self.overlay is not None):
+            raise UsageError("--overlay and --smooth are for levels, and --grid shows thumbnails", "Leave them out")
+
+    @property
+    def most(self) -> int:
+        """The most photos that are shown."""
+        return self.max_photos or (1000 if self.grid else 8)
 
 
 @group

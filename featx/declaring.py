@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
 from functools import wraps
+from math import inf, isfinite
 from operator import index
 from pathlib import Path
 from reprlib import repr as quoted  # which shortens long values
@@ -206,6 +207,21 @@ def share(example: str) -> Convert:
     return convert
 
 
+def above_zero(example: str) -> Convert:
+    """Expect a finite number above 0."""
+
+    def convert(name: str, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = 0.0
+        if not 0 < number < inf:  # false for NaN
+            raise UsageError(f"{name}: expected a number above 0, such as {example}, not {quoted(value)}")
+        return number
+
+    return convert
+
+
 def amount(example: str) -> Convert:
     """Expect a whole number of at least 1, which may be abbreviated: 30M, 1.5G, 250k, 1_000_000."""
     return _abbreviated(_COUNTS, f"a whole number of at least 1, such as {example}")
@@ -243,6 +259,24 @@ def numbers(kind: type[int] | type[float], example: str, *words: str) -> Convert
             raise UsageError(
                 f"{name}: expected comma-separated numbers, such as {example}{other}, not {quoted(value)}"
             ) from error
+
+    return convert
+
+
+def coordinates(example: str) -> Convert:
+    """Expect as many finite numbers as the example has, in text with commas or as a sequence."""
+    count = example.count(",") + 1
+
+    def convert(name: str, value: Any) -> tuple[float, ...]:
+        pieces = value.split(",") if isinstance(value, str) else value
+        try:
+            found = tuple(float(piece) for piece in pieces)
+        except (TypeError, ValueError):
+            found = ()
+        if len(found) != count or not all(map(isfinite, found)):
+            expected = f"expected {count} comma-separated numbers, such as {example}"
+            raise UsageError(f"{name}: {expected}, not {quoted(value)}")
+        return found
 
     return convert
 

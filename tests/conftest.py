@@ -13,8 +13,9 @@ import torch
 
 from tests.helpers import HANGS, MODEL, PHOTO, ROOT, TESTS, make_photos
 
-# What is started in the background may have been told to ignore it, and hands that on to every command here.
+# What is started in the background, or by nohup, was told to ignore them, and hands that on to every command here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # The files that take longest: begun first, so that several workers come to an end together.

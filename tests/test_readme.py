@@ -10,8 +10,10 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from featx.cli.commands import app
 from tests.helpers import HANGS, natural_image
@@ -101,6 +103,17 @@ def test_what_a_page_shows_runs_and_computes_nothing_twice(tmp_path, monkeypatch
                 assert manifests(tmp_path) == after, step
     if left_out:
         pytest.skip("OpenCV misses libraries of the system")
+
+
+def test_the_picture_is_what_its_command_draws(tmp_path, featx_command):
+    (text,) = re.findall(r"`featx (view [^`]* -o docs/levels\.png)` drew it", PAGES["README.md"])
+    name, photo, *arguments, _ = shlex.split(text)
+    done = featx_command(name, ROOT / photo, *arguments, "levels.png", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "levels.png") as now, Image.open(ROOT / "docs" / "levels.png") as then:
+        assert now.size == then.size
+        # Processors round differently, which may change a colour a little.
+        assert np.abs(np.asarray(now, float) - np.asarray(then, float)).mean() < 2
 
 
 def test_there_is_much_to_run():

@@ -15,7 +15,7 @@ import typer
 
 from featx.cli import completion
 from featx.cli.usage import MESSAGES
-from featx.command_options import FilterOptions, OrderOptions, VerifyOptions
+from featx.command_options import FilterOptions, OrderOptions, VerifyOptions, ViewOptions
 from featx.declaring import Options, declaration, declared, spellings
 from featx.errors import UsageError
 from featx.options import GROUPS
@@ -27,7 +27,7 @@ def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as t
 
 
 # In the order of the help.
-SHOWN: tuple[type[Options], ...] = (FilterOptions, OrderOptions, *GROUPS, VerifyOptions)
+SHOWN: tuple[type[Options], ...] = (FilterOptions, OrderOptions, ViewOptions, *GROUPS, VerifyOptions)
 PANELS = list(dict.fromkeys([*(group.panel for group in SHOWN), MESSAGES]))
 
 Json = Annotated[
@@ -45,7 +45,11 @@ Name = Annotated[
 
 
 def takes(
-    *groups: type[Options], only: Sequence[str] = (), without: Sequence[str] = (), bare: bool = False
+    *groups: type[Options],
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    bare: bool = False,
+    optional: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some groups; those that were typed are passed as its argument ``options``.
 
@@ -57,9 +61,12 @@ def takes(
         Names of the only options that it takes, or of those that it does not.
     bare : bool
         Whether the model may be named without --model, as an argument.
+    optional : sequence of str
+        Names of options that this command can do without, though they are required elsewhere.
     """
+    free = [*optional, *(["model"] if bare else [])]
     chosen = {
-        each.name: _parameter(group, each, needed=not (bare and each.name == "model"))
+        each.name: _parameter(group, each, needed=each.name not in free)
         for group in groups
         for each in declared(group, without=without)
         if not only or each.name in only
@@ -69,25 +76,30 @@ def takes(
         own = inspect.signature(command, eval_str=True).parameters.values()
 
         @wraps(command)
-        def run(**values: Any) -> None:
+        def run(context: typer.Context, **values: Any) -> None:
             if bare:
                 values["model"] = _one_model(command.__name__, values.pop("name"), values["model"])
-            typed = {name: values.pop(name) for name in chosen}
-            command(
-                options={name: _joined(value) for name, value in typed.items() if value not in (None, [])}, **values
-            )
+            found = {name: _joined(values.pop(name)) for name in chosen}
+            typed = [name for name in found if _is_typed(context, name) or (bare and name == "model")]
+            command(options={name: found[name] for name in typed}, **values)
 
         name = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Name)
         rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "options"]
-        parameters = sorted([*([name] if bare else []), *chosen.values(), *rest], key=_place)
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, *sorted([*([name] if bare else []), *chosen.values(), *rest], key=_place)]
         vars(run)["__signature__"] = inspect.Signature(parameters)  # which is what typer reads
         return run
 
     return decorate
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _joined(value: Any) -> Any:
-    return ",".join(value) or None if isinstance(value, list) else value
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _place(parameter: inspect.Parameter) -> int:

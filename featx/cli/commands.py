@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featx.cli import completion, descriptions, progress, reports, streams, tables
+from featx.cli import completion, descriptions, pictures, progress, reports, streams, tables
 from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes
 from featx.cli.usage import Command, Group
 from featx.command_options import (
@@ -21,7 +21,9 @@ from featx.command_options import (
     SampleOptions,
     SimilarOptions,
     VerifyOptions,
+    ViewOptions,
 )
+from featx.declaring import declared
 from featx.engine.stopping import Stop
 from featx.errors import UsageError
 from featx.options import (
@@ -189,10 +191,10 @@ def similar(
 
     Compares their embeddings by cosine similarity.
     """
-    from featx.explore import similarity
+    from featx.explore import drawing, similarity
 
     if output:
-        similarity.require_drawable(output)
+        drawing.require_drawable(output)
     with progress.waiting("searching"):
         found = similarity.similar(run, query, with_self=with_self, **options)
     tables.neighbours(found, as_json=as_json)
@@ -232,6 +234,65 @@ def sample(
         sampled = sampling.sample(run, output, listener=listener, **options)
     tables.sampled(sampled, as_json=as_json)
     raise typer.Exit(3 if sampled.faults else 0)
+
+
+@command(epilog="Example: featx view features/photos --level 2,3 --output levels.png")
+@takes(
+    *(ViewOptions, ModelOptions, ImageOptions, RunOptions),
+    without=("part", "batch_size", "workers", "isolate"),
+    optional=("model",),
+)
+def view(
+    options: dict[str, Any],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="Folder of a run, and keys of its photos; or photos, with --model."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The picture: .png, .jpg or .jpeg.",
+            show_default="NAME-view.png",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = None,
+    show: Annotated[
+        bool,
+        switch(
+            "--show",
+            help="Show it, in the terminal if that can, else on the desktop.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the levels of a model see in photos, as one picture.
+
+    Each level is coloured by its first three principal components, the same for
+    all photos; its cells lie where they are centred in the photo.
+    """
+    from featx.explore import briefly, page, viewing
+
+    asked = {each.name: options.pop(each.name) for each in declared(ViewOptions) if each.name in options}
+    path = output or viewing.default_output(paths[0])
+    wanted = viewing.checked(path, asked)
+    if output and wanted.html:
+        raise UsageError("--output and --html both say what is written", ONE)
+    with (
+        progress.extracting(quiet=as_json) as listener,
+        briefly.opened(paths, options, wanted.most, listener) as (run, keys),
+    ):
+        if wanted.html:
+            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
+            tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
+        else:
+            tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
+    if show:
+        pictures.show(wanted.html or path)
 
 
 @command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")

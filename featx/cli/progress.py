@@ -13,7 +13,7 @@ from rich.console import Console
 from featx.cli.descriptions import CONFIGURATIONS, size_of
 from featx.cli.rates import Rates
 from featx.cli.reports import forecast_lines
-from featx.cli.streams import interject, stderr
+from featx.cli.streams import captured_libraries, interject, stderr
 from featx.engine.events import Checked, Event, Foreseen, Listener, Phase, Planned
 from featx.text import count_of, images, printable
 from featx.values import Note, Outcome, SearchListener, Surveyed
@@ -99,6 +99,13 @@ def progress(*, quiet: bool, libraries: CapturedOutput, forecasts: bool = True) 
         unrecorded = [] if quiet else [line for line in libraries.lines() if line not in recorded]
         for line in unrecorded[:WARNINGS]:
             console.print(f"library warning: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def extracting(*, quiet: bool) -> Iterator[Listener]:
+    """Show the progress of an extraction that another command begins with."""
+    with captured_libraries() as libraries, progress(quiet=quiet, libraries=libraries, forecasts=False) as listener:
+        yield listener
 
 
 @contextmanager

@@ -23,9 +23,11 @@ from featx.values import RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
+    from featx.explore.page import Page
     from featx.explore.sampling import Sampled
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
+    from featx.explore.viewing import View
     from featx.images.annotations import Fault
 
 
@@ -107,6 +109,35 @@ def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:
     """Say what was drawn."""
     if not as_json:
         stderr().print(f"wrote {escape(printable(str(output)))}, {images(len(value.found))}", soft_wrap=True)
+
+
+def viewed(value: View, *, as_json: bool) -> None:
+    """Print the path of a picture, and say what is in it."""
+    if as_json:
+        print_json({**asdict(value), "output": str(value.output)})
+        return
+    if value.gone:
+        first = escape(printable(value.gone[0]))
+        those = f"{count_of(len(value.gone), 'photo')} {'is' if len(value.gone) == 1 else 'are'} gone or changed"
+        stderr().print(f"[yellow]{those}, and shown without the picture: {first}[/]", soft_wrap=True)
+    rest = "; name others by their keys, or raise --max-photos" if value.photos < value.images else ""
+    stderr().print(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]", soft_wrap=True)
+    stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
+
+
+def paged(value: Page, *, as_json: bool) -> None:
+    """Print the path of a page, and say what is on it, and what is not."""
+    if as_json:
+        print_json({**asdict(value), "output": str(value.output)})
+        return
+    if value.weights == "random":
+        stderr().print(f"[yellow]{RANDOM_WEIGHTS}, so similarity means little[/]", soft_wrap=True)
+    for note in value.notes:
+        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+    rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
+    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
+    stderr().print(f"[dim]{those}{rest}[/]", soft_wrap=True)
+    stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 
 def sampled(value: Sampled, *, as_json: bool) -> None:

@@ -25,7 +25,8 @@ from featx import files
 from featx.errors import FeatxError, UnreadableError
 from featx.images import decoding, fitting
 from featx.images.frame import Frame
-from featx.images.placing import Placed, place, reason_of
+from featx.images.pictures import reason_of
+from featx.images.placing import Placed, place
 from featx.options import Limits
 from featx.text import amount_of
 

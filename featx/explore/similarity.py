@@ -11,30 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from featx import paths
 from featx.command_options import SimilarOptions
-from featx.errors import FeatxError, OutputError, UnreadableError, UsageError
+from featx.errors import FeatxError, UnreadableError, UsageError
+from featx.explore import drawing
+from featx.explore.drawing import ACCENT, INK, PAPER
 from featx.images import locators
+from featx.images.pictures import thumbnail
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.text import listed, printable
 from featx.values import EMBEDDING
 
 # Rows per multiplication: a block stays in the CPU cache while it is used twice.
 BLOCK = 2048
 
-# File formats of a sheet, and the text that marks it as one (in the Exif tag of that name).
-SHEETS = (".png", ".jpg", ".jpeg")
-SOFTWARE, OURS = 0x0131, "featx similar"
-
 # Size of a sheet's thumbnails, the space below each for its text, and the number per row.
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
-
-PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (200, 60, 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,31 +210,14 @@ def _require_one_image(query: str) -> None:
         raise UsageError(f"{query} is {what}, not an image", "Give one image")
 
 
-def require_drawable(path: Path) -> None:
-    """Refuse a picture's path before the work starts: only pictures made by `draw` may be replaced.
-
-    Raises
-    ------
-    OutputError
-        If it has no image suffix, its folder does not exist, or it would replace something else.
-    """
-    if path.suffix.lower() not in SHEETS:
-        raise OutputError(f"{path} is not the name of an image file", f"Use a name that ends in {listed(SHEETS)}")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another --output")
-    if os.path.lexists(path) and not _is_ours(path):
-        raise OutputError(f"{path} exists and was not drawn by featx similar", "Choose another --output")
-
-
 def draw(neighbours: Neighbours, path: Path) -> None:
     """Draw the query and its neighbours, with scores, as a picture.
 
     Raises
     ------
     OutputError
-        If it cannot be written; see `require_drawable`.
+        If it cannot be written; see `featx.explore.drawing.require_drawable`.
     """
-    require_drawable(path)
     tiles = [(neighbours.query, Path(neighbours.query).name, "query")] if neighbours.query else []
     tiles += [(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
     across = min(ACROSS, len(tiles))
@@ -248,22 +227,7 @@ def draw(neighbours: Neighbours, path: Path) -> None:
     for place, (file, name, score) in enumerate(tiles):
         corner = (GAP + place % across * step[0], GAP + place // across * step[1])
         _draw_tile(sheet, corner, file, name, score, framed=score == "query")
-    exif = Image.Exif()
-    exif[SOFTWARE] = OURS
-    try:
-        sheet.save(path, exif=exif)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{path} cannot be written: {reason}", "Choose another --output") from error
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a picture is marked as made by `draw`."""
-    try:
-        with Image.open(path) as image:
-            return bool(image.getexif().get(SOFTWARE) == OURS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+    drawing.save(sheet, path)
 
 
 def _cosines(rows: Array, direction: Array) -> Array:
@@ -279,22 +243,13 @@ def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
 
 def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
     """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
-    from featx.images import placing
-
     pen, (left, top) = ImageDraw.Draw(sheet), corner
     box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
-    try:
-        image = placing.picture(file, Limits())
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    if image := thumbnail(file, THUMBNAIL):
         sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    except UnreadableError:  # gone or changed since; its name and score are still valid
-        pen.line((box[:2], box[2:]), INK)
-        pen.line(((box[0], box[3]), (box[2], box[1])), INK)
+    else:  # its name and score are still valid
+        drawing.cross_out(pen, box)
     if framed:
-        pen.rectangle(box, outline=FRAME, width=3)
-    font = ImageFont.load_default(13)
-    text = printable(name)
-    while pen.textlength(text, font) > THUMBNAIL and len(text) > 1:
-        text = f"…{text[2:]}"
-    pen.text((left, top + THUMBNAIL + 4), text, INK, font)
-    pen.text((left, top + THUMBNAIL + 19), score, FRAME if framed else INK, font)
+        pen.rectangle(box, outline=ACCENT, width=3)
+    drawing.caption(pen, (left, top + THUMBNAIL + 4), name, THUMBNAIL)
+    drawing.caption(pen, (left, top + THUMBNAIL + 19), score, THUMBNAIL, fill=ACCENT if framed else INK)

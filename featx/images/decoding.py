@@ -44,6 +44,11 @@ class Undecoded:
         self._image, self.notes = [image], notes
         self.orientation = orientation_of(image, notes)  # before loading, which ends Pillow's reading of tags
 
+    def reduced(self, side: int) -> Undecoded:
+        """Have a JPEG decoded at a half, a quarter or an eighth of its size, no side of it shorter than this."""
+        self._image[0].draft("RGB", (2 * side, 2 * side))
+        return self
+
     def rgb(self) -> Image.Image:
         """Decode it, once, as upright 8-bit RGB."""
         return upright_rgb(self._image.pop(), self.orientation)  # which can then let go of it

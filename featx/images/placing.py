@@ -5,29 +5,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import re
-import struct
-import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from featx.errors import UnreadableError
 from featx.images import decoding, locators
 from featx.images.fitting import Preprocessor
 from featx.images.frame import Frame
+from featx.images.pictures import reason_of
 from featx.options import Limits
-
-# What goes wrong inside a decoder that runs out of a file's bytes, or into senseless ones; the words mean nothing.
-INNER = (struct.error, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, zlib.error)
-VAGUE = re.compile(
-    "decoder error|not identified by this driver|cannot load this image|could not create decoder|Unable to seek"
-    "|Expected to read|Invalid input:|Decoder plugin generated|Generic Error|Invalid argument|invalid literal|b['\"]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,38 +73,3 @@ def place(
         # A position that a damaged file names, and does not have, is not the disk's fault.
         stage = "read" if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else "decode"
         raise UnreadableError(stage, reason_of(error, locator), sha256) from error
-
-
-def picture(locator: str, limits: Limits) -> Image.Image:
-    """Read and decode an image, upright and in RGB, to be looked at.
-
-    Raises
-    ------
-    UnreadableError
-        As `place` does.
-    """
-    try:
-        with locators.opened(locator, limits) as file:
-            return decoding.decode(file, limits.max_pixels)[0]
-    except UnreadableError:
-        raise
-    except Exception as error:
-        raise UnreadableError("decode", reason_of(error, locator)) from error
-
-
-def reason_of(error: Exception, locator: str) -> str:
-    """Say why an image could not be read, in one line that is meaningful to the file's owner."""
-    inner = error.__cause__ if isinstance(error, SyntaxError) else error
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    said = one_line(error, locator)
-    return "the file is damaged" if isinstance(inner, INNER) or VAGUE.match(said) else said
-
-
-def one_line(error: BaseException, locator: str) -> str:
-    """Return what an error says, without the locator, which the image's line names already."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].replace(f"'{locator}'", "").replace(locator, "").strip(" :.")
-    return line or type(error).__name__

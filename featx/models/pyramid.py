@@ -21,7 +21,7 @@ from featx.errors import FeatxError, UsageError, enough_memory
 from featx.images import decoding, fitting
 from featx.images.containers import orientation_of
 from featx.images.frame import Frame
-from featx.images.placing import reason_of
+from featx.images.pictures import reason_of
 from featx.models import libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
 from featx.models.footprint import Pass, of_pass

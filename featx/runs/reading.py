@@ -118,7 +118,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def sizes(self, key: str) -> dict[str, tuple[int, int]]:
         """Return the height and width of each of an image's maps, in cells, by the names of their arrays."""
-        return {name: (values.shape[1], values.shape[2]) for name, values in self._maps(key, self.maps).items()}
+        return {name: (values.shape[1], values.shape[2]) for name, values in self.read_maps(key, self.maps).items()}
 
     def cell_to_pixel(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
         """Find the points of a photo at which cells of a level are centred.
@@ -195,7 +195,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
             If the run lacks a map, a level's offset or stride is unknown, or the maps are damaged.
         """
         chosen = places.chosen(self.maps, levels)
-        return places.sample(self._maps(key, chosen), self.frame(key), chosen, points)
+        return places.sample(self.read_maps(key, chosen), self.frame(key), chosen, points)
 
     def regions(
         self, key: str, boxes: ArrayLike, levels: Levels = None, size: int | tuple[int, int] = (1, 1)
@@ -227,16 +227,27 @@ class Run(Mapping[str, Mapping[str, Array]]):
             As `sample` does.
         """
         shape, chosen = bins("size", size), places.chosen(self.maps, levels)
-        return places.regions(self._maps(key, chosen), self.frame(key), chosen, boxes, shape)
+        return places.regions(self.read_maps(key, chosen), self.frame(key), chosen, boxes, shape)
 
     def _map(self, level: Named) -> Level:
         return places.chosen(self.maps, level)[0]
 
-    def _maps(self, key: str, levels: Sequence[Level]) -> dict[str, Array]:
+    def read_maps(self, key: str, levels: Sequence[Level], suffix: str = "") -> dict[str, Array]:
+        """Return arrays of an image's levels: each level's `key` to (C, H, W), memory-mapped.
+
+        With a suffix, such as ``_attention``, these are the arrays of that name beside the levels.
+
+        Raises
+        ------
+        KeyError
+            If the image has no features.
+        FeatxError
+            If they are missing or damaged.
+        """
         output = self._outputs[key]
         try:
             arrays = self.reader.read(key, output)
-            return {level.key: arrays[level.key] for level in levels}
+            return {level.key: arrays[level.key + suffix] for level in levels}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatxError(f"The maps of {key} are missing or damaged: {error}", REPAIR) from error
 

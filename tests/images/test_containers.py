@@ -20,7 +20,8 @@ from featx.images.containers import canvas_of
 from featx.images.decoding import decode
 from featx.images.fitting import make
 from featx.images.frame import Frame
-from featx.images.placing import place, reason_of
+from featx.images.pictures import reason_of
+from featx.images.placing import place
 from featx.options import Limits
 from featx.values import plain
 from tests.helpers import natural_image

@@ -1,0 +1,174 @@
+# Colours of maps: principal components as red, green and blue; strength and similarity on a scale for all eyes.
+"""From features (…, C) to colours (…, 3), in numpy alone; the same features give the same colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from featx.runs.formats import Array
+
+# Ten colours of viridis, evenly spaced: it is read the same by the colour-blind and in print. By S. van der Walt and
+# N. Smith for matplotlib, in the public domain.
+VIRIDIS = np.array(
+    [
+        *((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142)),
+        *((31, 158, 137), (53, 183, 121), (109, 205, 89), (180, 222, 44), (253, 231, 37)),
+    ],
+    np.float64,
+)
+
+# The most cells that components are fitted on, and the least variance, in shares of the largest, that is more than
+# rounding.
+MOST, LEAST = 4096, 1e-10
+
+# Sides of matrices whose eigenvectors are all computed; beyond, how many more than wanted are iterated, how often at
+# most, and when eigenvalues no longer change.
+SMALL, SPARE, ROUNDS, CLOSE = 512, 12, 200, 1e-9
+
+# The shares of cells below and above which a colour no longer changes, in percent.
+LOW, HIGH = 1.0, 99.0
+
+# How steep the middle of the sigmoid is: 95 % of normal scores come to between 0.05 and 0.95.
+STEEPNESS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Principal components of the features of many cells.
+
+    Attributes
+    ----------
+    mean : array
+        (C,) float64.
+    basis : array
+        (C, k) float64, orthonormal; in order of falling variance, and each with the sign that makes its scores lean
+        to the positive side.
+    variance : array
+        (k,) float64: that of the scores of each component.
+    explained : float
+        The share of all variance that is along them, 0 to 1.
+    """
+
+    mean: Array
+    basis: Array
+    variance: Array
+    explained: float
+
+    def scores(self, features: Array) -> Array:
+        """Project features (…, C) on the components: (…, k) float64."""
+        scores: Array = (np.asarray(features, np.float64) - self.mean) @ self.basis
+        return scores
+
+
+def components(features: Array, count: int = 3) -> Components:
+    """Find the principal components of features.
+
+    Of more than 4,096 cells, those in evenly spaced places are used.
+
+    Parameters
+    ----------
+    features : array
+        (cells, C), at least one.
+    count : int
+        How many components, at most; directions without variance are left out.
+    """
+    chosen = np.asarray(features[np.linspace(0, len(features) - 1, min(MOST, len(features))).astype(int)], np.float64)
+    mean = chosen.mean(0)
+    centred = chosen - mean
+    few = len(centred) < centred.shape[1]  # then the matrix of products of cells is the smaller one
+    values, vectors = _largest((centred @ centred.T if few else centred.T @ centred) / len(centred), count)
+    kept = min(count, int((values > max(values[0] * LEAST, 0)).sum()))
+    values, vectors = values[:kept], vectors[:, :kept]
+    basis = centred.T @ vectors / np.sqrt(np.maximum(values * len(centred), np.finfo(float).tiny)) if few else vectors
+    signs = np.where(((centred @ basis) ** 3).sum(0) < 0, -1.0, 1.0)
+    total = np.square(centred).sum() / len(centred)
+    return Components(mean, basis * signs, values, float(values.sum() / total) if total else 0.0)
+
+
+def _largest(matrix: Array, count: int) -> tuple[Array, Array]:
+    """Return the largest eigenvalues of a symmetric matrix, falling, and their vectors (n, count).
+
+    Large matrices are left to subspace iteration with Ritz values (Golub and Van Loan, "Matrix Computations", 8.2.4)
+    from a start that is always the same: all eigenvectors of 2,048 channels would take seconds.
+    """
+    if len(matrix) <= SMALL:
+        values, vectors = np.linalg.eigh(matrix)
+        return values[::-1][:count], vectors[:, ::-1][:, :count]
+    block = np.random.default_rng(0).standard_normal((len(matrix), min(len(matrix), count + SPARE)))
+    before = np.zeros(count)
+    for _ in range(ROUNDS):
+        block = np.linalg.qr(matrix @ block)[0]
+        values, rotation = np.linalg.eigh(block.T @ matrix @ block)
+        block = block @ rotation[:, ::-1]
+        if np.allclose(values[::-1][:count], before, rtol=CLOSE, atol=0):
+            break
+        before = values[::-1][:count]
+    return values[::-1][:count], block[:, :count]
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """How features become red, green and blue: three components, each centred, scaled, and bent by a sigmoid.
+
+    Attributes
+    ----------
+    components : Components
+        Up to three; a colour without one stays at its middle.
+    middle, scale : array
+        (k,) the median of each component's scores, and their spread: 0.741 of the range between the quartiles, which is
+        the standard deviation where scores are normal.
+    """
+
+    components: Components
+    middle: Array
+    scale: Array
+
+    def __call__(self, features: Array) -> Array:
+        """Return the colours of features (…, C): (…, 3) uint8."""
+        scores = (self.components.scores(features) - self.middle) / self.scale
+        shares = np.full((*scores.shape[:-1], 3), 0.5)
+        shares[..., : scores.shape[-1]] = 1 / (1 + np.exp(-np.clip(STEEPNESS * scores, -30, 30)))
+        found: Array = np.rint(255 * shares).astype(np.uint8)
+        return found
+
+
+def colours(features: Array) -> Colours:
+    """Choose colours for features (cells, C): those of their first three principal components."""
+    found = components(features)
+    scores = found.scores(features)
+    lower, middle, upper = np.percentile(scores, (25, 50, 75), axis=0)
+    spread = np.maximum(0.741 * (upper - lower), 0.25 * np.sqrt(found.variance))  # most cells may be all alike
+    return Colours(found, middle, np.where(spread > 0, spread, 1.0))
+
+
+def limits(values: Array) -> tuple[float, float]:
+    """Return the values between which a scale runs, without the one cell in a hundred that is out of line."""
+    low, high = np.percentile(values, (LOW, HIGH))
+    return float(low), float(high)
+
+
+def scaled(values: Array, low: float, high: float) -> Array:
+    """Return the colours of numbers (…) on a scale that a colour-blind eye reads as well: (…, 3) uint8."""
+    places = np.clip((np.asarray(values, np.float64) - low) / ((high - low) or 1), 0, 1) * (len(VIRIDIS) - 1)
+    channels = [np.interp(places, np.arange(len(VIRIDIS)), channel) for channel in VIRIDIS.T]
+    found: Array = np.rint(np.stack(channels, -1)).astype(np.uint8)
+    return found
+
+
+def strength(features: Array) -> Array:
+    """Return the length of features (…, C): (…) float64."""
+    found: Array = np.sqrt(np.einsum("...c,...c->...", features, features, dtype=np.float64))
+    return found
+
+
+def cosines(features: Array, vector: Array) -> Array:
+    """Return the cosine of features (…, C) with a vector (C,): (…) float64; 0 for features of zeros.
+
+    Features in which all cells agree are not taken out: these are the plain cosines, as a search has them.
+    """
+    lengths = strength(features) * np.linalg.norm(np.asarray(vector, np.float64))
+    products = np.asarray(features, np.float64) @ np.asarray(vector, np.float64)
+    found: Array = products / np.where(lengths > 0, lengths, 1.0)
+    return found
