@@ -264,6 +264,7 @@ class Weights(Struct, frozen=True, omit_defaults=True):
 
 
 RANDOM_WEIGHTS = "random weights: shapes are right, but nothing was learned"
+RANDOM_SIMILARITY = f"{RANDOM_WEIGHTS}, so similarity means little"
 
 
 class Stat(Struct, frozen=True, gc=False, omit_defaults=True):

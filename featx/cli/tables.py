@@ -19,7 +19,7 @@ from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
 from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable
-from featx.values import RANDOM_WEIGHTS
+from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
@@ -97,7 +97,7 @@ def neighbours(value: Neighbours, *, as_json: bool) -> None:
         print_json(asdict(value))
         return
     if value.weights == "random":
-        stderr().print("[yellow]random weights: nothing was learned, so these similarities mean little[/]")
+        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
     out, table = stdout(), plain_table(">rank", ">cosine", "image")
     for rank, each in enumerate(value.found, 1):
         table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
@@ -131,7 +131,7 @@ def paged(value: Page, *, as_json: bool) -> None:
         print_json({**asdict(value), "output": str(value.output)})
         return
     if value.weights == "random":
-        stderr().print(f"[yellow]{RANDOM_WEIGHTS}, so similarity means little[/]", soft_wrap=True)
+        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
     for note in value.notes:
         stderr().print(note, markup=False, highlight=False, soft_wrap=True)
     rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""

@@ -18,7 +18,7 @@ from featx.explore.shown import Shown
 from featx.images import cells
 from featx.runs.reading import Run
 from featx.text import printable, spacing
-from featx.values import RANDOM_WEIGHTS, Level
+from featx.values import RANDOM_SIMILARITY, Level
 
 # A page opens with the last level that has at least so many cells in a photo: coarser ones show little.
 OPENING = 144
@@ -38,7 +38,7 @@ def about(run: Run) -> dict[str, Any]:
     return {
         "model": printable(summary["model"]),
         "weights": printable(f"{kind} weights, {source}, sha256 {weights['sha256'][:12]}…"),
-        "warning": f"{RANDOM_WEIGHTS}, so similarity means little" if kind == "random" else "",
+        "warning": RANDOM_SIMILARITY if kind == "random" else "",
         "recipe": [[_words(name), _plain(value)] for name, value in facts.items() if value not in (None, False)],
         "colours": VIRIDIS.astype(int).tolist(),
     }

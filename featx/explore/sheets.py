@@ -16,6 +16,7 @@ from featx.explore.colours import scaled
 from featx.explore.drawing import ACCENT, FAINT, INK, PAPER
 from featx.runs.reading import Run
 from featx.text import count_of
+from featx.values import RANDOM_SIMILARITY
 
 # Pixels: the width that a sheet aims at, and its least; what the sides of a panel may be; the space between panels; and
 # lines of text.
@@ -23,9 +24,6 @@ WIDTH, LEAST, NARROWEST, WIDEST, GAP, LINE = 1200, 640, 150, 420, 14, 17
 
 # Sizes of letters, in pixels.
 TITLE, TEXT = 17, 13
-
-# What is said of features that nothing was learned for.
-RANDOM = "random weights: nothing was learned; shapes and places are right, likeness means little"
 
 # The sides of the legend's scale, in pixels.
 SCALE = (160, 12)
@@ -70,7 +68,7 @@ def heading(run: Run, photos: int, legend: Legend) -> Heading:
     kind, source = summary["weights"]["kind"], summary["weights"]["source"]
     weights = "random weights" if kind == "random" else f"weights {Path(source).name}"
     text = f"{summary['model']}, {weights}: {count_of(photos, 'photo')}"
-    return Heading(text, RANDOM if kind == "random" else "", [legend])
+    return Heading(text, RANDOM_SIMILARITY if kind == "random" else "", [legend])
 
 
 def panel_width(panels: int, columns: int) -> int:

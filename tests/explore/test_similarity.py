@@ -185,7 +185,7 @@ def test_the_command(featx_command, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split() == ["1", "1.0000", "photos/4.png"]
     assert done.stderr.splitlines() == [
-        "random weights: nothing was learned, so these similarities mean little",
+        "random weights: shapes are right, but nothing was learned, so similarity means little",
         "9 of 9 images",
         "wrote sheet.png, 9 images",
     ]
