@@ -180,7 +180,7 @@ def _refusal(description: Description, option: str) -> ModelError:
     what, hint = {
         "norm": ("no final norm for its levels", "Leave out --norm"),
         "prefix_tokens": ("no class or register tokens in its levels", "Leave out --prefix-tokens"),
-        "attention": ("no class token, and no query that pools its cells", "Leave out --attention"),
+        "attention": ("no class token or pooling query whose attention could be kept", "Leave out --attention"),
         "embedding": ("no head that makes an embedding", "Use --pool avg, or leave out --embedding"),
         "final": ("no final map: it does not end in a grid of cells", "Leave out --final"),
         "pool": ("no final map to pool: it does not end in a grid of cells", "Leave out --pool"),

@@ -147,7 +147,10 @@ def test_threads_do_not_take_each_others_attention():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"model": "test_resnet"}, "test_resnet has no class token, and no query that pools .* Leave out --attention"),
+        (
+            {"model": "test_resnet"},
+            "test_resnet has no class token or pooling query whose attention .* Leave out --attention",
+        ),
         ({"model": "swin_tiny_patch4_window7_224"}, "has no class token"),
         ({"model": "test_vit2"}, "has no class token"),  # but a register
         ({"model": "test_vit3", "out_indices": (0, 1)}, "has attention in level 8, and not in level 0, 1"),
