@@ -248,9 +248,9 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatxError
             If they are missing or damaged.
         """
-        names = {level.key: level.key + suffix for level in levels}
+        output, names = self._outputs[key], {level.key: level.key + suffix for level in levels}
         try:
-            arrays = self.reader.read(key, self._outputs[key], list(names.values()))
+            arrays = self.reader.read(key, output, list(names.values()))
             return {level: arrays[name] for level, name in names.items()}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise damaged(key, error) from error
