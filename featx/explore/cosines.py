@@ -58,10 +58,10 @@ class Direction:
         return cosines
 
     def exactly(self, rows: Array) -> Array:
-        """Cosines of (n, D) rows in double precision; that of a row does not depend on the others."""
+        """Cosines of rows (…, D) in double precision: (…); that of a row does not depend on the others."""
         rows = np.ascontiguousarray(rows, np.float64)
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        cosines: Array = np.einsum("nd,d->n", rows, self.exact) / np.where(lengths > 0, lengths, 1)
+        lengths = np.sqrt(np.einsum("...d,...d->...", rows, rows))
+        cosines: Array = np.einsum("...d,d->...", rows, self.exact) / np.where(lengths > 0, lengths, 1)
         return cosines
 
     def near_cells(self, values: Array) -> Array:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil, floor, inf
+from math import inf
 from os import PathLike
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from featx.errors import UsageError
 from featx.explore import tiles
 from featx.explore.cosines import Direction
 from featx.explore.queries import arrays_of, key_of
+from featx.explore.shown import outside
 from featx.explore.tiles import Tile
 from featx.images import cells, locators
 from featx.images.frame import Frame
@@ -28,7 +29,6 @@ from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.places import Named
 from featx.runs.reading import Run, damaged, open_run
-from featx.text import printable
 from featx.values import Level
 
 # The stride of the level that is compared if none is named: as in a ViT of patches of 16 pixels.
@@ -118,7 +118,7 @@ def similar_patches(
 ) -> Patches:
     """Find the places in a run's photos whose features are nearest to those of a place in a photo.
 
-    Every cell that is centred on a photo is compared, exactly. Memory does not grow with the run.
+    Every cell that is centred on a photo is compared, exactly. Memory grows with the number of photos, not their maps.
 
     Parameters
     ----------
@@ -167,8 +167,7 @@ def similar_patches(
     path, frame, vector = _feature(opened, name, key, chosen, asked, device)
     place = f"--at {_numbers(asked.at)}" if asked.at else f"--box {_numbers(asked.box or ())}"
     if np.isnan(vector).all():
-        seen = _seen(frame, edges=asked.at is None)
-        raise UsageError(f"{place} lies outside what the model saw of {printable(name)}", seen)
+        raise outside(place, name, frame, edges=asked.at is None)
     direction = Direction.of(vector, f"The feature of {place} on {chosen.key}", "Try another place or --level")
     found = _Search(opened, chosen, direction, asked, None if with_self else key).run(listener)
     around = asked.box or _floats(cells.box_of(frame, chosen, *cells.to_cell(frame, chosen, *asked.at or ())))
@@ -242,13 +241,6 @@ def _map(run: Run, key: str, level: Level) -> Array:
     if values.ndim != 3 or len(values) != level.channels:
         raise damaged(key, f"{level.key} has the shape {values.shape}, not ({level.channels}, height, width)")
     return values
-
-
-def _seen(frame: Frame, *, edges: bool) -> str:
-    """Say what the model saw of a photo: its first and last whole pixels, or the edges of their box."""
-    x1, y1, x2, y2 = (edge - (0 if edges else 0.5) for edge in cells.seen(frame))
-    size = " x ".join(map(str, frame.original))
-    return f"It saw x from {ceil(x1)} to {floor(x2)} and y from {ceil(y1)} to {floor(y2)}; the photo is {size}"
 
 
 def _numbers(values: Sequence[float]) -> str:
