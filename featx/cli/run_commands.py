@@ -55,7 +55,7 @@ def similar(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a run that are most similar to yours, or the patches.
+    """Find images, or patches, of a run that are similar to yours.
 
     Compares embeddings by cosine similarity; with --at or --box, the features of
     patches on one level, which the run's maps give.

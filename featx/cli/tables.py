@@ -115,7 +115,7 @@ def _ranking(value: Neighbours | Patches, table: Table, said: str, *, as_json: b
         print_json(asdict(value))
         return
     if value.weights == "random":
-        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
+        _tell(f"[yellow]{RANDOM_SIMILARITY}[/]")
     stdout().print(table)
     stderr().print(f"[dim]{said}[/]")
 
@@ -134,10 +134,16 @@ def viewed(value: View, *, as_json: bool) -> None:
     if value.gone:
         first = escape(printable(value.gone[0]))
         those = f"{count_of(len(value.gone), 'photo')} {'is' if len(value.gone) == 1 else 'are'} gone or changed"
-        stderr().print(f"[yellow]{those}, and shown without the picture: {first}[/]", soft_wrap=True)
+        _tell(f"[yellow]{those}, and shown without the picture: {first}[/]")
     rest = "; name others by their keys, or raise --max-photos" if value.photos < value.images else ""
-    stderr().print(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]", soft_wrap=True)
+    _tell(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]")
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell(text: str) -> None:
+    """Write a sentence to standard error: broken between words on a terminal, and nowhere in a file."""
+    out = stderr()
+    out.print(text, highlight=False, soft_wrap=not out.is_terminal)
 
 
 def paged(value: Page, *, as_json: bool) -> None:
@@ -146,12 +152,12 @@ def paged(value: Page, *, as_json: bool) -> None:
         print_json({**asdict(value), "output": str(value.output)})
         return
     if value.weights == "random":
-        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
+        _tell(f"[yellow]{RANDOM_SIMILARITY}[/]")
     for note in value.notes:
-        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+        _tell(escape(note))
     rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
     those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
-    stderr().print(f"[dim]{those}{rest}[/]", soft_wrap=True)
+    _tell(f"[dim]{those}{rest}[/]")
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 
