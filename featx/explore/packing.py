@@ -11,7 +11,6 @@ import numpy as np
 
 from featx.explore.colours import limits
 from featx.explore.shown import Shown
-from featx.images import cells
 from featx.runs.formats import Array
 from featx.values import Level
 
@@ -117,7 +116,7 @@ def pack(photos: Sequence[Shown], level: Level, basis: Basis, count: int) -> Pac
 
 def cells_on(photo: Shown, level: Level) -> int:
     """Return how many of a level's cells are centred on a photo."""
-    rows, columns = cells.valid(photo.frame, level, *photo.maps[level.key].shape[1:])
+    rows, columns = photo.region(level)
     return int(rows.stop - rows.start) * int(columns.stop - columns.start)
 
 

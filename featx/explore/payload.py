@@ -99,7 +99,7 @@ def _photo(photo: Shown, jpeg: str, levels: Sequence[Level]) -> dict[str, Any]:
 
 def _span(photo: Shown, level: Level) -> tuple[int, int, int, int]:
     """Return the first row and column of the cells on a photo, and how many rows and columns there are."""
-    rows, columns = cells.valid(photo.frame, level, *photo.maps[level.key].shape[1:])
+    rows, columns = photo.region(level)
     return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
 
 
