@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -40,12 +39,7 @@ def require_drawable(path: Path) -> None:
     if path.suffix.lower() not in PICTURES:
         known = listed(list(PICTURES))
         raise OutputError(f"{path} is not the name of an image file", f"Use a name that ends in {known}")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another --output")
-    if os.path.lexists(path) and not _is_ours(path):
-        raise OutputError(f"{path} exists and was not drawn by featx", "Choose another --output")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: Permission denied", "Choose another --output")
+    files.require_replaceable(path, _is_ours, "drawn", "--output")
 
 
 def save(sheet: Image.Image, path: Path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -128,12 +127,7 @@ def require_writable(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{path} is not the name of a page", "Use a name that ends in .html")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another place for --html")
-    if os.path.lexists(path) and not _is_ours(path):
-        raise OutputError(f"{path} exists and was not written by featx", "Choose another name for --html")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: Permission denied", "Choose another place for --html")
+    files.require_replaceable(path, _is_ours, "written", "--html")
 
 
 def _is_ours(path: Path) -> bool:
