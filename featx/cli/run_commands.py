@@ -49,8 +49,8 @@ def similar(
 ) -> None:
     """Find the images or patches of a run that are most similar to yours.
 
-    Images are compared by the cosine similarity of their embeddings; patches, with
-    --at or --box, by that of their features on one level.
+    Images are compared by the cosine similarity of their embeddings; patches,
+    with --at or --box, by that of their features on one level.
     """
     from featx.explore import drawing, patches, similarity
 
