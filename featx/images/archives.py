@@ -1,9 +1,10 @@
 # Archives: which images are in a tar or zip file, where each of them lies, and its bytes; nothing is ever unpacked.
 """Tar and zip files as folders of images.
 
-A member's locator is ``photos.tar::cats/1.jpg``; ``photos.tar::`` stands for the archive as a whole, and is there only if
-something is wrong with it. An archive is read through once per process for where its members lie, which takes 24 bytes
-each; after that, members are read by their places, in any order. Only compressed tars have to be decompressed up to them.
+A member's locator is ``photos.tar::cats/1.jpg``; ``photos.tar::`` stands for the archive as a whole, and is there only
+if something is wrong with it. An archive is read through once per process for where its members lie, which takes 24
+bytes each; after that, members are read by their places, in any order. Only compressed tars have to be decompressed up
+to them.
 """
 
 from __future__ import annotations
@@ -33,9 +34,6 @@ MARK = "::"
 
 # Members of an archive that are looked at, and bytes of a name: more is nobody's photos, but could fill the memory.
 MOST, LONGEST = 10_000_000, 4096
-
-# Letters of a name that an error shows.
-SHOWN = 60
 
 # Archives whose places are kept, and compressed ones that are kept open: the one in use, and the one that follows.
 KEPT, OPEN = 1 << 14, 2
@@ -227,7 +225,7 @@ class _Index:
             name = _tidy(full)
             if name is None:
                 self._outside += 1
-                self._example = self._example or ascii(full[:SHOWN])
+                self._example = self._example or tars.shown(full)
             elif not name or name.startswith(".") or "/." in name:  # hidden, as in folders
                 continue
             elif not has_image_suffix(name):
@@ -259,7 +257,7 @@ class _Index:
 
 
 def _tidy(name: str) -> str | None:
-    """Return a member's name without empty pieces and dots; None for one that would lead out of a folder, or nowhere."""
+    """Return a member's name without empty pieces and dots; None for one that would lead out of a folder."""
     if len(name) > LONGEST or name.startswith("/"):
         return None
     if "/" not in name:

@@ -79,7 +79,7 @@ def _copied(size: int, pieces: Iterator[bytes]) -> BinaryIO:
 
 
 def read(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None) -> bytes | None:
-    """Read a member of an archive; None for a file, which anybody can open by its path. Errors are those of `opened`."""
+    """Read a member of an archive; None for a file, which can be opened by its path. Errors are those of `opened`."""
     if not archives.split(locator):
         return None
     with opened(locator, limits, going_on) as file:

@@ -1,8 +1,8 @@
 # WebDataset's shards: tar files named by braces, and the keys that WebDataset gives to what is in them.
 """Shards.
 
-A shard is a tar like any other; what tells it is how it is asked for: as WebDataset does, by ``shard-{000..127}.tar``. Then
-keys are WebDataset's too, so that features can be joined with whatever else belongs to a sample.
+A shard is a tar like any other. What tells it is how it is asked for: as WebDataset does, by ``shard-{000..127}.tar``.
+Then keys are WebDataset's too, so that features can be joined with whatever else belongs to a sample.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from featx.errors import UnreadableError
+from featx.paths import to_text
 
 # Bytes that are read at a time; that a compressed file keeps behind its place, for threads that come late; and that the
 # header of a member may take, names included.
@@ -21,6 +22,9 @@ BLOCK, BEHIND, HEADER = 1 << 20, 64, 1 << 20
 
 # Memory that decompressing an .xz may take; its best compression needs a quarter of it.
 XZ_MEMORY = 1 << 28
+
+# Letters of a name that an error shows.
+SHOWN = 60
 
 # What is written in place of the size of a member that gives no image, and why not.
 LINK, SPECIAL, SPARSE = -1, -2, -3
@@ -100,15 +104,21 @@ def _infos(headers: _Headers, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         if info.offset <= place or info.size < 0:
             raise tarfile.ReadError("a header leads back")
         place, headers.left = info.offset, HEADER
-        if info.isreg() and info.size > 0:
+        if info.isreg() and info.size > 0 and not info.issparse():
             file.seek(info.offset_data + info.size - 1)
             if not file.read(1):
-                raise UnreadableError("read", f"it ends in the middle of {info.name}; what follows is missing")
+                raise UnreadableError("read", f"it ends in the middle of {shown(info.name)}; what follows is missing")
         yield info
 
 
 def _after(name: str) -> str:
-    return f"after {name}" if name else "at its beginning"
+    return f"after {shown(name)}" if name else "at its beginning"
+
+
+def shown(name: str) -> str:
+    """Return a name as an error shows it, whatever is in it."""
+    text = to_text(name if len(name) <= SHOWN else f"{name[:SHOWN]}…")
+    return text if text.isprintable() else ascii(text)
 
 
 def _size_of(info: tarfile.TarInfo) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from featx.errors import UnreadableError
-from featx.images.tars import BLOCK, part
+from featx.images.tars import BLOCK, part, shown
 
 # Signature and layout of the records that are read.
 CENTRAL, LOCAL = struct.Struct("<4s4xHH4xLLLHHH4xLL"), struct.Struct("<4s2xHH4xLLLHH")
@@ -81,7 +81,9 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         file.seek(place)
         entry = _entry_at(file, place)
         if entry is None:
-            raise UnreadableError("read", f"it is damaged{last and f', after {last}'}; what follows cannot be read")
+            raise UnreadableError(
+                "read", f"it is damaged{last and f', after {shown(last)}'}; what follows cannot be read"
+            )
         last = entry.name
         if not last.endswith("/"):
             yield last, place, begin
@@ -121,7 +123,7 @@ def _without_directory(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     place, last, reason = 0, "", "it is not a zip archive, or damaged at its beginning"
     file.seek(0)
     while (entry := _entry_at(file, place)) and not (entry.flags & SIZES_FOLLOW and not entry.packed):
-        reason = f"it ends too early, after {last or 'its beginning'}; what follows is missing"
+        reason = f"it ends too early, after {shown(last) or 'its beginning'}; what follows is missing"
         if place + entry.length + entry.packed > size:
             break
         last = entry.name
@@ -129,7 +131,7 @@ def _without_directory(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             yield last, place, 0
         place += entry.length + entry.packed
         file.seek(place)
-        reason = f"it ends too early, after {last}; what follows is missing"
+        reason = f"it ends too early, after {shown(last)}; what follows is missing"
     raise UnreadableError("read", reason)
 
 
