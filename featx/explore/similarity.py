@@ -202,7 +202,7 @@ def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> 
 
 def _require_one_image(query: str) -> None:
     """Refuse a query that is not an image, before the model is loaded."""
-    if not os.path.lexists(query):
+    if not (os.path.lexists(query) or locators.exists(query)):
         paths.refuse_url(query)
         raise UsageError(f"There is no image {query}", "Check the path")
     what = "a folder" if Path(query).is_dir() else locators.recognised(query)

@@ -147,7 +147,7 @@ def find(
             found.items.append(Item(key, path))
     found.crowded = list(chain.from_iterable(crowds.values()))
     if not found.items:
-        raise UsageError("There are no images to work on", "Give image files, folders, patterns or a list")
+        raise UsageError("There are no images to work on", "Give image files, archives, folders, patterns or a list")
     return found
 
 

@@ -223,6 +223,8 @@ def has_archive_suffix(name: str) -> bool:
 def without_suffix(archive: str) -> str:
     """Return an archive's name, or path, without its suffix."""
     lower = archive.lower()
-    length = next((len(suffix) for suffix in ARCHIVES if lower.endswith(suffix)), 0)
+    if not lower.endswith(ARCHIVES):
+        return archive
+    length = next(len(suffix) for suffix in ARCHIVES if lower.endswith(suffix))
     bare = archive[: len(archive) - length]
     return bare if bare.rpartition("/")[2].strip(".") else archive  # dots in front begin no suffix

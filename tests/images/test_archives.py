@@ -328,6 +328,13 @@ def test_a_header_that_would_fill_the_memory_is_not_read(here, kind):
     assert reason("a.tar.gz::") == "it is damaged, after 1.jpg; what follows cannot be read"
 
 
+def test_more_members_than_anybody_has_are_left_out(here, monkeypatch):
+    monkeypatch.setattr(archives, "MOST", 3)
+    (here / "a.zip").write_bytes(zipped(*((f"{number}.jpg", b"1") for number in range(5))))
+    assert list(found("a.zip")) == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "a.zip"]
+    assert reason("a.zip::") == "it has more than 3 members; the others are left out"
+
+
 def test_a_tar_that_leads_back_ends(here):
     data = bytearray(tarred(("1.jpg", b"1"), ("2.jpg", b"2")))
     data[1024 + 124 : 1024 + 136] = b"\xff" * 10 + b"\xfc\x00"  # minus 1,024, in base 256
