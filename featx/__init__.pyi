@@ -64,7 +64,7 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, folders (walked) and glob patterns.
+        Files, archives, folders (walked) and glob patterns.
     model : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
     output : path or None

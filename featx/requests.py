@@ -39,7 +39,7 @@ class Job(
     Attributes
     ----------
     inputs : tuple of str
-        Files, folders and glob patterns.
+        Files, archives, folders and glob patterns.
     listed : tuple of str
         Paths from lists (``--from-file``, standard input).
     """

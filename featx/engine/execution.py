@@ -15,6 +15,7 @@ from featx.engine.events import Listener
 from featx.engine.resources import Workers
 from featx.engine.stopping import InterruptedByError, Stop
 from featx.errors import OutputError, StoppedError, StuckError
+from featx.images import locators
 from featx.runs import formats
 from featx.runs.recorder import Recorder
 from featx.values import Item, Note, Outcome
@@ -43,7 +44,15 @@ class Execution:
         """Have the pipeline process items; see `featx.engine.pipeline.run`."""
         from featx.engine import pipeline
 
-        return pipeline.run(self.computers, items, self.writer, self.workers, self.reader, self.stop.asked, self.room())
+        return pipeline.run(
+            self.computers,
+            locators.in_order(items),
+            self.writer,
+            self.workers,
+            self.reader,
+            self.stop.asked,
+            self.room(),
+        )
 
     def passes(self) -> int:
         """Count the forward passes that are under way."""

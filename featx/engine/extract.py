@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,7 @@ from featx.engine.resources import machine, use_backend
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
-from featx.images import lists, sources
+from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
 from featx.requests import Job
@@ -30,6 +30,7 @@ from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
 from featx.runs.recorder import Recorder
+from featx.runs.remembered import Remembered, merged
 from featx.runs.summary import read_summary
 from featx.runs.suspects import marks_of, pending_suspects
 from featx.text import images
@@ -90,7 +91,7 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, folders (walked) and glob patterns.
+        Files, archives, folders (walked) and glob patterns.
     model : str
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
     output : path or None
@@ -139,8 +140,8 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
     job = completed(job)
-    items, output = _find(job, listener)
-    boxes, items = _with_boxes(job, items, listener)
+    found, output = _find(job, listener)
+    boxes, items = _with_boxes(job, found.items, listener)
     with ExitStack() as stack:
         before = read_summary(output)
         held = stack.enter_context(lock.exclusive(output)) if before and not job.dry_run else None
@@ -160,6 +161,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
                 plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
+        setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop, captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
 
@@ -257,15 +259,23 @@ def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> 
     return plan_work(output, items, job, boxes.stale if boxes else None)
 
 
-def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
+def _find(job: Job, listener: Listener) -> tuple[sources.Found, Path]:
     """Find the images, and the folder, which must be usable before anything slow begins."""
-    found = sources.find(job.inputs, job.listed)
-    layout.tell_apart(found.items, found.crowded)
     output = job.output or Path("features") / folder_name(job.model)
+    remembered = Remembered(output)
+
+    def listing(path: str) -> archives.Listing:
+        if known := remembered(path):
+            return known
+        listener(Phase(f"reading {path}"))
+        return archives.listing(path)
+
+    found = sources.find(job.inputs, job.listed, listing)
+    layout.tell_apart(found.items, found.crowded)
     lock.require_usable(output)
     for text in remarks(found, job):
         listener(Note(text))
-    return found.items, output
+    return found, output
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
@@ -285,6 +295,8 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
     facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
+    if seen := merged(setting.earlier, setting.archives):
+        facts["archives"] = seen
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier)

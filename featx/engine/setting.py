@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from featx.values import Item
 if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
+    from featx.images.archives import Contents
     from featx.models.pyramid import Blueprint, Pyramid
 
 
@@ -41,6 +42,7 @@ class Setting:
     recipe: dict[str, Any]
     earlier: dict[str, Any] | None
     done_again: int = 0
+    archives: Sequence[Contents] = ()
 
 
 def set_up(

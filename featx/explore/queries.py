@@ -25,7 +25,7 @@ def key_of(run: Run, image: str) -> str | None:
 
     A path that is also a key, but leads to another file than that photo was extracted from, is not that photo.
     """
-    if not os.path.lexists(image):
+    if not (os.path.lexists(image) or locators.exists(image)):
         return image if image in run else None
     if image in run and not locators.exists(to_path(run.line(image).path)):
         return image
@@ -70,7 +70,7 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
 
 def _require_one_image(query: str) -> None:
     """Refuse a query that is not an image, before the model is loaded."""
-    if not os.path.lexists(query):
+    if not (os.path.lexists(query) or locators.exists(query)):
         paths.refuse_url(query)
         raise UsageError(f"There is no image {query}", "Check the path")
     what = "a folder" if Path(query).is_dir() else locators.recognised(query)

@@ -23,7 +23,7 @@ from featx.command_options import VerifyOptions
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
-from featx.images.locators import stat_of
+from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest
@@ -294,7 +294,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(
-                pipeline.run(again.computers, items, writer, again.workers, reader, room=again.room)
+                pipeline.run(again.computers, in_order(items), writer, again.workers, reader, room=again.room)
             ):
                 key = outcome.item.key
                 if not outcome.done:

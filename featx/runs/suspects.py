@@ -16,7 +16,8 @@ from pathlib import Path
 
 from featx import files
 from featx.errors import OutputError
-from featx.paths import path_text
+from featx.images.locators import exists
+from featx.paths import path_text, to_path
 from featx.runs import manifest
 from featx.runs.layout import KEPT
 from featx.runs.planning import Plan
@@ -137,7 +138,7 @@ def pending_suspects(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, 
     pending = {
         mark: path
         for mark, path in found.items()
-        if mark in to_do or (mark not in recorded and (not path or os.path.lexists(path)))
+        if mark in to_do or (mark not in recorded and (not path or exists(to_path(path.decode(errors="replace")))))
     }
     save_suspects(unfinished, pending)
     return pending
