@@ -25,6 +25,7 @@ from featx.declaring import (
     whole,
 )
 from featx.naming import as_model, device_name
+from featx.sharding import ShardOptions
 
 PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
@@ -336,7 +337,7 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
     *(NetworkOptions, RunOptions, Limits),
 )
 

@@ -16,6 +16,7 @@ from featx.options import (
     RunOptions,
     StoreOptions,
 )
+from featx.sharding import ShardOptions
 
 
 @group
@@ -32,7 +33,16 @@ class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
 
 @group
 class Job(
-    ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits
+    ModelOptions,
+    ImageOptions,
+    KeepOptions,
+    BoxOptions,
+    StoreOptions,
+    OutputOptions,
+    ShardOptions,
+    NetworkOptions,
+    RunOptions,
+    Limits,
 ):
     """One call of ``featx extract``: its images and all of its options.
 
@@ -115,6 +125,11 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             job is not None and job.box_size is not None and job.boxes is None,
             "--box-size needs --boxes",
             "Add --boxes FILE",
+        ),
+        (
+            job is not None and job.overwrite and job.shard is not None,
+            "--overwrite removes what all shards made, and --shard is about one of them",
+            "Choose another folder with --output, or remove this one",
         ),
     )
 

@@ -17,7 +17,6 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
-from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable
 from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
@@ -186,7 +185,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
     for fault in value.unreadable:
-        say(f"damaged: {MANIFEST} {printable(fault)}")
+        say(f"damaged: {printable(fault)}")
     for name in value.uncommitted:
         say(f"not in the manifest: {printable(name)}; the next extract makes it again")
     for name in value.foreign:

@@ -19,6 +19,11 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
+    if job.shard and not formats.takes_shards(job.format):
+        raise UsageError(
+            f"--format {job.format} keeps one file for all images, which shards cannot write at once",
+            "Use --format npz or parquet",
+        )
     if job.boxes:
         job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
