@@ -342,6 +342,25 @@ def fetch(
     tables.fetched(fetching.fetch(options["model"], output), as_json=as_json)
 
 
+@command(epilog="Example: featx merge features/photos")
+def merge(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Merge the parts of a manifest that shards have written into one.
+
+    Its lines are those of a run in one go. Commands read parts just as well.
+
+    Exit status: 0 merged, 1 could not, 11 a run or a shard holds the folder.
+    """
+    from featx.runs.merging import merge as fold
+
+    with progress.waiting("merging"):
+        value = fold(folder)
+    tables.merged(value, as_json=as_json)
+
+
 @command(epilog="Example: featx verify features/photos --recompute 20")
 @takes(VerifyOptions)
 def verify(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
     from featx.explore.viewing import View
     from featx.images.annotations import Fault
+    from featx.runs.merging import Merged
 
 
 # The most rows of annotations without features that are listed.
@@ -202,6 +203,16 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):
         say("Removed from the manifest; run the same extract command to make them again")
+
+
+def merged(value: Merged, *, as_json: bool) -> None:
+    """Show the result of merging."""
+    if as_json:
+        print_json({**asdict(value), "folder": str(value.folder)})
+        return
+    what = f"{count_of(value.parts, 'part')} merged" if value.parts else "nothing to merge"
+    failed = f", {value.failed} failed" if value.failed else ""
+    stdout().print(f"{what}: {value.done} done{failed} in one manifest", highlight=False)
 
 
 def _recomputed(value: Recomputed) -> str:

@@ -233,13 +233,9 @@ def _look_around(run: Run, verified: Verified) -> None:
     done = {key: run.output(key) for key in run}
     strays = run.reader.strays(done)
     verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
-    ours = (
-        run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys() | parts.own_files(run.folder)
-    )
-    unfinished = {
-        Path(UNFINISHED),
-        *(part.relative_to(run.folder) / UNFINISHED for part in parts.found(run.folder).values()),
-    }
+    ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
+    ours |= parts.own_files(run.folder)
+    unfinished = {home / UNFINISHED for home in (run.folder, *parts.found(run.folder).values())}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if not unfinished.isdisjoint((Path(place), *Path(place).parents)):

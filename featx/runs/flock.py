@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featx import files
@@ -93,9 +93,11 @@ def in_turn(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        os.close(handle)
         if lease:
             lease.end()
-        os.close(handle)
+            with suppress(OSError):  # unless everything else in it has been cleared up
+                place.rmdir()
 
 
 def is_locked(part: Path) -> bool:

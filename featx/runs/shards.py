@@ -64,6 +64,7 @@ class LockedPart(LockedFolder):
             shards["each"][name] = {"state": now["state"], **mine}
             total = now["counts"]["total"] if first or there is None else there["counts"]["total"]
             summary = _of_all(now, shards, total)
+            summary["call"] = {**now["call"], "shard": str(self._shard)}
             text = json.dumps(summary, indent=2) + "\n"
             files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
         self._own, self.binding = own, True
