@@ -89,17 +89,20 @@ def clear_up(folder: Path) -> None:
 def _order(texts: Texts) -> list[int]:
     """Return the positions of the lines that count: first those that were there, then those of the parts by number.
 
-    A line that is not sound is kept, for `featx verify` to show.
+    A line that is there already, from a merge that was interrupted, stays where it is. One that is not sound is kept,
+    for `featx verify` to show.
     """
-    last: dict[str | bytes, tuple[int, int]] = {}
+    last: dict[str | bytes, tuple[int, int, int]] = {}
     for position, text in texts:
         bare, number = manifest.without_number(text)
         try:
             key: str | bytes = manifest.parsed(text).key
         except ValueError:
             key = bare
-        last[key] = (-1 if number is None else number, position)
-    return [position for _, position in sorted(last.values())]
+        content = hash(bare)
+        if key not in last or last[key][2] != content:
+            last[key] = (-1 if number is None else number, position, content)
+    return [position for _, position, _ in sorted(last.values())]
 
 
 def recount(folder: Path) -> None:
