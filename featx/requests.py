@@ -126,11 +126,6 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        (
-            job is not None and job.overwrite and job.shard is not None,
-            "--overwrite removes what all shards made, and --shard is about one of them",
-            "Choose another folder with --output, or remove this one",
-        ),
     )
 
 

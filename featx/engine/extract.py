@@ -295,8 +295,8 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     plan = setting.plan
     facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
-    counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do), plan.elsewhere)
-    recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.numbers)
+    counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
+    recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
     return recorder

@@ -32,11 +32,13 @@ class Recorder:
         What the summary says in addition to state, counts and seconds.
     done, failed, size : int
         Images whose lines are kept from earlier calls, and the bytes of their outputs.
-    to_do, elsewhere : int
-        Images still to come, and those of other shards.
+    to_do : int
+        Images still to come.
     earlier : dict or None
         The summary that an earlier call left.
-    numbers : mapping
+    elsewhere : int
+        Images of other shards.
+    numbers : mapping or None
         Of a shard's images, by their paths; see `featx.runs.manifest.encoded`.
     """
 
@@ -49,13 +51,13 @@ class Recorder:
         failed: int,
         size: int,
         to_do: int,
-        elsewhere: int,
         earlier: dict[str, Any] | None,
-        numbers: Mapping[str, int],
+        elsewhere: int = 0,
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
         self._folder, self._locked, self.facts = folder, locked, facts
         self._done, self._failed, self._bytes = done, failed, size
-        self._total, self._elsewhere, self._numbers = done + failed + to_do, elsewhere, numbers
+        self._total, self._elsewhere, self._numbers = done + failed + to_do, elsewhere, numbers or {}
         self._call = {"done": 0, "failed": 0, "bytes": 0}
         self._before = float(earlier["seconds"]) if earlier else 0.0
         self._began = time.monotonic()

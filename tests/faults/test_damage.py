@@ -145,9 +145,9 @@ def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
     (run / "manifest.jsonl").write_bytes(b"".join(text))
     verified = verify(run)
     assert verified.unreadable == [
-        "line 2: Object missing required field `key`",
-        "line 3: Invalid value 'dome' - at `$.status`",
-        "line 4: JSON is malformed: invalid character (byte 0)",
+        "manifest.jsonl line 2: Object missing required field `key`",
+        "manifest.jsonl line 3: Invalid value 'dome' - at `$.status`",
+        "manifest.jsonl line 4: JSON is malformed: invalid character (byte 0)",
     ]
     assert (verified.checked, verified.sound) == (2, False)
     assert verify(run, repair=True).repaired
