@@ -6,6 +6,8 @@ from typing import Literal
 from featx.engine.events import Listener
 from featx.engine.extract import Report
 from featx.errors import FeatxError as FeatxError
+from featx.explore.patches import similar_patches as similar_patches
+from featx.explore.similarity import similar as similar
 from featx.models.pyramid import Pyramid
 from featx.models.search import list_models as list_models
 from featx.runs.reading import open_run as open_run
@@ -35,6 +37,7 @@ def extract(
     final: bool = False,
     maps: bool | None = None,
     prefix_tokens: bool = False,
+    attention: bool = False,
     norm: bool = False,
     boxes: str | PathLike[str] | None = None,
     box_size: int | tuple[int, int] | None = None,
@@ -104,6 +107,8 @@ def extract(
         Keep the maps of the levels. Default: where the format can hold them.
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
+    attention : bool
+        Keep the class token's attention to every level, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -178,6 +183,7 @@ def load_pyramid(
     final: bool = False,
     maps: bool | None = None,
     prefix_tokens: bool = False,
+    attention: bool = False,
     norm: bool = False,
     precision: str = "fp32",
 ) -> Pyramid:
@@ -221,6 +227,8 @@ def load_pyramid(
         Keep the maps of the levels. Default: where the format can hold them.
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
+    attention : bool
+        Keep the class token's attention to every level, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

@@ -31,8 +31,7 @@ PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), 
 FITS = ("crop", "squash", "pad", "native")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
-# A larger batch size is a typing error.
-MOST_IMAGES = 65_536
+MOST_IMAGES = 65_536  # in a batch; more are a typing error
 
 
 @group
@@ -160,6 +159,9 @@ class KeepOptions(Options):
     )
     prefix_tokens: bool = option(
         default=False, help="Keep the class and register tokens of every level, as level_N_prefix.", in_recipe=True
+    )
+    attention: bool = option(
+        default=False, help="Keep the class token's attention to every level, as level_N_attention.", in_recipe=True
     )
     norm: bool = option(
         default=False,
