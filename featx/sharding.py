@@ -63,7 +63,7 @@ def as_shard(name: str, value: Any) -> Shard:
     found = _WRITTEN.fullmatch(str(value))
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not number <= count <= MOST or not count:
-        raise UsageError(f"{name}: expected a number of how many, such as 3/16, or slurm, not {value!r}")
+        raise UsageError(f"{name}: expected a shard of how many, such as 3/16, or slurm, not {value!r}")
     return Shard(number or count, count)
 
 

@@ -176,7 +176,7 @@ def merge(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Merge the parts of a manifest that shards have written into one.
+    """Make one manifest of those that shards have written.
 
     Its lines are those of a run in one go. Commands read parts just as well.
 
