@@ -48,6 +48,7 @@ def extract(
     dry_run: bool = False,
     force: bool = False,
     hash_inputs: bool = False,
+    shard: str | None = None,
     precision: str = "fp32",
     backend: str = "torch",
     device: str = "auto",
@@ -128,6 +129,8 @@ def extract(
         Run even if disk space or memory seems too small.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
+    shard : str | None
+        Compute part I of N of the images, so that N tasks of a job array, on any machines, fill one folder at once; slurm reads I and N from the task.
     precision : str
         Precision that the network computes in; fp32 is exact.
     backend : str

@@ -25,13 +25,13 @@ from featx.declaring import (
     whole,
 )
 from featx.naming import as_model, device_name
+from featx.sharding import ShardOptions
 
 PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
 BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
-# A larger batch size is a typing error.
-MOST_IMAGES = 65_536
+MOST_IMAGES = 65_536  # in a batch; more are a typing error
 
 
 @group
@@ -341,7 +341,7 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
     *(NetworkOptions, RunOptions, Limits),
 )
 

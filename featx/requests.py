@@ -16,6 +16,7 @@ from featx.options import (
     RunOptions,
     StoreOptions,
 )
+from featx.sharding import ShardOptions
 
 
 @group
@@ -32,7 +33,16 @@ class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
 
 @group
 class Job(
-    ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits
+    ModelOptions,
+    ImageOptions,
+    KeepOptions,
+    BoxOptions,
+    StoreOptions,
+    OutputOptions,
+    ShardOptions,
+    NetworkOptions,
+    RunOptions,
+    Limits,
 ):
     """One call of ``featx extract``: its images and all of its options.
 

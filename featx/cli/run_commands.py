@@ -162,6 +162,25 @@ def view(
         pictures.show(wanted.html or path)
 
 
+@command(epilog="Example: featx merge features/photos")
+def merge(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make one manifest of those that shards have written.
+
+    Its lines are those of a run in one go. Commands read parts just as well.
+
+    Exit status: 0 merged, 1 could not, 11 a run or a shard holds the folder.
+    """
+    from featx.runs.merging import merge as fold
+
+    with progress.waiting("merging"):
+        value = fold(folder)
+    tables.merged(value, as_json=as_json)
+
+
 @command(epilog="Example: featx verify features/photos --recompute 20")
 @takes(VerifyOptions)
 def verify(

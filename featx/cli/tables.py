@@ -17,7 +17,6 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
-from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable
 from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
     from featx.explore.viewing import View
     from featx.images.annotations import Fault
+    from featx.runs.merging import Merged
 
 
 # The most rows of annotations without features that are listed.
@@ -207,7 +207,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
     for fault in value.unreadable:
-        say(f"damaged: {MANIFEST} {printable(fault)}")
+        say(f"damaged: {printable(fault)}")
     for name in value.uncommitted:
         say(f"not in the manifest: {printable(name)}; the next extract makes it again")
     for name in value.foreign:
@@ -224,6 +224,16 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):
         say("Removed from the manifest; run the same extract command to make them again")
+
+
+def merged(value: Merged, *, as_json: bool) -> None:
+    """Show the result of merging."""
+    if as_json:
+        print_json({**asdict(value), "folder": str(value.folder)})
+        return
+    what = f"{count_of(value.parts, 'part')} merged" if value.parts else "nothing to merge"
+    failed = f", {value.failed} failed" if value.failed else ""
+    stdout().print(f"{what}: {value.done} done{failed} in one manifest", highlight=False)
 
 
 def _recomputed(value: Recomputed) -> str:

@@ -19,6 +19,8 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
+    if job.shard:
+        _require_divisible(job)
     if job.boxes:
         job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
@@ -39,6 +41,20 @@ def completed(job: Job) -> Job:
     if not (job.embedding or job.boxes):
         raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_divisible(job: Job) -> None:
+    """Refuse what a shard cannot do while others may be at work."""
+    if job.overwrite:
+        raise UsageError(
+            "--overwrite removes what all shards made, and --shard is about one of them",
+            "Choose another folder with --output, or remove this one",
+        )
+    if not formats.takes_shards(job.format):
+        raise UsageError(
+            f"--format {job.format} keeps one file for all images, which shards cannot write at once",
+            "Use --format npz or parquet",
+        )
 
 
 def _require_vectors(job: Job) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
@@ -25,7 +25,7 @@ from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
 from featx.requests import Job
-from featx.runs import formats, layout, lock
+from featx.runs import formats, layout, lock, shards
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
@@ -144,11 +144,11 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
     boxes, items = _with_boxes(job, found.items, listener)
     with ExitStack() as stack:
         before = read_summary(output)
-        held = stack.enter_context(lock.exclusive(output)) if before and not job.dry_run else None
+        held = stack.enter_context(_held(job, output)) if before and not job.dry_run else None
         plan = _planned(output, items, job, boxes)
         if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
             return _nothing_to_do(before, output, plan, boxes, listener)
-        earlier = continued(job, output, before)
+        earlier = continued(job, output, before, binding=bool(held and held.binding))
         listener(Phase("loading torch and timm"))
         from featx.engine.loading import load  # which takes seconds, and a wrong path should not cost them
 
@@ -156,9 +156,12 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         if loaded is None:
             return Report(before or {}, output, 0, 0, plan.failures, forecast, *_faults(boxes, output))
         if held is None:
-            held = stack.enter_context(lock.exclusive(output))
-            if read_summary(output):  # written by another run meanwhile
-                plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
+            held = stack.enter_context(_held(job, output))
+            if before := read_summary(output):  # written by another run meanwhile
+                plan, earlier = (
+                    _planned(output, items, job, boxes),
+                    continued(job, output, before, binding=held.binding),
+                )
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         setting = replace(setting, archives=found.archives)
@@ -254,6 +257,11 @@ def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
     return (boxes.faults(output), boxes.found.counted) if boxes else ([], "")
 
 
+def _held(job: Job, output: Path) -> AbstractContextManager[lock.LockedFolder]:
+    """Lock the folder, or a shard's part of it."""
+    return shards.exclusive(output, job.shard) if job.shard else lock.exclusive(output)
+
+
 def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
     """Compare the images with the manifest; the boxes follow those that have another key there."""
     return plan_work(output, items, job, boxes.stale if boxes else None)
@@ -283,7 +291,8 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
     if earlier:  # whose outputs may have to be cleared away
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
-    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields)
+    shard = setting.job.shard
+    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields, shard)
     if earlier:
         name = earlier["recipe"]["format"]
         same = name == setting.job.format
@@ -299,7 +308,7 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
         facts["archives"] = seen
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
-    recorder = Recorder(output, held, facts, *counts, setting.earlier)
+    recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
     return recorder

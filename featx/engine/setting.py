@@ -77,17 +77,20 @@ def set_up(
     return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
 
 
-def continued(job: Job, output: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:
+def continued(job: Job, output: Path, before: dict[str, Any] | None, *, binding: bool = False) -> dict[str, Any] | None:
     """Return the summary that a call continues; None where there is nothing to mix another recipe with.
 
-    That is if no line was written, or all of them are about to be removed.
+    That is if no line was written, and other shards are not about to (`binding`), or all of them are about to be
+    removed.
     """
-    return None if job.overwrite or next(manifest.lines(output), None) is None else before
+    return before if binding or not (job.overwrite or not manifest.has_lines(output)) else None
 
 
 def may_do_again(job: Job, earlier: dict[str, Any] | None, plan: Plan) -> bool:
     """Whether an earlier call's few images may be done again with settings that suit the many of this one."""
-    return bool(earlier) and plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
+    if not earlier or job.shard:
+        return False
+    return plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
 
 
 def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:
