@@ -47,10 +47,10 @@ def similar(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images or patches of a run that are most similar to yours.
+    """Find photos or patches of a run that are most like yours.
 
-    Images are compared by the cosine similarity of their embeddings; patches, with
-    --at or --box, by that of their features on one level.
+    Images are compared by the cosine similarity of their embeddings; patches,
+    with --at or --box, by that of their features on one level.
     """
     from featx.explore import drawing, patches, similarity
 

@@ -2,7 +2,7 @@
 """Attention of one query, found in a network and taken from it.
 
 Most of timm's attention modules call one fused kernel, which has no softmax to read; computed unfused, the maps would
-differ in their last bits. So the network runs as it is, and each module whose attention is wanted runs once more, on the
+differ in their last bits. So the network runs as it is, and each module whose attention is wanted runs once more on the
 same input, unfused and only up to its softmax, of which the query's row is kept.
 """
 
