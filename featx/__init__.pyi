@@ -108,7 +108,7 @@ def extract(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the class token's attention to every level, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -228,7 +228,7 @@ def load_pyramid(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the class token's attention to every level, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

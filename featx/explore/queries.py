@@ -1,5 +1,5 @@
-# The photo that a search starts from: whether a run has it, and its arrays, made as the run's were.
-"""Queries of `similar`."""
+# Queries: the photo that a search starts from, found in a run or computed as the run's photos were.
+"""Photos that are named by their keys or files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from featx.values import EMBEDDING
 
 
 def key_of(run: Run, image: str) -> str | None:
-    """Find a photo in a run by its key, or by its file, whatever links lead to it; None if the run does not have it.
+    """Find a photo in a run by its key, or by its file, through any links; None if the run does not have it.
 
-    A path that leads to another file than the one a photo of that key was extracted from is not that photo.
+    A path that is also a key, but leads to another file than that photo was extracted from, is not that photo.
     """
     if not os.path.lexists(image):
         return image if image in run else None
