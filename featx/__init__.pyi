@@ -107,7 +107,7 @@ def extract(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the attention of the class token, or of the pooling query, to every cell, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -225,7 +225,7 @@ def load_pyramid(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the attention of the class token, or of the pooling query, to every cell, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

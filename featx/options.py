@@ -161,9 +161,7 @@ class KeepOptions(Options):
         default=False, help="Keep the class and register tokens of every level, as level_N_prefix.", in_recipe=True
     )
     attention: bool = option(
-        default=False,
-        help="Keep the attention of the class token, or of the pooling query, to every cell, as level_N_attention.",
-        in_recipe=True,
+        default=False, help="Keep the class token's or pooling query's attention, as level_N_attention.", in_recipe=True
     )
     norm: bool = option(
         default=False,

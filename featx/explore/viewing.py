@@ -192,8 +192,8 @@ def _components(photos: Sequence[Shown], levels: Sequence[Level]) -> _Colouring:
     """Colour the first three principal components of each level, over all photos."""
     chosen = {level.key: colours.colours(_sampled(photos, level)) for level in levels}
     details = {key: f"{each.components.explained:.0%} of variance explained" for key, each in chosen.items()}
-    scope = "all photos together" if len(photos) > 1 else "this photo"
-    return _Colouring(f"red, green, blue: the first three principal components of {scope}", {**chosen}, details)
+    joint = ", joint over all photos" if len(photos) > 1 else ""
+    return _Colouring(f"red, green, blue: each level's first three principal components{joint}", {**chosen}, details)
 
 
 def _scalar(
