@@ -288,7 +288,7 @@ def _images(one: _Input, found: Found, listing: Callable[[str], Listing]) -> Ite
 
 
 def _is_archive(path: str) -> bool:
-    return has_archive_suffix(path) and archives.MARK not in path
+    return has_archive_suffix(path) and not archives.split(path)
 
 
 def _members(name: str, inside: Listing, found: Found, walk: Walk) -> Iterator[tuple[str, str]]:
