@@ -271,6 +271,9 @@ def _images(one: _Input, found: Found, listing: Callable[[str], Listing]) -> Ite
     UsageError
         If it has none.
     """
+    if one.pattern is None and not _is_archive(one.path):  # of which a call may name very many
+        yield one.name, one.path
+        return
     walk, count = Walk(), 0
     files = [(one.name, one.path)] if one.pattern is None else walk.images(one.path, one.name, one.pattern)
     for name, path in files:
