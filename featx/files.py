@@ -131,6 +131,12 @@ def require_replaceable(path: Path, is_ours: Callable[[Path], bool], made: str, 
         raise OutputError(f"{path} cannot be written: Permission denied", f"Choose another {option}")
 
 
+def remove_link(path: Path) -> None:
+    """Remove a symbolic link in the place of a folder: featx makes none, and never writes through one."""
+    if path.is_symlink():
+        os.unlink(path)  # noqa: PTH108
+
+
 def remove(path: Path) -> None:
     """Remove a file, if it is there."""
     with suppress(FileNotFoundError):

@@ -271,6 +271,9 @@ def _images(one: _Input, found: Found, listing: Callable[[str], Listing]) -> Ite
     UsageError
         If it has none.
     """
+    if one.pattern is None and not _is_archive(one.path):  # of which a call may name very many
+        yield one.name, one.path
+        return
     walk, count = Walk(), 0
     files = [(one.name, one.path)] if one.pattern is None else walk.images(one.path, one.name, one.pattern)
     for name, path in files:
@@ -288,7 +291,7 @@ def _images(one: _Input, found: Found, listing: Callable[[str], Listing]) -> Ite
 
 
 def _is_archive(path: str) -> bool:
-    return has_archive_suffix(path) and archives.MARK not in path
+    return has_archive_suffix(path) and not archives.split(path)
 
 
 def _members(name: str, inside: Listing, found: Found, walk: Walk) -> Iterator[tuple[str, str]]:

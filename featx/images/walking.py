@@ -149,7 +149,7 @@ class Walk:
                         self.linked += kind is _Kind.LINKED_FOLDER
             images.sort(key=natural)
             for image in images:
-                if inner and has_archive_suffix(image) and without_suffix(image) in inner:
+                if inner and without_suffix(image) in inner:  # which only an archive's name can be
                     self.unpacked += 1
                     continue
                 yield f"{name}{image}", f"{before}{image}"
@@ -157,9 +157,7 @@ class Walk:
             waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
 
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if has_archive_suffix(name):
-            images.append(name)
-        elif not has_image_suffix(name):
+        if not (has_image_suffix(name) or has_archive_suffix(name)):
             self.others += 1
         elif plugin := self._missing.get(suffix_of(name)):
             self.unread[plugin] += 1

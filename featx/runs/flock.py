@@ -60,6 +60,25 @@ def open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:
         os.close(handle)
 
 
+def open_alone(path: Path, *, make: bool = True) -> tuple[int, Lease | None]:
+    """Open and lock a file for this process alone; where the file system has no locks, by a lease beside it.
+
+    Raises
+    ------
+    BusyError
+        If another process has locked it.
+    OSError
+        If it cannot be written, or is not there and shall not be made.
+    """
+    flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0)
+    handle, locked = open_locked(path, flags, fcntl.LOCK_EX)
+    try:
+        return handle, None if locked else Lease(path.with_name(LEASE))
+    except BaseException:
+        os.close(handle)
+        raise
+
+
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
     """Wait until no other process changes what the shards of a run share, and keep them from it.
@@ -72,17 +91,11 @@ def in_turn(folder: Path) -> Iterator[None]:
         If the folder cannot be written.
     """
     place, given_up = folder / PARTS, time.monotonic() + LONGEST
-    if place.is_symlink():  # which featx does not make, and never writes through
-        place.unlink()
+    files.remove_link(place)
     while True:
         try:
             files.make_folders(place)
-            handle, locked = open_locked(place / TURN, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-            try:
-                lease = None if locked else Lease(place / LEASE)
-            except BaseException:
-                os.close(handle)
-                raise
+            handle, lease = open_alone(place / TURN)
             break
         except FileNotFoundError:  # the last one out has cleared up
             continue

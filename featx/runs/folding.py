@@ -8,7 +8,6 @@ has. Interrupted in between, the same lines are read twice, and folding again co
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,9 +16,9 @@ from pathlib import Path
 from featx import files
 from featx.collecting import many_records
 from featx.runs import manifest, parts
-from featx.runs.layout import LEASE, MANIFEST, PARTS, SUMMARY, UNFINISHED
+from featx.runs.layout import LEASE, MANIFEST, PARTS, UNFINISHED
 from featx.runs.parts import MERGING, TURN, Texts
-from featx.runs.summary import SHARDS, read_summary
+from featx.runs.summary import SHARDS, read_summary, write_summary
 from featx.runs.suspects import all_suspects, save_suspects
 
 
@@ -39,10 +38,7 @@ def rewritten(folder: Path, temporary: Path, pieces: Iterable[bytes], *, locked:
 
 def fold(folder: Path, *, locked: bool) -> int:
     """Fold the parts into the manifest, and return it, open; nobody else may be writing to any of them."""
-    unfinished = folder / UNFINISHED
-    if unfinished.is_symlink():  # which featx does not make, and never writes through
-        unfinished.unlink()
-    files.make_folders(unfinished)
+    unfinished = _unfinished(folder)
     files.write(folder / PARTS / MERGING, [])
     files.synchronise(folder / PARTS)
     save_suspects(unfinished, all_suspects(folder))
@@ -63,8 +59,7 @@ def fold(folder: Path, *, locked: bool) -> int:
 def remove_part(part: Path) -> None:
     """Remove a part: what is unfinished in it, then its manifest, which makes it one."""
     unfinished = part / UNFINISHED
-    if unfinished.is_symlink():
-        unfinished.unlink()
+    files.remove_link(unfinished)
     for path in unfinished.iterdir() if unfinished.is_dir() else ():
         if not path.is_dir():
             files.remove(path)
@@ -119,8 +114,15 @@ def recount(folder: Path) -> None:
         "counts": {"done": counted["done"], "failed": counted["failed"], "total": total},
         "bytes": counted["bytes"],
     }
-    text = json.dumps(summary, indent=2) + "\n"
-    files.make_folders(folder / UNFINISHED)
-    files.write_atomically(folder / SUMMARY, [text.encode()], folder / UNFINISHED / SUMMARY)
+    unfinished = _unfinished(folder)
+    write_summary(folder, summary, unfinished)
     with suppress(OSError):  # there is something else in it
-        (folder / UNFINISHED).rmdir()
+        unfinished.rmdir()
+
+
+def _unfinished(folder: Path) -> Path:
+    """Make the folder for what is not complete yet."""
+    place = folder / UNFINISHED
+    files.remove_link(place)
+    files.make_folders(place)
+    return place

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from featx import files
 from featx.errors import ROOM, OutputError
 from featx.runs import formats, manifest, parts
-from featx.runs.flock import in_turn, open_locked, require_no_shards
+from featx.runs.flock import in_turn, open_alone, open_locked, require_no_shards
 from featx.runs.folding import clear_up, fold, rewritten
 from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, PARTS, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
-from featx.runs.summary import ELSEWHERE, read_summary
+from featx.runs.summary import ELSEWHERE, read_summary, write_summary
 
 # What may lie in a folder before the first image is done.
 EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS}
@@ -86,9 +85,8 @@ class LockedFolder:
     def save(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Replace the summary, after the manifest is safe, and return it."""
         self._require_lease()
-        text = json.dumps(summary, indent=2) + "\n"
         files.synchronise(self._folder / MANIFEST)
-        files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
+        write_summary(self._folder, summary, self.unfinished)
         return summary
 
     def drop(self, keys: Collection[str]) -> None:
@@ -170,28 +168,19 @@ def exclusive(folder: Path, *, make: bool = True) -> Iterator[LockedFolder]:
         If another run has locked it.
     """
     require_usable(folder)
-    try:
-        if make:
-            files.make_folders(folder)
-        flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0)
-        handle, locked = open_locked(folder / MANIFEST, flags, fcntl.LOCK_EX)
+    with ExitStack() as stack:
         try:
-            lease = None if locked else Lease(folder / LEASE)
-            if make and (folder / UNFINISHED).is_symlink():  # which featx does not make, and never writes through
-                (folder / UNFINISHED).unlink()
-        except BaseException:
-            os.close(handle)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
-        ) from error
-    held = LockedFolder(folder, handle, lease)
-    try:
+            if make:
+                files.make_folders(folder)
+            held = LockedFolder(folder, *open_alone(folder / MANIFEST, make=make))
+            stack.callback(held.end)
+            files.remove_link(held.unfinished)
+        except OSError as error:
+            raise OutputError(
+                f"{folder} cannot be written: {error.strerror}", "Choose another folder with --output"
+            ) from error
         require_no_shards(folder)
         yield held
-    finally:
-        held.end()
 
 
 @contextmanager

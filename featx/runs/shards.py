@@ -8,8 +8,6 @@ begins while the other is there. And shards take turns: one at a time starts, or
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -19,12 +17,12 @@ from typing import Any
 from featx import files
 from featx.errors import BusyError, OutputError
 from featx.runs import manifest, parts
-from featx.runs.flock import in_turn, is_locked, open_locked, require_no_shards
+from featx.runs.flock import in_turn, is_locked, open_alone, require_no_shards
 from featx.runs.folding import clear_up, fold, recount, remove_part
-from featx.runs.layout import LEASE, MANIFEST, SUMMARY, UNFINISHED
+from featx.runs.layout import MANIFEST, UNFINISHED
 from featx.runs.lease import Lease
 from featx.runs.lock import LockedFolder, require_usable
-from featx.runs.summary import SHARDS, read_summary
+from featx.runs.summary import SHARDS, read_summary, write_summary
 from featx.sharding import Shard
 
 # What the summary counts of every shard.
@@ -51,7 +49,7 @@ class LockedPart(LockedFolder):
         """Enter this shard into the summary, after its manifest is safe, and return that of the run."""
         self._require_lease()
         files.synchronise(self._home / MANIFEST)
-        first, now = self._own is None, summary
+        first = self._own is None
         own = self._own if self._own is not None else manifest.counted(self._folder, self._shard)
         with in_turn(self._folder) if self.binding else self._turn:
             there = read_summary(self._folder)
@@ -59,16 +57,15 @@ class LockedPart(LockedFolder):
             name = str(self._shard.number)
             if first:
                 self._spent = shards["each"].get(name, {}).get("seconds", 0.0)
-            mine = {fact: now["counts"][fact] - own[fact] for fact in ("done", "failed")}
-            mine |= {"bytes": now["bytes"] - own["bytes"], "seconds": round(self._spent + now["call"]["seconds"], 3)}
-            shards["each"][name] = {"state": now["state"], **mine}
-            total = now["counts"]["total"] if first or there is None else there["counts"]["total"]
-            summary = _of_all(now, shards, total)
-            summary["call"] = {**now["call"], "shard": str(self._shard)}
-            text = json.dumps(summary, indent=2) + "\n"
-            files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
+            call = summary["call"]
+            mine = {fact: summary["counts"][fact] - own[fact] for fact in ("done", "failed")}
+            mine |= {"bytes": summary["bytes"] - own["bytes"], "seconds": round(self._spent + call["seconds"], 3)}
+            shards["each"][name] = {"state": summary["state"], **mine}
+            total = (summary if first or there is None else there)["counts"]["total"]
+            whole = {**_of_all(summary, shards, total), "call": {**call, "shard": str(self._shard)}}
+            write_summary(self._folder, whole, self.unfinished)
         self._own, self.binding = own, True
-        return summary
+        return whole
 
     def end(self) -> None:
         """Unlock the part; one that came to nothing is removed."""
@@ -139,15 +136,13 @@ def exclusive(folder: Path, shard: Shard) -> Iterator[LockedPart]:
 
 def _started(folder: Path, shard: Shard) -> tuple[int, Lease | None]:
     """Lock a part, while the whole folder is locked."""
-    whole, locked = open_locked(folder / MANIFEST, os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX)
-    lease = None
+    whole, lease = open_alone(folder / MANIFEST)
     try:
-        lease = None if locked else Lease(folder / LEASE)
         there = parts.found(folder)
         others = {other.count for other in there} - {shard.count}
         if others or parts.is_merging(folder):
             require_no_shards(folder, f"so it cannot be divided into {shard.count}")
-            merged = fold(folder, locked=locked)
+            merged = fold(folder, locked=not lease)
             os.close(whole)
             whole = merged
         elif not there:
@@ -163,15 +158,9 @@ def _part(folder: Path, shard: Shard) -> tuple[int, Lease | None]:
     """Make and lock a part."""
     home = parts.home_of(folder, shard)
     for place in (home, home / UNFINISHED):
-        if place.is_symlink():  # which featx does not make, and never writes through
-            place.unlink()
+        files.remove_link(place)
     files.make_folders(home)
     try:
-        handle, locked = open_locked(home / MANIFEST, os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX)
-        try:
-            return handle, None if locked else Lease(home / LEASE)
-        except BaseException:
-            os.close(handle)
-            raise
+        return open_alone(home / MANIFEST)
     except BusyError as error:
         raise BusyError(f"Shard {shard} of {folder} is running already", "Wait for it to end") from error

@@ -1,4 +1,4 @@
-# A run's summary.json: read, completed with what earlier featx did not say, and checked against its schema.
+# A run's summary.json: written, and read: completed with what earlier featx did not say, and checked by its schema.
 """The file that says what a run is."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta, Struct, convert, defstruct
 
-from featx import options
+from featx import files, options
 from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
 from featx.paths import refuse_url
@@ -138,6 +138,12 @@ def _completed(summary: dict[str, Any]) -> dict[str, Any]:
         recipe = {**options.RECIPE, **summary["recipe"]}
         return {"source": "timm", "arrays": arrays, **summary, "recipe": recipe}
     return summary
+
+
+def write_summary(folder: Path, summary: dict[str, Any], unfinished: Path) -> None:
+    """Replace the summary; `unfinished` is where it is written before it gets its name."""
+    text = json.dumps(summary, indent=2) + "\n"
+    files.write_atomically(folder / SUMMARY, [text.encode()], unfinished / SUMMARY)
 
 
 def require_summary(folder: str | PathLike[str]) -> dict[str, Any]:

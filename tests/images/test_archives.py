@@ -414,6 +414,9 @@ def test_a_folder_with_the_mark_in_its_name_is_a_folder(here):
     assert read("a.zip::b/1.jpg") == b"1"
     assert locators.exists("a.zip::b/1.jpg")
     assert not locators.exists("b.zip::1.jpg")
+    (here / "a.zip::b" / "c.tar").write_bytes(tarred(("2.jpg", b"2")))
+    assert list(found("a.zip::b").values()) == ["a.zip::b/1.jpg", "a.zip::b/c.tar::2.jpg"]
+    assert read("a.zip::b/c.tar::2.jpg") == b"2"
 
 
 def test_a_changed_archive_is_another_one(here):

@@ -456,3 +456,16 @@ def test_nothing_is_written_through_links_in_the_place_of_parts(photos, tmp_path
     assert len(featx.open_run(tmp_path / "out")) == 3
     assert shard(photos, tmp_path / "out", "1/1", retry_failed=True).tried == 0
     assert tree(tmp_path / "mine") == before
+
+
+def test_nothing_is_removed_through_a_link_in_the_place_of_what_is_unfinished(photos, tmp_path):
+    extract(photos, tmp_path / "out", out_indices=(4,), embedding=True)
+    (tmp_path / "mine").mkdir()
+    for name in ("summary.json", "suspects", "notes.txt"):
+        (tmp_path / "mine" / name).write_text("mine")
+    before = tree(tmp_path / "mine")
+    for work in (merge, lambda folder: verify(folder, repair=True), lambda folder: shard(photos, folder, "1/1")):
+        (tmp_path / "out" / ".unfinished").symlink_to(tmp_path / "mine")
+        work(tmp_path / "out")
+        assert tree(tmp_path / "mine") == before
+        (tmp_path / "out" / ".unfinished").unlink(missing_ok=True)
