@@ -103,6 +103,19 @@ def _level(name: str, value: Any) -> int | str:
     return found[0]
 
 
+def _only_levels(verb: str) -> Any:
+    """Declare the option that chooses some of a run's levels, for what a command does with them."""
+    return option(
+        default=None,
+        help=f"{verb} only these levels, each by its index or the name of its array.",
+        convert=_levels,
+        metavar="N,N",
+        flags=("--level",),
+        shown="all",
+        repeated=True,
+    )
+
+
 @group
 class SimilarOptions(Options):
     """Whether images or patches are compared, how many are found, and which patch is the query."""
@@ -187,15 +200,7 @@ class SampleOptions(Options):
         convert=as_path,
         metavar="FILE",
     )
-    levels: tuple[int | str, ...] | None = option(
-        default=None,
-        help="Sample only these levels, each by its index or the name of its array.",
-        convert=_levels,
-        metavar="N,N",
-        flags=("--level",),
-        shown="all",
-        repeated=True,
-    )
+    levels: tuple[int | str, ...] | None = _only_levels("Sample")
     box_size: tuple[int, int] = option(
         default=(1, 1),
         help="Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level.",
@@ -211,15 +216,7 @@ class ViewOptions(Options):
 
     panel: ClassVar[str] = "Picture"
 
-    levels: tuple[int | str, ...] | None = option(
-        default=None,
-        help="Show only these levels, each by its index or the name of its array.",
-        convert=_levels,
-        metavar="N,N",
-        flags=("--level",),
-        shown="all",
-        repeated=True,
-    )
+    levels: tuple[int | str, ...] | None = _only_levels("Show")
     max_photos: int | None = option(
         default=None,
         help="Show at most N photos.",
