@@ -27,6 +27,9 @@ from featx.text import listed
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
 
+# What is shown unless asked otherwise: the most photos, the most thumbnails, and the largest page in megabytes.
+PHOTOS, THUMBNAILS, MEGABYTES = 8, 1000, 20.0
+
 
 @group
 class FilterOptions(Options):
@@ -222,7 +225,7 @@ class ViewOptions(Options):
         help="Show at most N photos.",
         convert=whole(1, 10_000),
         metavar="N",
-        shown="8, or 1000 with --grid",
+        shown=f"{PHOTOS}, or {THUMBNAILS} with --grid",
     )
     grid: bool = option(
         default=False, help="Show only thumbnails: similar photos side by side, in frames of similar colours."
@@ -264,7 +267,7 @@ class ViewOptions(Options):
         help="Keep the page under N megabytes, by shrinking photos first, then dropping components, then photos.",
         convert=above_zero("20"),
         metavar="N",
-        shown="20",
+        shown=f"{MEGABYTES:g}",
     )
 
     def __post_init__(self) -> None:
@@ -298,7 +301,12 @@ class ViewOptions(Options):
     @property
     def most(self) -> int:
         """The most photos that are shown."""
-        return self.max_photos or (1000 if self.grid else 8)
+        return self.max_photos or (THUMBNAILS if self.grid else PHOTOS)
+
+    @property
+    def largest(self) -> float:
+        """The largest page, in megabytes."""
+        return self.max_mb or MEGABYTES
 
 
 @group

@@ -130,8 +130,8 @@ def view(
         inputs.opened(paths, options, wanted, listener) as (run, keys),
     ):
         if wanted.html:
-            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
-            tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
+            made = page.write_page(run, wanted.html, keys, wanted.levels, wanted.most, wanted.largest)
+            tables.paged(made, as_json=as_json)
         else:
             tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
     if show:
