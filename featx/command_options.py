@@ -27,6 +27,9 @@ from featx.text import listed
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
 
+# What is shown unless asked otherwise: the most photos, the most thumbnails, and the largest page in megabytes.
+PHOTOS, THUMBNAILS, MEGABYTES = 8, 1000, 20.0
+
 
 @group
 class FilterOptions(Options):
@@ -101,6 +104,19 @@ def _level(name: str, value: Any) -> int | str:
     if len(found) != 1 or found[0] == "":
         raise UsageError(f"{name}: expected one level, such as 3 or level_3, not {value!r}")
     return found[0]
+
+
+def _only_levels(verb: str) -> Any:
+    """Declare the option that chooses some of a run's levels, for what a command does with them."""
+    return option(
+        default=None,
+        help=f"{verb} only these levels, each by its index or the name of its array.",
+        convert=_levels,
+        metavar="N,N",
+        flags=("--level",),
+        shown="all",
+        repeated=True,
+    )
 
 
 @group
@@ -187,15 +203,7 @@ class SampleOptions(Options):
         convert=as_path,
         metavar="FILE",
     )
-    levels: tuple[int | str, ...] | None = option(
-        default=None,
-        help="Sample only these levels, each by its index or the name of its array.",
-        convert=_levels,
-        metavar="N,N",
-        flags=("--level",),
-        shown="all",
-        repeated=True,
-    )
+    levels: tuple[int | str, ...] | None = _only_levels("Sample")
     box_size: tuple[int, int] = option(
         default=(1, 1),
         help="Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level.",
@@ -211,21 +219,13 @@ class ViewOptions(Options):
 
     panel: ClassVar[str] = "Picture"
 
-    levels: tuple[int | str, ...] | None = option(
-        default=None,
-        help="Show only these levels, each by its index or the name of its array.",
-        convert=_levels,
-        metavar="N,N",
-        flags=("--level",),
-        shown="all",
-        repeated=True,
-    )
+    levels: tuple[int | str, ...] | None = _only_levels("Show")
     max_photos: int | None = option(
         default=None,
         help="Show at most N photos.",
         convert=whole(1, 10_000),
         metavar="N",
-        shown="8, or 1000 with --grid",
+        shown=f"{PHOTOS}, or {THUMBNAILS} with --grid",
     )
     grid: bool = option(
         default=False, help="Show only thumbnails: similar photos side by side, in frames of similar colours."
@@ -267,7 +267,7 @@ class ViewOptions(Options):
         help="Keep the page under N megabytes, by shrinking photos first, then dropping components, then photos.",
         convert=above_zero("20"),
         metavar="N",
-        shown="20",
+        shown=f"{MEGABYTES:g}",
     )
 
     def __post_init__(self) -> None:
@@ -301,7 +301,12 @@ class ViewOptions(Options):
     @property
     def most(self) -> int:
         """The most photos that are shown."""
-        return self.max_photos or (1000 if self.grid else 8)
+        return self.max_photos or (THUMBNAILS if self.grid else PHOTOS)
+
+    @property
+    def largest(self) -> float:
+        """The largest page, in megabytes."""
+        return self.max_mb or MEGABYTES
 
 
 @group

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
 from functools import wraps
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from operator import index
 from pathlib import Path
 from reprlib import repr as quoted  # which shortens long values
@@ -179,44 +179,30 @@ def whole(least: int, most: int = 1 << 62, *, auto: bool = False) -> Convert:
 
 def seconds(least: float) -> Convert:
     """Expect a time in seconds."""
-
-    def convert(name: str, value: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = -1.0
-        if not least <= number <= _MOST_SECONDS:  # false for NaN
-            raise UsageError(f"{name}: expected seconds, from {least:g} to {_MOST_SECONDS}, not {quoted(value)}")
-        return number
-
-    return convert
+    expected = f"seconds, from {least:g} to {_MOST_SECONDS}"
+    return _number(lambda number: least <= number <= _MOST_SECONDS, expected)
 
 
 def share(example: str) -> Convert:
     """Expect a number above 0, up to 1."""
-
-    def convert(name: str, value: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = 0.0
-        if not 0 < number <= 1:  # false for NaN
-            raise UsageError(f"{name}: expected a number above 0, up to 1, such as {example}, not {quoted(value)}")
-        return number
-
-    return convert
+    return _number(lambda number: 0 < number <= 1, f"a number above 0, up to 1, such as {example}")
 
 
 def above_zero(example: str) -> Convert:
     """Expect a finite number above 0."""
+    return _number(lambda number: 0 < number < inf, f"a number above 0, such as {example}")
+
+
+def _number(allows: Callable[[float], bool], expected: str) -> Convert:
+    """Expect a number that a comparison allows, which is false for NaN."""
 
     def convert(name: str, value: Any) -> float:
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
-            number = 0.0
-        if not 0 < number < inf:  # false for NaN
-            raise UsageError(f"{name}: expected a number above 0, such as {example}, not {quoted(value)}")
+            number = nan
+        if not allows(number):
+            raise UsageError(f"{name}: expected {expected}, not {quoted(value)}")
         return number
 
     return convert

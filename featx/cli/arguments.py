@@ -18,12 +18,18 @@ from featx.cli.usage import MESSAGES
 from featx.command_options import FilterOptions, OrderOptions, VerifyOptions, ViewOptions
 from featx.declaring import Options, declaration, declared, spellings
 from featx.errors import UsageError
-from featx.options import GROUPS
+from featx.options import GROUPS, OutputOptions
 
 
 def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as typer has it
     """Declare an option of a command that takes no value."""
     return typer.Option(*spellings, metavar="", help=help, **more)
+
+
+def written_to(metavar: str, help: str, default: str = "") -> Any:  # noqa: A002 - as typer has it
+    """Declare the --output of a command that writes no run; the default is only shown."""
+    panel = OutputOptions.panel
+    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=default, rich_help_panel=panel)
 
 
 # In the order of the help.

@@ -10,24 +10,10 @@ import typer
 
 from featx.cli import completion, descriptions, progress, reports, streams, tables
 from featx.cli.application import STOP, command
-from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes
-from featx.command_options import (
-    BenchOptions,
-    FilterOptions,
-    ListOptions,
-    OrderOptions,
-)
+from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes, written_to
+from featx.command_options import BenchOptions, FilterOptions, ListOptions, OrderOptions
 from featx.errors import UsageError
-from featx.options import (
-    GROUPS,
-    ImageOptions,
-    KeepOptions,
-    ModelOptions,
-    NetworkOptions,
-    OutputOptions,
-    RunOptions,
-    StoreOptions,
-)
+from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
 from featx.requests import ONE, Job, ModelRequest
 
 
@@ -144,15 +130,7 @@ def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) 
 def fetch(
     options: dict[str, Any],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Folder to write the model to.",
-            show_default="models/MODEL",
-            rich_help_panel=OutputOptions.panel,
-        ),
+        Path | None, written_to("FOLDER", "Folder to write the model to.", default="models/MODEL")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -10,7 +10,7 @@ import typer
 
 from featx.cli import pictures, progress, tables
 from featx.cli.application import command
-from featx.cli.arguments import Debug, Json, switch, takes
+from featx.cli.arguments import Debug, Json, switch, takes, written_to
 from featx.command_options import SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
 from featx.declaring import declared
 from featx.errors import UsageError
@@ -27,14 +27,7 @@ def similar(
     ],
     query: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Picture of the results with their scores, such as sheet.png.",
-            rich_help_panel=OutputOptions.panel,
-        ),
+        Path | None, written_to("FILE", "Picture of the results with their scores, such as sheet.png.")
     ] = None,
     with_self: Annotated[
         bool,
@@ -75,16 +68,7 @@ def similar(
 def sample(
     options: dict[str, Any],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with maps.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The table: a new file that ends in .parquet, .npz or .csv.",
-            rich_help_panel=OutputOptions.panel,
-        ),
-    ],
+    output: Annotated[Path, written_to("FILE", "The table: a new file that ends in .parquet, .npz or .csv.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -116,15 +100,7 @@ def view(
         typer.Argument(metavar="PATH", help="Folder of a run, then any of its photos; or photos alone, with --model."),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The picture: .png, .jpg or .jpeg.",
-            show_default="NAME-view.png",
-            rich_help_panel=OutputOptions.panel,
-        ),
+        Path | None, written_to("FILE", "The picture: .png, .jpg or .jpeg.", default="NAME-view.png")
     ] = None,
     show: Annotated[
         bool,
@@ -154,8 +130,8 @@ def view(
         inputs.opened(paths, options, wanted, listener) as (run, keys),
     ):
         if wanted.html:
-            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
-            tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
+            made = page.write_page(run, wanted.html, keys, wanted.levels, wanted.most, wanted.largest)
+            tables.paged(made, as_json=as_json)
         else:
             tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
     if show:

@@ -133,24 +133,23 @@ def viewed(value: View, *, as_json: bool) -> None:
         verb, others = ("is", "") if len(value.gone) == 1 else ("are", " and others")
         those = f"{count_of(len(value.gone), 'photo')} {verb} gone or changed"
         notes.append(f"[yellow]{those}: {escape(printable(value.gone[0]))}{others}[/]")
-    _written(value, notes, f"{value.photos} of {count_of(value.images, 'photo')}", as_json=as_json)
+    _written(value, notes, value.photos, as_json=as_json)
 
 
 def paged(value: Page, *, as_json: bool) -> None:
     """Print the path of a page, and say what is on it, and what is not."""
-    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
-    _written(value, [escape(note) for note in value.notes], those, as_json=as_json)
+    notes = [escape(note) for note in value.notes]
+    _written(value, notes, len(value.photos), f"{amount_of(value.bytes)}, ", as_json=as_json)
 
 
-def _written(value: View | Page, notes: Sequence[str], those: str, *, as_json: bool) -> None:
-    """Print the path of a picture or page, after notes and what photos are on it."""
+def _written(value: View | Page, notes: Sequence[str], shown: int, size: str = "", *, as_json: bool) -> None:
+    """Print the path of a picture or page, after notes, its size and how many photos it shows."""
     if as_json:
         print_json({**asdict(value), "output": str(value.output)})
         return
     warning = [f"[yellow]{RANDOM_SIMILARITY}[/]"] if value.weights == "random" else []
-    shown = value.photos if isinstance(value.photos, int) else len(value.photos)
     rest = "; to see others, name them or raise --max-photos" if shown < value.images else ""
-    for line in (*warning, *notes, f"[dim]{those}{rest}[/]"):
+    for line in (*warning, *notes, f"[dim]{size}{shown} of {count_of(value.images, 'photo')}{rest}[/]"):
         _tell(line)
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 

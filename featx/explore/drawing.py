@@ -68,12 +68,14 @@ def cross_out(pen: Any, box: tuple[float, float, float, float]) -> None:
     pen.line(((box[0], box[3]), (box[2], box[1])), INK)
 
 
-def caption(pen: Any, corner: tuple[float, float], text: str, width: float, size: int = 13, **more: Any) -> None:
+def caption(
+    pen: Any, corner: tuple[float, float], text: str, width: float, size: int = 13, fill: tuple[int, ...] = INK
+) -> None:
     """Write one line; if it is too long, its beginning is left out, as the end of a path says more."""
     font, shown = _font_for(printable(text), size)
     while pen.textlength(shown, font) > width and len(shown) > 1:
         shown = f"…{shown[2:]}"
-    pen.text(corner, shown, font=font, **{"fill": INK, **more})
+    pen.text(corner, shown, fill, font)
 
 
 def _font_for(text: str, size: int) -> tuple[Any, str]:

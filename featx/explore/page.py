@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featx import files
+from featx.command_options import MEGABYTES, PHOTOS
 from featx.errors import FeatxError, OutputError
 from featx.explore import budget, packing, payload
 from featx.explore.budget import Plan
@@ -25,9 +26,6 @@ from featx.values import Level
 # How pages begin, by which featx knows those that it wrote and may replace.
 MARK = b'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="generator" content="featx view">\n'
 SUFFIXES = (".html", ".htm")
-
-# The largest page by default, in millions of bytes.
-MAX_MB = 20.0
 
 # The most bytes that the description of a level takes.
 LEVEL = 800
@@ -72,8 +70,8 @@ def write_page(
     output: str | PathLike[str],
     keys: Sequence[str] = (),
     levels: Levels = None,
-    max_photos: int = 8,
-    max_mb: float = MAX_MB,
+    max_photos: int = PHOTOS,
+    max_mb: float = MEGABYTES,
 ) -> Page:
     """Write a page that shows how similar every cell of every photo is to the one under the pointer.
 

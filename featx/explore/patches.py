@@ -186,10 +186,9 @@ def draw(patches: Patches, path: Path) -> None:
     """
     where = f"at {_numbers(patches.at)}" if patches.at else f"in {_numbers(patches.box)}"
     query = Tile(to_path(patches.path), Path(patches.query).name, f"query {where}", framed=True, mark=_shares(patches))
-    notes = (f"{each.score:.4f} at {each.x:.1f},{each.y:.1f}" for each in patches.found)
     found = [
-        Tile(to_path(each.path), each.key, note, mark=_shares(each))
-        for each, note in zip(patches.found, notes, strict=True)
+        Tile(to_path(each.path), each.key, f"{each.score:.4f} at {each.x:.1f},{each.y:.1f}", mark=_shares(each))
+        for each in patches.found
     ]
     tiles.draw([query, *found], path)
 

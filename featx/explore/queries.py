@@ -62,7 +62,7 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
     with machine(again.devices, again.workers):
         arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
     named = {field.key: np.asarray(values[0]) for field, values in zip(computer.fields, arrays.values, strict=True)}
-    for (name, _), finite in zip(named.items(), arrays.finite, strict=True):
+    for name, finite in zip(named, arrays.finite, strict=True):
         if not finite[0]:
             raise FeatxError(f"The network gives NaN or infinity in {name} of {image}", "Try another image")
     return named, placed.frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +55,11 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What a sheet shows, in one line, a warning, if there is one, and legends."""
+    """What a sheet shows, in one line, a warning, empty if there is none, and a legend."""
 
     text: str
-    warning: str = ""
-    legends: Sequence[Legend] = field(default_factory=list)
+    warning: str
+    legend: Legend
 
 
 def heading(run: Run, photos: int, legend: Legend) -> Heading:
@@ -68,7 +68,7 @@ def heading(run: Run, photos: int, legend: Legend) -> Heading:
     kind, source = summary["weights"]["kind"], summary["weights"]["source"]
     weights = "random weights" if kind == "random" else f"weights {Path(source).name}"
     text = f"{summary['model']}, {weights}: {count_of(photos, 'photo')}"
-    return Heading(text, RANDOM_SIMILARITY if kind == "random" else "", [legend])
+    return Heading(text, RANDOM_SIMILARITY if kind == "random" else "", legend)
 
 
 def panel_width(panels: int, columns: int) -> int:
@@ -125,24 +125,22 @@ def _without_repeats(blocks: Sequence[Block]) -> list[Block]:
 
 
 def height_of(head: Heading) -> int:
-    """Return the height of a heading and its legends, in pixels."""
-    return LINE + 6 + LINE * bool(head.warning) + (LINE + 4) * len(head.legends)
+    """Return the height of a heading with its legend, in pixels."""
+    return LINE + 6 + LINE * bool(head.warning) + LINE + 4
 
 
 def draw_heading(drawn: Image.Image, pen: ImageDraw.ImageDraw, head: Heading, top: int) -> int:
-    """Draw the heading and the legends; return where they end."""
-    room = drawn.width - 2 * GAP
+    """Draw the heading with its legend; return where it ends."""
+    room, legend = drawn.width - 2 * GAP, head.legend
     drawing.caption(pen, (GAP, top), head.text, room, TITLE)
     top += LINE + 6
     if head.warning:
         drawing.caption(pen, (GAP, top), head.warning, room, TEXT, fill=ACCENT)
         top += LINE
-    for legend in head.legends:
-        drawing.caption(pen, (GAP, top), legend.text, room, TEXT, fill=FAINT)
-        if legend.ends:
-            _scale(drawn, pen, legend.ends, GAP + pen.textlength(legend.text, ImageFont.load_default(TEXT)) + 12, top)
-        top += LINE + 4
-    return top
+    drawing.caption(pen, (GAP, top), legend.text, room, TEXT, fill=FAINT)
+    if legend.ends:
+        _scale(drawn, pen, legend.ends, GAP + pen.textlength(legend.text, ImageFont.load_default(TEXT)) + 12, top)
+    return top + LINE + 4
 
 
 def _scale(drawn: Image.Image, pen: ImageDraw.ImageDraw, ends: tuple[str, str], left: float, top: int) -> None:

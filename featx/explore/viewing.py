@@ -213,7 +213,7 @@ def _of_heads(attention: Array) -> Array:
 def _similarity(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tuple[float, float]) -> _Colouring:
     """Compare every cell with the feature at a point of the first photo."""
     vectors = run.sample(photos[0].key, [at], levels)
-    chosen: dict[str, Callable[[Array], Array]] = {}
+    scales: dict[str, Callable[[Array], Array]] = {}
     ranges: dict[str, tuple[float, float]] = {}
     best: dict[tuple[str, str], tuple[int, int]] = {}
     for level in levels:
@@ -222,13 +222,12 @@ def _similarity(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: 
             raise outside(f"--at {at[0]:g},{at[1]:g}", photos[0].key, photos[0].frame)
         direction = Direction.of(vector, f"The feature at the cross on {level.key}", "Choose another pixel or --level")
         cosine = direction.exactly
-        chosen[level.key], ranges[level.key] = cosine, colours.limits(cosine(_sampled(photos, level)))
+        ranges[level.key] = colours.limits(cosine(_sampled(photos, level)))[0], 1.0
+        scales[level.key] = _on_scale(cosine, *ranges[level.key])
         others = [each for each in photos[1:] if each.region(level)[0].stop]
         best |= {(each.key, level.key): _highest(each, level, cosine) for each in others}
-    scales = {key: _on_scale(cosine, ranges[key][0], 1.0) for key, cosine in chosen.items()}
-    details = _ranges({key: (low, 1.0) for key, (low, _) in ranges.items()})
     text = "cosine similarity to the feature at the cross; the most similar cell of each other photo is outlined"
-    return _Colouring(text, scales, details, ("low", "1"), best)
+    return _Colouring(text, scales, _ranges(ranges), ("low", "1"), best)
 
 
 def _highest(photo: Shown, level: Level, cosine: Callable[[Array], Array]) -> tuple[int, int]:
