@@ -15,7 +15,7 @@ from pathlib import Path
 from featx import paths
 from featx.collecting import many_records
 from featx.errors import UsageError
-from featx.images import archives, locators, plugins, shards
+from featx.images import archives, locators, plugins, webdataset
 from featx.images.archives import Listing
 from featx.images.walking import (
     ANY_FOLDERS,
@@ -105,7 +105,7 @@ def find(
     are text (`featx.paths.to_text`). A file that is named in several ways gets its first key.
 
     An archive is a folder whose name lacks the suffix (``photos/cats/1.jpg`` of ``photos.tar``), unless it is one of
-    the shards that ``{000..127}`` stands for: their keys are those of WebDataset (`featx.images.shards`).
+    the shards that ``{000..127}`` stands for: their keys are those of WebDataset (`featx.images.webdataset`).
 
     Parameters
     ----------
@@ -187,8 +187,8 @@ def _named(text: str) -> list[_Input]:
     UsageError
         As `_existing`.
     """
-    if shards.is_of_shards(text) and not os.path.lexists(paths.expanded(text)):
-        return [replace(_existing(shard), name="") for shard in shards.expanded(text)]
+    if webdataset.is_of_shards(text) and not os.path.lexists(paths.expanded(text)):
+        return [replace(_existing(shard), name="") for shard in webdataset.expanded(text)]
     return [_existing(text)]
 
 
@@ -298,7 +298,7 @@ def _members(name: str, inside: Listing, found: Found, walk: Walk) -> Iterator[t
     """Yield name and locator of an archive's images, and of the archive if something is wrong with it as a whole."""
     folder = f"{without_suffix(name)}/"
     whole = name or os.path.basename(inside.path)  # noqa: PTH119 - text
-    pairs = ((folder + member, member) for member in inside.names) if name else shards.keys_of(inside.names)
+    pairs = ((folder + member, member) for member in inside.names) if name else webdataset.keys_of(inside.names)
     for key, member in pairs:
         yield key if member else whole, f"{inside.path}{archives.MARK}{member}"
     walk.others += inside.contents.others
