@@ -14,7 +14,7 @@ __version__: str
 
 def extract(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str,
+    model: str | None = None,
     output: str | PathLike[str] | None = None,
     *,
     from_file: str | PathLike[str] | None = None,
@@ -25,6 +25,8 @@ def extract(
     output_stride: int | None = None,
     part: str = "backbone",
     seed: int = 0,
+    like: str | PathLike[str] | None = None,
+    recipe: str | PathLike[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     fit: str | None = None,
@@ -62,8 +64,9 @@ def extract(
     ----------
     inputs : str, path or iterable of them
         Files, folders (walked) and glob patterns.
-    model : str
-        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    model : str or None
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
+        takes that of `like` or `recipe`.
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
@@ -83,6 +86,10 @@ def extract(
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
     seed : int
         Random seed, used with --weights random.
+    like : str | PathLike[str] | None
+        Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. Options that are typed win.
+    recipe : str | PathLike[str] | None
+        Read options from this TOML file, as featx info RUN --recipe prints them. Options that are typed win.
     image_size : int | tuple[int, int] | None
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool

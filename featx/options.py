@@ -94,6 +94,29 @@ class ModelOptions(Options):
 
 
 @group
+class RecipeOptions(Options):
+    """Where options come from that are not typed."""
+
+    panel: ClassVar[str] = ModelOptions.panel
+
+    like: Path | None = option(
+        default=None,
+        help="Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. "
+        "Options that are typed win.",
+        convert=as_path,
+        metavar="RUN",
+        accepts="str | PathLike[str] | None",
+    )
+    recipe: Path | None = option(
+        default=None,
+        help="Read options from this TOML file, as featx info RUN --recipe prints them. Options that are typed win.",
+        convert=as_path,
+        metavar="FILE",
+        accepts="str | PathLike[str] | None",
+    )
+
+
+@group
 class ImageOptions(Options):
     """How a photo is fitted to the model's input."""
 
@@ -336,7 +359,7 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
     *(NetworkOptions, RunOptions, Limits),
 )
 

@@ -13,6 +13,7 @@ from featx.options import (
     ModelOptions,
     NetworkOptions,
     OutputOptions,
+    RecipeOptions,
     RunOptions,
     StoreOptions,
 )
@@ -32,7 +33,16 @@ class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
 
 @group
 class Job(
-    ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, NetworkOptions, RunOptions, Limits
+    ModelOptions,
+    RecipeOptions,
+    ImageOptions,
+    KeepOptions,
+    BoxOptions,
+    StoreOptions,
+    OutputOptions,
+    NetworkOptions,
+    RunOptions,
+    Limits,
 ):
     """One call of ``featx extract``: its images and all of its options.
 

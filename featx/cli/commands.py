@@ -37,6 +37,7 @@ from featx.options import (
     StoreOptions,
 )
 from featx.requests import ONE, Job, ModelRequest
+from featx.runs.recipe_files import completed_by_recipe
 from featx.version import __version__
 
 app = typer.Typer(
@@ -108,20 +109,35 @@ def list_models(
 
 @command(epilog="Example: featx info regnety_032 --image-size 384")
 @takes(ModelOptions, ImageOptions, without=("weights", "seed"), bare=True)
-def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
-    """Show a model's levels, input and weights.
+def info(
+    options: dict[str, Any],
+    recipe: Annotated[
+        bool,
+        switch(
+            "--recipe",
+            help="Print the options of a run, whose folder is named instead of a model, for extract --recipe.",
+            rich_help_panel=ModelOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's levels, input and weights, or those of a run.
 
     Fetches no weights.
     """
     from featx.models.search import describe_model
 
+    if recipe or descriptions.is_run(options["model"]):
+        descriptions.run(options, recipe=recipe, as_json=as_json)
+        return
     with progress.searching() as listener:
         described = describe_model(ModelRequest(**options), listener)
     descriptions.description(described, as_json=as_json)
 
 
 @command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
-@takes(*GROUPS)
+@takes(*GROUPS, optional=("model",))
 def extract(
     options: dict[str, Any],
     inputs: Annotated[
@@ -148,7 +164,7 @@ def extract(
     or boxes could not be used, 11 another run holds the output, 130 or 143 stopped.
     """
     named = tuple(text for text in inputs or () if text != "-")
-    job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **options)
+    job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **completed_by_recipe(options))
     from featx.engine.extract import run
 
     with (

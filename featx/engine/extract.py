@@ -29,6 +29,7 @@ from featx.runs import formats, layout, lock
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
+from featx.runs.recipe_files import completed_by_recipe
 from featx.runs.recorder import Recorder
 from featx.runs.summary import read_summary
 from featx.runs.suspects import marks_of, pending_suspects
@@ -78,7 +79,7 @@ class Report:
 @keywords(*GROUPS, without=("model", "output"))
 def extract(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str,
+    model: str | None = None,
     output: str | PathLike[str] | None = None,
     *,
     from_file: str | PathLike[str] | None = None,
@@ -91,8 +92,9 @@ def extract(
     ----------
     inputs : str, path or iterable of them
         Files, folders (walked) and glob patterns.
-    model : str
-        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    model : str or None
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
+        takes that of `like` or `recipe`.
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
@@ -114,12 +116,11 @@ def extract(
         If the run cannot begin or go on; see `featx.errors`.
     """
     one = isinstance(inputs, str | PathLike)
+    named = {name: value for name, value in (("model", model), ("output", output)) if value is not None}
     job = Job(
         inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
         listed=lists.read_file(from_file) if from_file is not None else (),
-        model=model,
-        output=Path(output) if output is not None else None,
-        **options,
+        **completed_by_recipe({**options, **named}),
     )
     return run(job, listener or (lambda _: None))
 
