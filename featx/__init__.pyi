@@ -37,6 +37,7 @@ def extract(
     final: bool = False,
     maps: bool | None = None,
     prefix_tokens: bool = False,
+    attention: bool = False,
     norm: bool = False,
     boxes: str | PathLike[str] | None = None,
     box_size: int | tuple[int, int] | None = None,
@@ -110,6 +111,8 @@ def extract(
         Keep the maps of the levels. Default: where the format can hold them.
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
+    attention : bool
+        Keep the class token's attention to every level, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -182,6 +185,7 @@ def load_pyramid(
     final: bool = False,
     maps: bool | None = None,
     prefix_tokens: bool = False,
+    attention: bool = False,
     norm: bool = False,
     precision: str = "fp32",
 ) -> Pyramid:
@@ -225,6 +229,8 @@ def load_pyramid(
         Keep the maps of the levels. Default: where the format can hold them.
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
+    attention : bool
+        Keep the class token's attention to every level, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

@@ -183,6 +183,9 @@ class KeepOptions(Options):
     prefix_tokens: bool = option(
         default=False, help="Keep the class and register tokens of every level, as level_N_prefix.", in_recipe=True
     )
+    attention: bool = option(
+        default=False, help="Keep the class token's attention to every level, as level_N_attention.", in_recipe=True
+    )
     norm: bool = option(
         default=False,
         help="Apply a transformer's final norm to its levels; featx info shows whether it has one.",

@@ -116,6 +116,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
         (no_levels and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
         (no_levels and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),
         (no_levels and asked.prefix_tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE),
+        (no_levels and asked.attention, "--attention needs levels, but --no-maps keeps none", ONE),
         (
             job is not None and job.dtype != "float32" and no_levels and not asked.final,
             "--dtype is about maps, and none are kept",

@@ -94,10 +94,10 @@ class Field(Struct, frozen=True):
     Attributes
     ----------
     key : str
-        Its name: ``level_2``, ``level_2_prefix``, ``final``, ``embedding``.
+        Its name: ``level_2``, ``level_2_prefix``, ``level_2_attention``, ``final``, ``embedding``.
     shape : tuple of int or None
-        (C, H, W) of a map, (tokens, C) of prefix tokens, (D,) of a vector; None for a length that differs from image
-        to image.
+        (C, H, W) of a map, (heads, H, W) of attention, (tokens, C) of prefix tokens, (D,) of a vector; None for a
+        length that differs from image to image.
     dtype : str
         What it is written as, ``text`` for Unicode; empty where that is not decided yet.
     """

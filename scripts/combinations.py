@@ -32,6 +32,7 @@ EXTRACT = {
     "resnet, openvino": "-m test_resnet --backend openvino --embedding",
     "vit": "-m test_vit",
     "vit, norm and tokens": "-m test_vit --norm --prefix-tokens --final --embedding",
+    "vit, attention": "-m test_vit --attention --embedding",
     "vit, pool cls": "-m test_vit --embedding --pool cls --out-indices=-1",
     "vit, parquet": "-m test_vit --embedding --pool avg --format parquet --image-size 96",
     "vit, bf16": "-m test_vit --precision bf16 --prefix-tokens",

@@ -339,7 +339,13 @@ class Local(TorchFunctionMode):
         is_global = (function in self.REDUCTIONS and _sides(args[0]) - _sides(result) > 1) or (
             function in self.POOLS and result.shape[-2:] == (1, 1)
         )
-        return result.detach() if is_global or function in (*self.GATES, *self.SOFTMAX) else result
+        if is_global:
+            return self.hold(result)
+        return result.detach() if function in (*self.GATES, *self.SOFTMAX) else result
+
+    def hold(self, result: Tensor) -> Tensor:
+        """Hold fixed what is made of the whole image: it has no gradient."""
+        return result.detach()
 
 
 def _is_attention(weights: Tensor) -> bool:

@@ -23,8 +23,8 @@ ALONE = {
     "typer": {"cli.arguments", "cli.commands", "cli.usage"},
     "rich": {"cli.descriptions", "cli.progress", "cli.reports", "cli.streams", "cli.tables"},
     "timm": {
-        *("models.timm.building", "models.timm.input", "models.timm.loading", "models.timm.outputs"),
-        *("models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
+        *("models.timm.attention", "models.timm.building", "models.timm.input", "models.timm.loading"),
+        *("models.timm.outputs", "models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
     },
     "ultralytics": {"models.yolo.importing"},
     "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},

@@ -205,6 +205,7 @@ CONTRADICTIONS = [
     ({"maps": False, "embedding": True, "strides": [8]}, "Levels were chosen"),
     ({"maps": False, "embedding": True, "norm": True}, "needs levels"),
     ({"maps": False, "embedding": True, "prefix_tokens": True}, "needs levels"),
+    ({"maps": False, "embedding": True, "attention": True}, "needs levels"),
 ]
 
 

@@ -300,7 +300,7 @@ def view(
         raise UsageError("--output and --html both say what is written", ONE)
     with (
         progress.extracting(quiet=as_json) as listener,
-        briefly.opened(paths, options, wanted.most, listener) as (run, keys),
+        briefly.opened(paths, options, wanted, listener) as (run, keys),
     ):
         if wanted.html:
             most, limit = wanted.most, wanted.max_mb or page.MAX_MB

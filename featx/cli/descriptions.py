@@ -120,6 +120,7 @@ def _other_outputs(value: dict[str, Any]) -> str:
         f"embedding {value['embedding']}" if value["embedding"] else "",
         _final_map(final) if final else "",
         count_of(tokens, "prefix token") if tokens else "",
+        _attention(value) if value["attention"] else "",
         "final norm (--norm)" if value["norm"] else "",
         f"parts {', '.join(value['parts'])} (--part)" if value.get("parts") else "",
     ]
@@ -129,6 +130,13 @@ def _other_outputs(value: dict[str, Any]) -> str:
 def _final_map(final: dict[str, Any]) -> str:
     sides = "" if final["height"] is None else f" x {final['height']} x {final['width']}"
     return f"final map {final['channels']}{sides}"
+
+
+def _attention(value: dict[str, Any]) -> str:
+    """Say whose attention there is, and in which levels, if only in a few."""
+    query, levels = value["attention"]["query"], value["attention"]["levels"]
+    few = "" if len(levels) == value["available_levels"] else f" in level {', '.join(map(str, levels))}"
+    return f"attention of the {query}{few} (--attention)"
 
 
 def _sizes(sizes: dict[str, Any] | None) -> str:

@@ -29,7 +29,8 @@ def completed(job: Job) -> Job:
         _require_vectors(job)
     elif job.boxes:
         raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
-    others = {"maps": job.maps, "final": job.final, "prefix-tokens": job.prefix_tokens}
+    levels = {"maps": job.maps, "prefix-tokens": job.prefix_tokens, "attention": job.attention}
+    others = {**levels, "final": job.final}
     if not job.boxes:
         others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]

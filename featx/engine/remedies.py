@@ -142,7 +142,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
     if len(strides) > 2 and job.maps and job.part != "all":
         coarse = strides[len(strides) // 2 :]
         finer = {level.key for level in levels if level.stride not in coarse}
-        fewer = [field for field in fields if field.key.removesuffix("_prefix") not in finer]
+        fewer = [field for field in fields if field.key.removesuffix("_prefix").removesuffix("_attention") not in finer]
         yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
     if job.maps or job.final:
         try:
@@ -153,8 +153,8 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
 
 
 def _only_embedding(request: Any) -> Any:
-    chosen = {"out_indices": None, "strides": None, "norm": False, "prefix_tokens": False, "final": False}
-    return replace(request, **chosen, maps=False, embedding=True)
+    of_levels = dict.fromkeys(("norm", "prefix_tokens", "attention", "final"), False)
+    return replace(request, **of_levels, out_indices=None, strides=None, maps=False, embedding=True)
 
 
 def _size(blueprint: Blueprint) -> str:

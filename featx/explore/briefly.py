@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featx import files
+from featx.command_options import ViewOptions
 from featx.engine.events import Listener
 from featx.errors import UsageError
 from featx.paths import refuse_url
@@ -22,7 +23,7 @@ from featx.values import Note
 
 @contextmanager
 def opened(
-    paths: Sequence[str], options: Mapping[str, Any], most: int, listener: Listener
+    paths: Sequence[str], options: Mapping[str, Any], wanted: ViewOptions, listener: Listener
 ) -> Iterator[tuple[Run, list[str]]]:
     """Open what is to be seen: a run, and the keys of its photos that follow it; or photos, which are extracted first.
 
@@ -32,8 +33,8 @@ def opened(
         A run's folder, and keys of its photos; or images, folders and patterns.
     options : dict
         Options of ``featx extract`` for photos: ``model``, and those that go with it.
-    most : int
-        The most photos to extract; the first ones are taken.
+    wanted : ViewOptions
+        What is to be seen of them; of more photos than are shown, only the first ones are extracted.
     listener : callable
         Called with each event of the extraction.
 
@@ -56,7 +57,8 @@ def opened(
         raise UsageError(f"{paths[0]} is not a run, and photos need a model", "Add a model, such as --model resnet50")
     else:
         with files.temporary_folder() as folder:
-            yield _extracted(Job(inputs=tuple(paths), output=folder / "run", **options), most, listener), []
+            job = Job(inputs=tuple(paths), output=folder / "run", attention=wanted.attention, **options)
+            yield _extracted(job, wanted.most, listener), []
 
 
 def _extracted(job: Job, most: int, listener: Listener) -> Run:

@@ -162,7 +162,7 @@ def _kind(run: Run, photos: Sequence[Shown], levels: Sequence[Level], asked: Vie
     if asked.at is not None:
         return _likeness(run, photos, levels, asked.at)
     if asked.attention:
-        text = "mean attention of all heads to a cell: dark where little goes, bright where most goes"
+        text = "attention to a cell, the mean of all heads"
         return _scalar(photos, levels, _of_heads, text)
     if asked.activation:
         return _scalar(photos, levels, colours.strength, "strength: the length of a cell's feature vector")

@@ -30,10 +30,10 @@ FLOAT32_BYTES = 4
 FEW = 8
 
 # Of the entries; a cache in another format is not read.
-FORMAT = 3
+FORMAT = 4
 
 # What an entry says of other outputs than levels.
-EXTRAS = ("embedding", "final", "prefix_tokens", "norm")
+EXTRAS = ("embedding", "final", "prefix_tokens", "attention", "norm")
 
 # What it says for some libraries only.
 OPTIONAL = ("parts", "license")

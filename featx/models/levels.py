@@ -84,7 +84,6 @@ def fields_of(levels: Sequence[Level]) -> tuple[Field, ...]:
 
 def unsized(description: Description) -> Description:
     """Remove the sizes of maps from a description whose images each have their own size."""
-    maps = {level.key for level in (*description.levels, *([description.final] if description.final else ()))}
 
     def without_size(level: Level) -> Level:
         return structs.replace(level, height=None, width=None, ratio=None)
@@ -94,7 +93,7 @@ def unsized(description: Description) -> Description:
         levels=tuple(map(without_size, description.levels)),
         final=without_size(description.final) if description.final else None,
         fields=tuple(
-            structs.replace(field, shape=(field.shape[0], None, None)) if field.key in maps else field
+            structs.replace(field, shape=(field.shape[0], None, None)) if len(field.shape) == 3 else field
             for field in description.fields
         ),
     )

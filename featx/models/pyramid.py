@@ -170,7 +170,7 @@ class Pyramid:
         -------
         dict of str to Tensor
             The arrays of `fields` by their keys: ``level_2`` (B, C, H, W), ``level_2_prefix`` (B, tokens, C),
-            ``final`` (B, C, H, W), ``embedding`` (B, D).
+            ``level_2_attention`` (B, heads, H, W), ``final`` (B, C, H, W), ``embedding`` (B, D).
 
         Raises
         ------

@@ -53,6 +53,11 @@ class _Native(TypedDict):
     least: int | None
 
 
+class _Attention(TypedDict):
+    query: str
+    levels: list[int]
+
+
 class _Tag(TypedDict):
     tag: str
     license: str | None
@@ -74,6 +79,7 @@ class _Entry(TypedDict):
     embedding: int | None
     final: _Level | None
     prefix_tokens: int
+    attention: _Attention | None
     norm: bool
     output_strides: list[int]
     fixed_size: bool

@@ -67,8 +67,8 @@ def list_models(
     list of dict
         ``model``, ``name`` (with a tag where the model's default weights do not pass), ``source``, ``family``,
         ``parameters``, ``levels`` (all there are), ``default_levels``, ``input``, ``sizes``, ``output_strides``,
-        ``embedding``, ``final``, ``prefix_tokens``, ``norm``, and ``pretrained`` (tags with licence, input size, hub
-        id).
+        ``embedding``, ``final``, ``prefix_tokens``, ``attention``, ``norm``, and ``pretrained`` (tags with licence,
+        input size, hub id).
 
     Raises
     ------
@@ -113,8 +113,8 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     -------
     dict
         ``model, source, architecture, family, layout, parameters, levels, available_levels, input, test_input,
-        pretrained, output_strides, fixed_size, sizes, rebuilt, embedding, final, prefix_tokens, norm,
-        bytes_per_image``; the last counts the maps of one output file.
+        pretrained, output_strides, fixed_size, sizes, rebuilt, embedding, final, prefix_tokens, attention,
+        norm, bytes_per_image``; the last counts the maps of one output file.
 
     Raises
     ------

@@ -593,7 +593,18 @@ def test_a_run_of_an_earlier_version_goes_on(photos, tmp_path):
     path = tmp_path / "out" / "summary.json"
     summary = json.loads(path.read_text())
     del summary["arrays"]
-    for fact in ("part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool", "format", "strides"):
+    for fact in (
+        "part",
+        "maps",
+        "norm",
+        "prefix_tokens",
+        "attention",
+        "final",
+        "embedding",
+        "pool",
+        "format",
+        "strides",
+    ):
         del summary["recipe"][fact]
     path.write_text(json.dumps(summary))
     assert [field.key for field in featx.open_run(tmp_path / "out").fields] == [f"level_{index}" for index in range(5)]

@@ -32,7 +32,7 @@ def foreseen(inputs, output, **options):
     [
         {},
         {"dtype": "float16", "embedding": True, "final": True},
-        {"model": "test_vit", "image_size": None, "prefix_tokens": True},
+        {"model": "test_vit", "image_size": None, "prefix_tokens": True, "attention": True},
         {"maps": False, "embedding": True},
         {"embedding": True, "format": "npy"},
     ],

@@ -186,6 +186,8 @@ def test_the_command_shows_runs_and_photos(featx_command, tmp_path):
         assert done.returncode == 0, done.stderr
     done = featx_command("view", PHOTO, "--model", "test_vit", "--weights", "random", "--fit", "pad", "-o", "photo.png")
     assert (done.returncode, done.stdout) == (0, "photo.png\n"), done.stderr
+    looks = ("view", PHOTO, "--model", "test_vit", "--weights", "random", "--attention", "-o", "photo.png")
+    assert featx_command(*looks).returncode == 0
     some = featx_command("view", "photos", *MODEL, "--max-photos", "2", "-o", "photo.png")
     assert "the first 2 of 3 photos; --max-photos takes more" in some.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []

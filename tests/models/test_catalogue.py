@@ -381,7 +381,7 @@ def another_timm(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata, "version", lambda name: "9.9.9" if name == "timm" else honest(name))
     monkeypatch.setattr(timm, "__version__", "9.9.9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "featx" / "models-3-timm-9.9.9.json"
+    return tmp_path / "featx" / "models-4-timm-9.9.9.json"
 
 
 def test_another_timm_is_measured_and_remembered(another_timm, monkeypatch):

@@ -42,6 +42,16 @@ WIDE = ("mobilenetv4_conv_small", "tf_efficientnet_b0", "rexnet_100", "mnasnet_0
 QUARTER = 0.25
 
 
+def local():
+    """What is made of the whole image is that of the photo without a dot, for all."""
+
+    class Held(script().Local):
+        def hold(self, result: torch.Tensor) -> torch.Tensor:
+            return result[:1].expand_as(result)
+
+    return Held()
+
+
 @cache
 def script():
     """Return the script that measures centres, as a module."""
@@ -110,7 +120,7 @@ def deviations(pyramid, batch: torch.Tensor, frame: Frame, places: np.ndarray, s
     """Return how far from the dots they are found, on average, in cells: (levels, 2), y and x."""
     noise = torch.randn(2, 3, *pyramid.traced, generator=torch.manual_seed(seed))
     script().prepare(pyramid.module, noise)
-    with script().Local():
+    with local():
         maps = pyramid(batch)
     found = []
     for level, values in zip(pyramid.levels, maps, strict=True):

@@ -47,8 +47,9 @@ def largest_error(run, reference):
 @needs_openvino
 @pytest.mark.parametrize("model", [MODEL, "test_vit", "test_mambaout"])
 def test_openvino_gives_the_same_maps(photos, model):
-    reference = extract(photos, "torch", model=model, image_size=160)
-    run = extract(photos, "openvino", model=model, image_size=160, backend="openvino")
+    asked = {"model": model, "image_size": 160, "attention": model == "test_vit"}
+    reference = extract(photos, "torch", **asked)
+    run = extract(photos, "openvino", **asked, backend="openvino")
     assert run.summary["recipe"]["backend"] == "openvino"
     assert run.levels == reference.levels
     assert largest_error(run, reference) < 1e-5
@@ -197,6 +198,13 @@ def test_the_compiled_network_gives_the_same_maps(photos):
     reference = extract(photos, "torch", out_indices=(0, 1))
     compiled = extract(photos, "compiled", out_indices=(0, 1), backend="compile")
     assert largest_error(compiled, reference) < 1e-5
+
+
+@needs_a_compiler
+def test_the_compiled_network_s_attention_is_the_same(photos):
+    asked = {"model": "test_vit", "image_size": 160, "out_indices": (0, 5), "attention": True}
+    reference = extract(photos, "torch", **asked)
+    assert largest_error(extract(photos, "compiled", **asked, backend="compile"), reference) < 1e-5
 
 
 def test_without_a_compiler_it_is_said(photos, monkeypatch):

@@ -1,4 +1,4 @@
-# Outputs other than plain levels: a description extended by final map, embedding, prefix tokens and final norm.
+# Outputs other than plain levels: a description extended by attention, final map, embedding, prefix tokens and norm.
 """Describing what `featx.models.timm.taps.Tapped` takes from a whole network."""
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 from msgspec import structs
 from timm.models._features import FeatureGetterNet
 from timm.models.hrnet import HighResolutionNetFeatures
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featx.errors import FeatxError, ModelError
 from featx.models.levels import measure
+from featx.models.timm.attention import HEAD, Attention, find, has_class_token
 from featx.models.timm.building import SizeRefusedError, create, layout_of, looks_at_values, real, trace
 from featx.models.timm.description import Plan, describe
 from featx.models.timm.taps import Tapped, Taps
@@ -31,7 +32,7 @@ OF_PYRAMIDS = ("features_only", "out_indices")
 
 def wanted(request: ModelRequest) -> bool:
     """Whether a request is for more than plain levels."""
-    extras = (request.norm, request.prefix_tokens, request.final, request.embedding, request.pool)
+    extras = (request.norm, request.prefix_tokens, request.attention, request.final, request.embedding, request.pool)
     return any(extras) or not request.maps
 
 
@@ -82,7 +83,8 @@ def facts(description: Description) -> dict[str, Any]:
     -------
     dict
         ``embedding``, its length, or None; ``final``, a level's facts, or None; ``prefix_tokens``, how many a level
-        has; ``norm``, whether levels have a final norm that `ModelRequest.norm` applies.
+        has; ``attention``, whose (``class token`` or ``pooling query``) and of which levels, or None; ``norm``,
+        whether levels have a final norm that `ModelRequest.norm` applies.
     """
     request = ModelRequest(description.name, maps=False, embedding=True, final=True)
     whole = (
@@ -97,8 +99,18 @@ def facts(description: Description) -> dict[str, Any]:
         "embedding": vectors[0] if vectors else None,
         "final": plain(whole.final) if whole and whole.final else None,
         "prefix_tokens": tokens.fields[-1].shape[0] if tokens else 0,
+        "attention": attention_facts(description),
         "norm": has_getter and has_norm(description),
     }
+
+
+def attention_facts(description: Description) -> dict[str, Any] | None:
+    """Find out whose attention a network has, and of which of a description's levels; None where it has none."""
+    found = _attention(description)
+    if not found:
+        return None
+    query = "pooling query" if found[-1].place == HEAD else "class token"
+    return {"query": query, "levels": [each.level for each in found]}
 
 
 def has_norm(description: Description) -> bool:
@@ -125,7 +137,35 @@ def _taps(description: Description, request: ModelRequest, levels: Sequence[Leve
         raise _refusal(description, "embedding")
     if taps.prefix_tokens and (taps.hooks is not None or not _gives_prefix_tokens(skeleton)):
         raise _refusal(description, "prefix_tokens")
+    if request.attention:
+        taps = replace(taps, attention=_require_attention(description))
     return _with_final_layout(description, skeleton, taps) if taps.final or taps.pool else taps
+
+
+def _require_attention(description: Description) -> tuple[Attention, ...]:
+    """Find the attentions of the chosen levels, or refuse a choice of levels that have none."""
+    if found := _attention(description):
+        return found
+    others = ", ".join(str(each.level) for each in _attention(_with_all_levels(description)))
+    if not others:
+        raise _refusal(description, "attention")
+    chosen = ", ".join(str(level.index) for level in description.levels)
+    raise ModelError(
+        f"{description.name} has attention in level {others}, and not in level {chosen}",
+        "Choose levels with --out-indices, or leave out --attention",
+    )
+
+
+def _attention(description: Description) -> tuple[Attention, ...]:
+    """Find the attentions of a description's levels on a network of its own, which is changed for that."""
+    plan: Plan = description.plan
+    arguments, size = _of_whole(plan.arguments), plan.config["input_size"]
+    try:
+        return find(create(plan.reference, "meta", arguments), description.levels, plan.deepest, size)
+    except Exception as error:
+        if not looks_at_values(error):
+            raise
+    return find(real(plan.reference, arguments), description.levels, plan.deepest, size)
 
 
 def _final_level(name: str, values: Tensor, tracer: Tracer, size: Sequence[int]) -> Level:
@@ -140,6 +180,7 @@ def _refusal(description: Description, option: str) -> ModelError:
     what, hint = {
         "norm": ("no final norm for its levels", "Leave out --norm"),
         "prefix_tokens": ("no class or register tokens in its levels", "Leave out --prefix-tokens"),
+        "attention": ("no class token or pooling query whose attention could be kept", "Leave out --attention"),
         "embedding": ("no head that makes an embedding", "Use --pool avg, or leave out --embedding"),
         "final": ("no final map: it does not end in a grid of cells", "Leave out --final"),
         "pool": ("no final map to pool: it does not end in a grid of cells", "Leave out --pool"),
@@ -168,7 +209,7 @@ def _with_final_layout(description: Description, skeleton: Any, taps: Taps) -> T
     end = _end(description.plan, skeleton)
     skipped = getattr(skeleton, "num_prefix_tokens", None) or 0
     if taps.pool == "cls":
-        if not (isinstance(end, Tensor) and end.ndim == 3 and skipped and _has_class_token(skeleton)):
+        if not (isinstance(end, Tensor) and end.ndim == 3 and skipped and has_class_token(skeleton)):
             raise _refusal(description, "cls")
         if not taps.final:
             return taps
@@ -197,14 +238,17 @@ def _end(plan: Plan, skeleton: Any) -> Any:
 
 def _deepest(description: Description) -> Level:
     """Return the network's deepest level, whatever was chosen."""
-    plan: Plan = description.plan
-    if description.levels[-1].index == plan.deepest:
+    if description.levels[-1].index == description.plan.deepest:
         return description.levels[-1]
+    return _with_all_levels(description).levels[-1]
+
+
+def _with_all_levels(description: Description) -> Description:
+    """Describe the same network with all of its levels."""
+    plan: Plan = description.plan
     size = plan.config["input_size"][1:]
-    request = ModelRequest(
-        description.name, out_indices=(-1,), image_size=size, output_stride=plan.arguments.get("output_stride")
-    )
-    return describe(request).levels[-1]
+    stride = plan.arguments.get("output_stride")
+    return describe(ModelRequest(description.name, out_indices="all", image_size=size, output_stride=stride))
 
 
 def _layout(end: Tensor, grid: tuple[int, int], declared: str) -> str:
@@ -217,10 +261,6 @@ def _layout(end: Tensor, grid: tuple[int, int], declared: str) -> str:
 def _gives_prefix_tokens(network: Any) -> bool:
     known = inspect.signature(network.forward_intermediates).parameters
     return "return_prefix_tokens" in known and (getattr(network, "num_prefix_tokens", None) or 0) > 0
-
-
-def _has_class_token(network: nn.Module) -> bool:
-    return any(getattr(network, name, None) is not None for name in ("cls_token", "class_token", "cls_embed"))
 
 
 def _of_whole(arguments: dict[str, Any]) -> dict[str, Any]:

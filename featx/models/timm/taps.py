@@ -1,4 +1,4 @@
-# Taps: levels, prefix tokens, final map and embedding, taken from one pass through a whole timm network.
+# Taps: levels, prefix tokens, attention, final map and embedding, taken from one pass through a whole timm network.
 """The network before its classifier, tapped.
 
 Levels come from where timm's own ``features_only`` takes them: from `forward_intermediates` where its pyramid is made
@@ -8,14 +8,19 @@ that follows, up to the embedding, costs one pass.
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featx.errors import ModelError
 from featx.models.levels import to_nchw
+from featx.models.timm.attention import BLOCK, HEAD, Attention, watch
 from featx.values import EMBEDDING, FINAL
 
 # The exponent of generalised means, and what keeps its base positive (Radenović, Tolias and Chum, "Fine-tuning CNN
@@ -38,6 +43,8 @@ class Taps:
         ``NCHW`` or ``NHWC``: of the levels.
     norm, prefix_tokens, final, embedding, pool
         As `ModelRequest` has them.
+    attention : tuple of Attention
+        Where the attention of levels is computed, for those levels that have one.
     final_layout : str
         ``NCHW``, ``NHWC`` or ``NLC``, tokens: of the final map; empty where it is not needed.
     skipped : int
@@ -56,6 +63,7 @@ class Taps:
     final: bool
     embedding: bool
     pool: str | None
+    attention: tuple[Attention, ...] = ()
     final_layout: str = ""
     skipped: int = 0
     grid: tuple[int, int] = (0, 0)
@@ -70,11 +78,16 @@ class Taps:
     @property
     def whole(self) -> bool:
         """Whether the network has to be run to its end."""
-        return self.final or self.embedding
+        return self.final or self.embedding or any(each.place != BLOCK for each in self.attention)
+
+    @property
+    def head(self) -> bool:
+        """Whether the network's own head has to be run."""
+        return (self.embedding and not self.pool) or any(each.place == HEAD for each in self.attention)
 
 
 class Tapped(nn.Module):
-    """A timm network without its classifier, which gives levels, prefix tokens, final map and embedding in one pass.
+    """A timm network without its classifier, which gives all that is taken from it in one pass.
 
     Parameters
     ----------
@@ -96,6 +109,9 @@ class Tapped(nn.Module):
             modules = dict(network.named_modules())
             for place, (name, goes_in) in enumerate(taps.hooks):
                 self._tap(modules[name], place, goes_in)
+        for each in taps.attention:
+            for name in each.modules:
+                watch(network.get_submodule(name), partial(self._keep_attention, each.level))
 
     @property
     def keys(self) -> list[str]:
@@ -103,17 +119,23 @@ class Tapped(nn.Module):
         taps = self.taps
         prefixes = [f"level_{index}_prefix" for index in taps.indices if taps.prefix_tokens]
         levels = [f"level_{index}" for index in taps.indices]
-        return [*levels, *prefixes, *[FINAL][: taps.final], *[EMBEDDING][: taps.embedding]]
+        attention = [f"level_{each.level}_attention" for each in taps.attention]
+        return [*levels, *prefixes, *attention, *[FINAL][: taps.final], *[EMBEDDING][: taps.embedding]]
 
     def forward(self, batch: Tensor) -> list[Tensor]:
         """Return the arrays of `keys` for a (B, 3, H, W) batch; maps are (B, C, H, W)."""
+        if self.taps.attention:
+            self._await_attention()
         maps, prefixes, end = self._run(batch)
-        results = [*to_nchw(self.taps.layout, maps), *prefixes]
+        maps = to_nchw(self.taps.layout, maps)
+        vector = self.network.forward_head(end, pre_logits=True) if self.taps.head else None
+        attention = self._attention(maps) if self.taps.attention else []
+        results = [*maps, *prefixes, *attention]
         if not self.taps.whole:
             return results
         grid = self.taps.grid_of(*batch.shape[-2:])
         final = [self._final_map(end, grid)] if self.taps.final_layout else []
-        embedding = [self._embedding(end, *final)] if self.taps.embedding else []
+        embedding = [self._embedding(end, vector, *final)] if self.taps.embedding else []
         return [*results, *(final if self.taps.final else []), *embedding]
 
     def _run(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
@@ -162,16 +184,35 @@ class Tapped(nn.Module):
             raise ModelError("The final map has a different size for this input", "Load the model with that image_size")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
-    def _embedding(self, end: Any, final: Tensor | None = None) -> Tensor:
+    # torch.compile would take the rows for those that there are when it compiles.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _await_attention(self) -> None:
+        self._own.rows = {each.level: [] for each in self.taps.attention}
+
+    def _keep_attention(self, level: int, row: Tensor) -> None:
+        """Keep a row of a level's attention, (B, heads, keys), for the thread that computed it."""
+        if getattr(self._own, "rows", None) is not None:
+            self._own.rows[level].append(row)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _attention(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return what was kept, as (B, heads, H, W): what precedes the cells is left out."""
+        sides = {index: values.shape[-2:] for index, values in zip(self.taps.indices, maps, strict=True)}
+        kept, self._own.rows = self._own.rows, None
+        rows = {level: torch.cat(rows, 1)[..., -math.prod(sides[level]) :] for level, rows in kept.items()}
+        return [row.reshape(*row.shape[:2], *sides[level]) for level, row in rows.items()]
+
+    def _embedding(self, end: Any, vector: Tensor | None, final: Tensor | None = None) -> Tensor:
+        """Return what the network's own head made of its end, or what is pooled instead."""
         pool = self.taps.pool
-        if pool is None:
-            embedding: Tensor = self.network.forward_head(end, pre_logits=True)
-            return embedding
         if pool == "cls":
             first: Tensor = end[:, 0]
             return first
-        assert final is not None  # noqa: S101 - its layout was found when the pool was asked for
-        return pooled(final, pool)
+        if pool:
+            assert final is not None  # noqa: S101 - its layout was found when the pool was asked for
+            return pooled(final, pool)
+        assert vector is not None  # noqa: S101 - the head was run
+        return vector
 
 
 def pooled(final: Tensor, pool: str) -> Tensor:

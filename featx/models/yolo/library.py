@@ -32,7 +32,7 @@ from featx.values import RANDOM_WEIGHTS, Description, Input, Level, Weights, pla
 LICENSE = "AGPL-3.0 (ultralytics), or a licence bought from its makers"
 
 # What only timm's networks can do.
-NOT_OF_DETECTORS = ("norm", "prefix_tokens", "final", "embedding", "pool")
+NOT_OF_DETECTORS = ("norm", "prefix_tokens", "attention", "final", "embedding", "pool")
 
 
 class Ultralytics:

@@ -179,7 +179,8 @@ def test_info_says_what_there_is_besides_levels(featx_command):
     assert (value["embedding"], value["prefix_tokens"], value["norm"]) == (64, 1, True)
     assert (value["final"]["channels"], value["final"]["height"], value["final"]["stride"]) == (64, 10, 16)
     table = featx_command("info", "--model", "test_vit").stdout
-    assert "embedding 64, final map 64 x 10 x 10, 1 prefix token, final norm (--norm)" in table
+    others = "1 prefix token, attention of the class token (--attention), final norm (--norm)"
+    assert f"embedding 64, final map 64 x 10 x 10, {others}" in table
 
 
 def test_the_command_writes_what_was_asked_for(featx_command, photo, tmp_path):
