@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from featx.declaring import declared, group
 from featx.errors import UsageError
 from featx.options import (
@@ -11,12 +13,10 @@ from featx.options import (
     KeepOptions,
     Limits,
     ModelOptions,
-    NetworkOptions,
     OutputOptions,
-    RecipeOptions,
-    RunOptions,
     StoreOptions,
 )
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 
 
 @group
@@ -42,6 +42,7 @@ class Job(
     OutputOptions,
     NetworkOptions,
     RunOptions,
+    EngineOptions,
     Limits,
 ):
     """One call of ``featx extract``: its images and all of its options.
@@ -127,7 +128,16 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
+        *(_of_ray(job) if job else ()),
     )
+
+
+def _of_ray(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between the engine and the options of Ray's."""
+    for name in ("ray_address", "ray_workers", "gpus_per_worker"):
+        option = f"--{name.replace('_', '-')}"
+        wrong = job.engine != "ray" and getattr(job, name) is not None
+        yield wrong, f"{option} needs --engine ray", f"Add --engine ray, or leave out {option}"
 
 
 def require_consistent(asked: ModelRequest | Job) -> None:

@@ -31,12 +31,11 @@ from featx.options import (
     ImageOptions,
     KeepOptions,
     ModelOptions,
-    NetworkOptions,
     OutputOptions,
-    RunOptions,
     StoreOptions,
 )
 from featx.requests import ONE, Job, ModelRequest
+from featx.run_options import NetworkOptions, RunOptions
 from featx.runs.recipe_files import completed_by_recipe
 from featx.version import __version__
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from featx.declaring import keywords
 from featx.engine.checks import completed
 from featx.engine.events import Listener, Phase, Planned
-from featx.engine.execution import Execution, execute, recording
+from featx.engine.execution import Callers, Execution, Place, engine_of, recording
 from featx.engine.notes import of_plan, remarks, surprises
-from featx.engine.resources import machine, use_backend
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
@@ -39,8 +37,6 @@ from featx.values import Item, Note, Outcome
 if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.forecast import Forecast
-    from featx.engine.isolation import Reader
-    from featx.engine.room import Room
     from featx.images.annotations import Fault
 
 
@@ -161,17 +157,8 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
                 plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
-        callers = Callers(listener, stop, captured)
+        callers = Callers(listener, stop or Stop(), captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
-
-
-@dataclass(frozen=True, slots=True)
-class Callers:
-    """What a caller of `run` passed in: whom to tell, when to stop, and what libraries wrote."""
-
-    listener: Listener
-    stop: Stop | None
-    captured: Callable[[], int]
 
 
 def _work(
@@ -186,44 +173,25 @@ def _work(
 ) -> Report:
     """Do the work of a plan."""
     plan, listener = setting.plan, callers.listener
-    if plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
-        if setting.job.backend != "torch":
-            listener(Phase(f"preparing the network for {setting.job.backend}"))
-        use_backend(setting.computers, setting.workers)
-    suspects = pending_suspects(held.unfinished, output, plan)
-    writer = _begin(held, output, setting, before)
-    recorder = _recorder(held, output, setting, listener)
-    reader = _reader(held, setting, suspects, listener, callers.captured)
-    stop = callers.stop or Stop()
-    execution = Execution(
-        setting.computers,
-        writer,
-        setting.workers,
-        reader,
-        stop,
-        notes,
-        held.unfinished,
-        suspects,
-        partial(_room, setting),
-    )
-    failures = list(plan.failures)
-    devices = [computer.pyramid.device for computer in setting.computers]
-    with recording(recorder, execution), machine(devices, setting.workers):
-        failures += execute(plan.to_do, execution, recorder, listener)
-        if plan.again or len(failures) > len(plan.failures):
-            collect_garbage(writer, output, setting.job.format)
-    recorder.facts["largest_pass"] = min(computer.smallest for computer in setting.computers)
+    with closing(engine_of(setting, boxes, callers, notes)) as engine:
+        suspects = pending_suspects(held.unfinished, output, plan)
+        suspected = set(suspects.keys() & marks_of(plan.to_do)) if suspects else set()
+        writer = _begin(held, output, setting, before)
+        recorder = _recorder(held, output, setting, listener)
+        for text in (*held.notes, *surprises(setting, suspected)):
+            listener(Note(text))
+        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
+        execution = Execution(engine, place, recorder, suspects, notes, callers)
+        failures = list(plan.failures)
+        with recording(recorder, callers.stop):
+            failures += execution.run(plan.to_do)
+            if plan.again or len(failures) > len(plan.failures):
+                collect_garbage(writer, output, setting.job.format)
+        recorder.facts["largest_pass"] = engine.largest_pass
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
     return Report(recorder.summary, output, tried, done, failures, forecast, *_faults(boxes, output))
-
-
-def _room(setting: Setting) -> Room | None:
-    """Measure the memory that photos share; None where all have one size."""
-    from featx.engine.room import shared
-
-    return shared(setting.job, setting.blueprint, setting.workers.batch_size, setting.computers[0].pyramid.device)
 
 
 def _nothing_to_do(
@@ -292,28 +260,3 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
     return recorder
-
-
-def _reader(
-    held: lock.LockedFolder,
-    setting: Setting,
-    suspects: dict[bytes, bytes],
-    listener: Listener,
-    captured: Callable[[], int],
-) -> Reader:
-    """Make the reader; images that an earlier call crashed or failed on are isolated."""
-    from featx.engine import isolation
-
-    plan, job = setting.plan, setting.job
-    suspected = suspects.keys() & marks_of(plan.to_do) if suspects else set()
-    for text in (*held.notes, *surprises(setting, suspected)):
-        listener(Note(text))
-    return isolation.Reader(
-        setting.computers[0].pyramid.preprocessor,
-        job.limits,
-        held.unfinished,
-        suspected | marks_of(plan.retried),
-        isolate=job.isolate or bool(suspected),
-        hashed=job.hash_inputs,
-        captured=captured,
-    )

@@ -48,7 +48,8 @@ def load(
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do
     recipe = taken_over(job, None if again else earlier, devices[0])
-    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
+    here = devices[0].type == "cpu" and job.engine == "local"  # the memory of other machines is not known
+    workers = workers_on_cpu(job, len(items), recipe) if here else None
     forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:

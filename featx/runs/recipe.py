@@ -12,9 +12,10 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
-from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, StoreOptions
+from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
+from featx.run_options import NetworkOptions
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 

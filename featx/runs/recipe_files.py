@@ -13,11 +13,12 @@ from typing import Any
 from featx.declaring import converted, declared
 from featx.errors import UsageError
 from featx.nearest import did_you_mean
-from featx.options import GROUPS, OutputOptions, RecipeOptions
+from featx.options import GROUPS, OutputOptions
 from featx.requests import ONE
+from featx.run_options import RecipeOptions
 from featx.runs.summary import require_summary
 
-# Options that a file may hold: all but where a run is written, which is decided call by call.
+# Options that a file may hold: all but where a run is written and on which machines, which is decided call by call.
 NAMES = {each.name: each for group in GROUPS if group not in (OutputOptions, RecipeOptions) for each in declared(group)}
 
 # Options that take the place of others, which contradict them.
