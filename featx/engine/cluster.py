@@ -74,23 +74,37 @@ def connected(address: str | None) -> Iterator[None]:
     _require_answer(address)
     started = {"num_cpus": resources.cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     options = {} if address else started
-    said = logging.getLogger("ray.data")
-    level = said.level
-    said.setLevel(logging.ERROR)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if in_main else None
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"The Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
-        raise FeatxError(f"{where}: {first_line(error)}", "See `ray status`") from error
-    if in_main and before is not None:  # which Ray has replaced
-        signal.signal(signal.SIGTERM, before)
+    with _silent():
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"The Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
+            raise FeatxError(f"{where}: {first_line(error)}", "See `ray status`") from error
+        if in_main and before is not None:  # which Ray has replaced
+            signal.signal(signal.SIGTERM, before)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Ray from printing its log, and what befalls workers; it is in Ray's files as well."""
+    from ray._private import worker
+
+    log = logging.getLogger("ray.data")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    # Ray has no other switch for what it prints to standard output of workers that were lost.
+    vars(worker)["_worker_logs_enabled"] = False
     try:
         yield
     finally:
-        ray.shutdown()
-        said.setLevel(level)
+        log.setLevel(level)
+        vars(worker)["_worker_logs_enabled"] = True
 
 
 def _require_answer(address: str | None) -> None:
