@@ -20,9 +20,11 @@ _HOMES = {
     "list_models": "featx.models.search",
     "load_pyramid": "featx.models.pyramid",
     "open_run": "featx.runs.reading",
+    "similar": "featx.explore.similarity",
+    "similar_patches": "featx.explore.patches",
 }
 
-__all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run"]
+__all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run", "similar", "similar_patches"]
 
 
 def __getattr__(name: str) -> Any:

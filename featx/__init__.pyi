@@ -6,6 +6,8 @@ from typing import Literal
 from featx.engine.events import Listener
 from featx.engine.extract import Report
 from featx.errors import FeatxError as FeatxError
+from featx.explore.patches import similar_patches as similar_patches
+from featx.explore.similarity import similar as similar
 from featx.models.pyramid import Pyramid
 from featx.models.search import list_models as list_models
 from featx.runs.reading import open_run as open_run

@@ -89,21 +89,84 @@ class ListOptions(FilterOptions, OrderOptions):
     """Which models are listed, and how."""
 
 
-@group
-class SimilarOptions(Options):
-    """How many images are found."""
-
-    panel: ClassVar[str] = OutputOptions.panel
-
-    count: int = option(
-        default=10, help="Number of images to find.", convert=whole(1), metavar="N", flags=("--count", "-k")
-    )
-
-
 def _levels(_: str, value: Any) -> tuple[int | str, ...]:
     """Expect indices of levels or names of arrays, in text or as a sequence."""
     pieces = value.split(",") if isinstance(value, str) else value
     return tuple(int(piece) if str(piece).isdecimal() else str(piece) for piece in pieces)
+
+
+def _level(name: str, value: Any) -> int | str:
+    """Expect one level."""
+    found = _levels(name, value if isinstance(value, str) else [value])
+    if len(found) != 1 or found[0] == "":
+        raise UsageError(f"{name}: expected one level, such as 3 or level_3, not {value!r}")
+    return found[0]
+
+
+@group
+class SimilarOptions(Options):
+    """Whether images or patches are found, how many, and where the patches are."""
+
+    panel: ClassVar[str] = OutputOptions.panel
+
+    count: int = option(
+        default=10,
+        help="Number of images, or patches, to find.",
+        convert=whole(1),
+        metavar="N",
+        flags=("--count", "-k"),
+    )
+    at: tuple[float, ...] | None = option(
+        default=None,
+        help="Find patches like the one at this pixel of the image.",
+        convert=coordinates("320,240"),
+        metavar="X,Y",
+        accepts="str | Sequence[float] | None",
+    )
+    box: tuple[float, ...] | None = option(
+        default=None,
+        help="Find patches like the content of this box of the image: its edges in pixels.",
+        convert=coordinates("300,200,400,320"),
+        metavar="X1,Y1,X2,Y2",
+        accepts="str | Sequence[float] | None",
+    )
+    level: int | str | None = option(
+        default=None,
+        help="Compare patches on this level, by its index or the name of its array.",
+        convert=_level,
+        metavar="N",
+        shown="the last of stride 16 or less",
+    )
+    per_photo: int | None = option(
+        default=None,
+        help="At most N patches per photo; the eight cells around a patch do not count as others.",
+        convert=whole(1),
+        metavar="N",
+        shown="1",
+    )
+
+    def __post_init__(self) -> None:
+        """Check and convert; refuse options that contradict each other.
+
+        Raises
+        ------
+        UsageError
+            Naming the options, and how to fix it.
+        """
+        super().__post_init__()
+        if self.at is not None and self.box is not None:
+            raise UsageError("--at and --box cannot be combined", "Use one of them")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            shown = ",".join(f"{edge:g}" for edge in self.box)
+            raise UsageError(f"--box {shown} has no area", "Give x1,y1,x2,y2 with x1 < x2 and y1 < y2")
+        for each in ("level", "per_photo") if self.of_images else ():
+            if getattr(self, each) is not None:
+                raise UsageError(f"--{each.replace('_', '-')} is for patches", "Add --at X,Y or --box X1,Y1,X2,Y2")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether whole images are compared, and not patches."""
+        return self.at is None and self.box is None
 
 
 @group

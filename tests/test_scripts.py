@@ -86,3 +86,9 @@ def test_centres_are_measured_once_and_tabled(tmp_path):
     assert all(result["beyond"] < 0.25 for result in found.values())
     assert run("measure_centres.py", *arguments) == printed
     assert len(output.read_text().splitlines()) == 2
+
+
+def test_a_search_for_patches_is_timed_and_right():
+    """It compares what it finds with brute force itself."""
+    printed = run("time_patches.py", "--photos", 20, "--model", "test_resnet", "--level", 2, "--rounds", 1)
+    assert [line.split(":")[0] for line in printed.splitlines()[1:]] == ["featx", "one product", "product and lengths"]

@@ -24,6 +24,7 @@ from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
     from featx.explore.page import Page
+    from featx.explore.patches import Patches
     from featx.explore.sampling import Sampled
     from featx.explore.similarity import Neighbours
     from featx.explore.verify import Recomputed, Verified
@@ -93,22 +94,36 @@ def timings(value: dict[str, Any], *, as_json: bool) -> None:
 
 def neighbours(value: Neighbours, *, as_json: bool) -> None:
     """Show the images that are most similar to a query."""
+    table = plain_table(">rank", ">cosine", "image")
+    for rank, each in enumerate(value.found, 1):
+        table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
+    _ranking(value, table, f"{len(value.found)} of {images(value.images)}", as_json=as_json)
+
+
+def patches(value: Patches, *, as_json: bool) -> None:
+    """Show the patches that are most similar to a query."""
+    table = plain_table(">rank", ">cosine", ">x", ">y", "image")
+    for rank, each in enumerate(value.found, 1):
+        place = (f"{pixel:.1f}" for pixel in (each.x, each.y))
+        table.add_row(str(rank), f"{each.score:.4f}", *place, escape(printable(each.key)))
+    said = f"{count_of(len(value.found), 'place')} in {images(value.images)}, compared on {value.level}"
+    _ranking(value, table, said, as_json=as_json)
+
+
+def _ranking(value: Neighbours | Patches, table: Table, said: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(value))
         return
     if value.weights == "random":
-        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
-    out, table = stdout(), plain_table(">rank", ">cosine", "image")
-    for rank, each in enumerate(value.found, 1):
-        table.add_row(str(rank), f"{each.score:.4f}", escape(printable(each.key)))
-    out.print(table)
-    stderr().print(f"[dim]{len(value.found)} of {images(value.images)}[/]")
+        _tell(f"[yellow]{RANDOM_SIMILARITY}[/]")
+    stdout().print(table)
+    stderr().print(f"[dim]{said}[/]")
 
 
-def drawn(value: Neighbours, output: Path, *, as_json: bool) -> None:
-    """Say what was drawn."""
+def drawn(count: int, noun: str, output: Path, *, as_json: bool) -> None:
+    """Say how much was drawn."""
     if not as_json:
-        stderr().print(f"wrote {escape(printable(str(output)))}, {images(len(value.found))}", soft_wrap=True)
+        stderr().print(f"wrote {escape(printable(str(output)))}, {count_of(count, noun)}", soft_wrap=True)
 
 
 def viewed(value: View, *, as_json: bool) -> None:
@@ -119,10 +134,16 @@ def viewed(value: View, *, as_json: bool) -> None:
     if value.gone:
         first = escape(printable(value.gone[0]))
         those = f"{count_of(len(value.gone), 'photo')} {'is' if len(value.gone) == 1 else 'are'} gone or changed"
-        stderr().print(f"[yellow]{those}, and shown without the picture: {first}[/]", soft_wrap=True)
+        _tell(f"[yellow]{those}, and shown without the picture: {first}[/]")
     rest = "; name others by their keys, or raise --max-photos" if value.photos < value.images else ""
-    stderr().print(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]", soft_wrap=True)
+    _tell(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]")
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell(text: str) -> None:
+    """Write a sentence to standard error: broken between words on a terminal, and nowhere in a file."""
+    out = stderr()
+    out.print(text, highlight=False, soft_wrap=not out.is_terminal)
 
 
 def paged(value: Page, *, as_json: bool) -> None:
@@ -131,12 +152,12 @@ def paged(value: Page, *, as_json: bool) -> None:
         print_json({**asdict(value), "output": str(value.output)})
         return
     if value.weights == "random":
-        stderr().print(f"[yellow]{RANDOM_SIMILARITY}[/]", soft_wrap=True)
+        _tell(f"[yellow]{RANDOM_SIMILARITY}[/]")
     for note in value.notes:
-        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+        _tell(escape(note))
     rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
     those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
-    stderr().print(f"[dim]{those}{rest}[/]", soft_wrap=True)
+    _tell(f"[dim]{those}{rest}[/]")
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -161,14 +161,3 @@ def strength(features: Array) -> Array:
     """Return the length of features (…, C): (…) float64."""
     found: Array = np.sqrt(np.einsum("...c,...c->...", features, features, dtype=np.float64))
     return found
-
-
-def cosines(features: Array, vector: Array) -> Array:
-    """Return the cosine of features (…, C) with a vector (C,): (…) float64; 0 for features of zeros.
-
-    Features in which all cells agree are not taken out: these are the plain cosines, as a search has them.
-    """
-    lengths = strength(features) * np.linalg.norm(np.asarray(vector, np.float64))
-    products = np.asarray(features, np.float64) @ np.asarray(vector, np.float64)
-    found: Array = products / np.where(lengths > 0, lengths, 1.0)
-    return found

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, sqrt
 
 import numpy as np
 from PIL import Image
 
-from featx.errors import FeatxError, UnreadableError
+from featx.errors import FeatxError, UnreadableError, UsageError
 from featx.images import cells
 from featx.images.frame import Frame
 from featx.images.pictures import picture
@@ -53,7 +53,7 @@ class Shown:
         values = self.maps[level.key]
         rows, columns = cells.valid(self.frame, level, *values.shape[1:])
         found = values[:, rows, columns]
-        step = 1 if most is None else max(1, math.ceil(math.sqrt(found.shape[1] * found.shape[2] / most)))
+        step = 1 if most is None else max(1, ceil(sqrt(found.shape[1] * found.shape[2] / most)))
         return np.asarray(found[:, ::step, ::step], np.float32).reshape(len(values), -1).T
 
 
@@ -100,6 +100,16 @@ def shown(run: Run, key: str, levels: Sequence[Level], suffix: str = "") -> Show
     """
     line = run.line(key)
     return Shown(key, to_path(line.path), line.frame, run.read_maps(key, levels, suffix))
+
+
+def outside(place: str, photo: str, frame: Frame, *, edges: bool = False) -> UsageError:
+    """Return the error of a place that the model did not see; it names the pixels, or the edges, that it saw."""
+    x1, y1, x2, y2 = (edge - (0 if edges else 0.5) for edge in cells.seen(frame))
+    size = " x ".join(map(str, frame.original))
+    return UsageError(
+        f"{place} lies outside what the model saw of {printable(photo)}",
+        f"It saw x from {ceil(x1)} to {floor(x2)} and y from {ceil(y1)} to {floor(y2)}; the photo is {size}",
+    )
 
 
 def as_seen(each: Shown, width: int, height: int) -> Image.Image | None:

@@ -8,29 +8,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from featx import paths
 from featx.command_options import SimilarOptions
-from featx.errors import FeatxError, UnreadableError, UsageError
-from featx.explore import drawing
-from featx.explore.drawing import ACCENT, INK, PAPER
+from featx.errors import UsageError
+from featx.explore import tiles
+from featx.explore.cosines import Direction
+from featx.explore.queries import embedding_of
+from featx.explore.tiles import Tile
 from featx.images import locators
-from featx.images.pictures import thumbnail
-from featx.options import Limits
 from featx.paths import to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.values import EMBEDDING
 
 # Rows per multiplication: a block stays in the CPU cache while it is used twice.
 BLOCK = 2048
-
-# Size of a sheet's thumbnails, the space below each for its text, and the number per row.
-THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +117,8 @@ def _found(run: Run, vector: Array, count: int, query: str) -> list[Neighbour]:
 def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: int) -> list[tuple[str, float]]:
     """Find the rows with the largest cosine to a query, exactly.
 
-    A row is scored in single precision first, whose error over D products is at most about D / 2^23 of the product of
-    both lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1); all rows that could be among the best
-    within that error are scored again in double precision.
+    A row is scored in single precision first; all rows that could be among the best within its error are scored again
+    in double precision.
 
     Parameters
     ----------
@@ -147,23 +139,19 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
     UsageError
         If the query's length differs from the rows' width, or the query is zero.
     """
-    exact = np.asarray(query, np.float64)
-    length = np.linalg.norm(exact)
-    if not length > 0:
-        raise UsageError("The query's embedding is zero, and has no direction", "Try another image")
-    exact = exact / length
-    single, error = exact.astype(np.float32), 2 * len(exact) / (1 << 23)
+    direction = Direction.of(query, "The query's embedding", "Try another image")
+    length = len(direction.exact)
     kept: list[tuple[str, float]] = []
     floor = -np.inf
     for keys, rows in blocks:
-        if rows.shape[1] != len(exact):
+        if rows.shape[1] != length:
             raise UsageError(
-                f"The embeddings have {rows.shape[1]} numbers, the query has {len(exact)}", "Use the run's own model"
+                f"The embeddings have {rows.shape[1]} numbers, the query has {length}", "Use the run's own model"
             )
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
-            places = np.flatnonzero(_cosines(part, single) >= floor - error)
-            chosen = _cosines(part[places].astype(np.float64), exact)
+            places = np.flatnonzero(direction.near(part) >= floor - direction.error)
+            chosen = direction.exactly(part[places])
             kept += [(keys[start + int(place)], float(score)) for place, score in zip(places, chosen, strict=True)]
             if len(kept) > count + BLOCK:
                 kept = _best(kept, count)
@@ -171,43 +159,6 @@ def nearest(blocks: Iterable[tuple[Sequence[str], Array]], query: Array, count: 
             elif len(kept) >= count:
                 floor = max(floor, float(np.partition([score for _, score in kept], -count)[-count]))
     return _best(kept, count)
-
-
-def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> Array:
-    """Compute the embedding of an image in the way a run's embeddings were computed.
-
-    Raises
-    ------
-    FeatxError
-        If the image cannot be read, or the run's model is no longer available unchanged.
-    """
-    import torch
-
-    from featx.engine.again import set_up_again
-    from featx.engine.resources import machine
-    from featx.images import placing  # with torch
-
-    _require_one_image(os.fspath(image))
-    again = set_up_again(run.summary, device, 1)
-    try:
-        placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
-    except UnreadableError as error:
-        raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
-    computer = again.computers[0]
-    with machine(again.devices, again.workers):
-        arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
-    names = [field.key for field in computer.fields]
-    return np.asarray(arrays.values[names.index(EMBEDDING)][0])
-
-
-def _require_one_image(query: str) -> None:
-    """Refuse a query that is not an image, before the model is loaded."""
-    if not os.path.lexists(query):
-        paths.refuse_url(query)
-        raise UsageError(f"There is no image {query}", "Check the path")
-    what = "a folder" if Path(query).is_dir() else locators.recognised(query)
-    if what not in ("", "an image"):
-        raise UsageError(f"{query} is {what}, not an image", "Give one image")
 
 
 def draw(neighbours: Neighbours, path: Path) -> None:
@@ -218,38 +169,10 @@ def draw(neighbours: Neighbours, path: Path) -> None:
     OutputError
         If it cannot be written; see `featx.explore.drawing.require_drawable`.
     """
-    tiles = [(neighbours.query, Path(neighbours.query).name, "query")] if neighbours.query else []
-    tiles += [(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
-    across = min(ACROSS, len(tiles))
-    down = -(-len(tiles) // across)
-    step = (THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP)
-    sheet = Image.new("RGB", (GAP + across * step[0], GAP + down * step[1]), PAPER)
-    for place, (file, name, score) in enumerate(tiles):
-        corner = (GAP + place % across * step[0], GAP + place // across * step[1])
-        _draw_tile(sheet, corner, file, name, score, framed=score == "query")
-    drawing.save(sheet, path)
-
-
-def _cosines(rows: Array, direction: Array) -> Array:
-    """Cosines of rows with a vector of length 1."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    cosines: Array = rows @ direction / np.where(lengths > 0, lengths, 1)
-    return cosines
+    sheet = [Tile(neighbours.query, Path(neighbours.query).name, "query", framed=True)] if neighbours.query else []
+    sheet += [Tile(to_path(each.path), each.key, f"{each.score:.4f}") for each in neighbours.found]
+    tiles.draw(sheet, path)
 
 
 def _best(kept: list[tuple[str, float]], count: int) -> list[tuple[str, float]]:
     return sorted(kept, key=lambda each: -each[1])[:count]
-
-
-def _draw_tile(sheet: Any, corner: tuple[int, int], file: str, name: str, score: str, *, framed: bool) -> None:
-    """Draw one image, as large as fits, with its name and score below; a cross if the file is gone."""
-    pen, (left, top) = ImageDraw.Draw(sheet), corner
-    box = (left - 3, top - 3, left + THUMBNAIL + 2, top + THUMBNAIL + 2)
-    if image := thumbnail(file, THUMBNAIL):
-        sheet.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
-    else:  # its name and score are still valid
-        drawing.cross_out(pen, box)
-    if framed:
-        pen.rectangle(box, outline=ACCENT, width=3)
-    drawing.caption(pen, (left, top + THUMBNAIL + 4), name, THUMBNAIL)
-    drawing.caption(pen, (left, top + THUMBNAIL + 19), score, THUMBNAIL, fill=ACCENT if framed else INK)

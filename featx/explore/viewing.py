@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -15,15 +14,16 @@ import numpy as np
 from PIL import Image
 
 from featx.command_options import ViewOptions
-from featx.errors import FeatxError, UsageError
+from featx.errors import FeatxError
 from featx.explore import colours, contact, drawing, page, panels, sheets
+from featx.explore.cosines import Direction
 from featx.explore.sheets import Block, Legend, Panel
-from featx.explore.shown import GREY, Shown, as_seen, choose, require_key, shown
+from featx.explore.shown import GREY, Shown, as_seen, choose, outside, require_key, shown
 from featx.images import cells
 from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
-from featx.text import printable, spacing
+from featx.text import spacing
 from featx.values import Level
 
 # What the names of arrays of attention end in.
@@ -200,12 +200,9 @@ def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tu
     for level in levels:
         vector = vectors[level.key][0]
         if not np.isfinite(vector).all():
-            x1, y1, x2, y2 = cells.seen(photos[0].frame)
-            raise UsageError(
-                f"--at {at[0]:g},{at[1]:g} lies outside what the model saw of {printable(photos[0].key)}",
-                f"It saw x from {x1:.0f} to {x2 - 1:.0f} and y from {y1:.0f} to {y2 - 1:.0f}",
-            )
-        cosine = partial(colours.cosines, vector=vector)
+            raise outside(f"--at {at[0]:g},{at[1]:g}", photos[0].key, photos[0].frame)
+        direction = Direction.of(vector, f"The feature at the cross on {level.key}", "Choose another pixel or --level")
+        cosine = direction.exactly
         chosen[level.key], ranges[level.key] = cosine, colours.limits(cosine(_sampled(photos, level)))
         best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos[1:]}
     scales = {key: _on_scale(cosine, ranges[key][0], 1.0) for key, cosine in chosen.items()}

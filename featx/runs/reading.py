@@ -102,6 +102,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
     def __len__(self) -> int:
         return len(self._positions)
 
+    def __contains__(self, key: object) -> bool:
+        """Whether an image has features, by the manifest; its file is not opened."""
+        return key in self._positions
+
     def output(self, key: str) -> str:
         """Return the file that holds an image's arrays, relative to the folder."""
         return self._outputs[key]
@@ -244,12 +248,12 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatxError
             If they are missing or damaged.
         """
-        output = self._outputs[key]
+        output, names = self._outputs[key], {level.key: level.key + suffix for level in levels}
         try:
-            arrays = self.reader.read(key, output)
-            return {level.key: arrays[level.key + suffix] for level in levels}
+            arrays = self.reader.read(key, output, list(names.values()))
+            return {level: arrays[name] for level, name in names.items()}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise FeatxError(f"The maps of {key} are missing or damaged: {error}", REPAIR) from error
+            raise damaged(key, error) from error
 
     def embeddings(self) -> Iterator[tuple[list[str], Array]]:
         """Read the embeddings block by block: keys, and an (n, D) float32 array of theirs.
@@ -314,6 +318,11 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __repr__(self) -> str:
         return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"
+
+
+def damaged(key: str, why: object) -> FeatxError:
+    """Return the error that says that the maps of a photo cannot be used."""
+    return FeatxError(f"The maps of {key} are missing or damaged: {why}", REPAIR)
 
 
 def require_format(summary: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ the same numbers, bit for bit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -149,8 +149,15 @@ class Reader(Protocol):
         """Whether an image's output is there and has this many bytes."""
         ...
 
-    def read(self, key: str, output: str) -> Mapping[str, Array]:
+    def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
         """Return an image's arrays, memory-mapped where that can be.
+
+        Parameters
+        ----------
+        key, output : str
+            The image, and the file that holds its arrays.
+        names : collection of str or None
+            The arrays that are needed, so that others need not be opened; None means all.
 
         Raises
         ------

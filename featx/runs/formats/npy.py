@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -139,7 +139,7 @@ class Reader:
         except (OSError, ValueError):
             return False
 
-    def read(self, key: str, output: str) -> Mapping[str, Array]:
+    def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
         """Map a row."""
         rows = self._open()
         return {EMBEDDING: rows[self._place(key)]}

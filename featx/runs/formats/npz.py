@@ -12,9 +12,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import BufferedReader, FileIO
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,9 @@ PLAIN = "iufU"
 
 # Fixed parts of a member's local header, and of the header of an extra field (PKWARE APPNOTE 4.3.7, 4.5.1).
 LOCAL_HEADER, EXTRA_HEADER = 30, 4
+
+# Where the checksum of an array is in its local header.
+CHECKSUM = 14
 
 # The fixed part of a directory entry, and the whole record that ends a file (APPNOTE 4.3.12, 4.3.16).
 DIRECTORY_HEADER, END = 46, 22
@@ -118,6 +122,7 @@ class Reader:
 
     def __init__(self, folder: Path, digest: Callable[[str], str]) -> None:
         self._prefix, self._root = f"{folder}/", os.path.realpath(folder)
+        self._places: dict[int, dict[str, _Place]] = {}
 
     def holds(self, key: str, output: str, size: int) -> bool:
         """Whether the file is there, in full."""
@@ -126,9 +131,20 @@ class Reader:
         except OSError:
             return False
 
-    def read(self, key: str, output: str) -> Mapping[str, Array]:
-        """Map the arrays of a file."""
-        return read_npz(files.inside(self._root, output))
+    def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
+        """Map the arrays of a file; those with names mostly without reading its directory.
+
+        The files of photos of one size are laid out alike, which the headers of an array tell.
+        """
+        path = files.inside(self._root, output)
+        if names is None:
+            return read_npz(path)
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            places = self._places.get(size, {})
+            if not all(name in places and places[name].is_in(file) for name in names):
+                places = self._places[size] = _places(path, names)
+            return {name: places[name].map(file) for name in names}
 
     def fault(self, line: Done) -> str:
         """Compare size and sha256."""
@@ -222,10 +238,8 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Arra
     OSError, zipfile.BadZipFile, ValueError
         If it is not such a file.
     """
-    with zipfile.ZipFile(path) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        chosen = members if names is None else names
-        return {name: _map_member(path, archive, members[name]) for name in chosen}
+    with path.open("rb") as file:
+        return {name: place.map(file) for name, place in _places(path, names).items()}
 
 
 def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
@@ -241,7 +255,42 @@ def _padding(end_of_header: int) -> bytes:
     return struct.pack("<HH", PADDING_ID, length) + bytes(length)
 
 
-def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+class _Place(NamedTuple):
+    """Where an array lies in a file.
+
+    Attributes
+    ----------
+    begin : int
+        The position of zip's header and numpy's, which the numbers follow.
+    headers : bytes
+        Both, but for the checksum.
+    dtype, shape, order
+        Of the array.
+    """
+
+    begin: int
+    headers: bytes
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
+    def is_in(self, file: FileIO) -> bool:
+        """Whether a file of the same size has such an array there."""
+        return _without_checksum(os.pread(file.fileno(), len(self.headers), self.begin)) == self.headers
+
+    def map(self, file: FileIO | BufferedReader) -> Array:
+        """Map it, read-only."""
+        return np.memmap(file, self.dtype, "r", self.begin + len(self.headers), self.shape, self.order)
+
+
+def _places(path: Path, names: Collection[str] | None) -> dict[str, _Place]:
+    """Find the arrays of a file, or some of them, by its directory."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        return {name: _place(path, archive, members[name]) for name in (members if names is None else names)}
+
+
+def _place(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Place:
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{path} was compressed by another program; read it with numpy.load")
     with archive.open(member) as data:
@@ -251,6 +300,11 @@ def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         raise ValueError(f"{path} holds an array of {dtype}, which are neither numbers nor text")
     with path.open("rb") as file:
         file.seek(member.header_offset)
-        name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[26:])
-    start = member.header_offset + LOCAL_HEADER + name + extra + header
-    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+        local = file.read(LOCAL_HEADER)
+        name, extra = struct.unpack("<HH", local[26:])
+        headers = _without_checksum(local + file.read(name + extra + header))
+    return _Place(member.header_offset, headers, dtype, shape, "F" if fortran else "C")
+
+
+def _without_checksum(headers: bytes) -> bytes:
+    return headers[:CHECKSUM] + bytes(4) + headers[CHECKSUM + 4 :]

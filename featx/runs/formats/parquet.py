@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class Reader:
         index = self._index(output)
         return index.size > 0 and index.rows(key)[1] * index.size == size
 
-    def read(self, key: str, output: str) -> Mapping[str, Array]:
+    def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
         """Read an image's rows."""
         first, count = self._index(output).rows(key)
         if not count and self._digest(key) != NOTHING:

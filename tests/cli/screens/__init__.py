@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "version": ("--version",),
     **{
         f"help-{name}": (name, "--help")
-        for name in ("list-models", "info", "extract", "similar", "sample", "bench", "fetch", "verify")
+        for name in ("list-models", "info", "extract", "similar", "sample", "view", "bench", "fetch", "verify")
     },
     "unknown-command": ("extrat", "photos"),
     "unknown-option": ("extract", "photos", "--modle", "resnet18"),
@@ -82,6 +82,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "similar-sheet": ("similar", "run", "photos/1.jpg", "-k", "2", "-o", "sheet.txt"),
     "similar-folder": ("similar", "run", "photos"),
     "similar-no-embeddings": ("similar", "quiet", "photos/1.jpg"),
+    "similar-patches": ("similar", "run", "photos/1.jpg", "--at", "160,120", "-k", "2"),
+    "similar-outside": ("similar", "run", "photos/1.jpg", "--at", "4000,30"),
+    "view": ("view", "run", "--level", "1,2"),
+    "view-page": ("view", "run", "--html", "page.html"),
+    "view-no-model": ("view", "photos/1.jpg"),
+    "view-key": ("view", "run", "1.jpgs"),
+    "view-attention": ("view", "run", "--attention"),
     "sample": ("sample", "run", "--boxes", "boxes.csv", "-o", "boxes.parquet", "--level", "2"),
     "sample-all-used": ("sample", "run", "--points", "points.csv", "-o", "points.npz"),
     "sample-suffix": ("sample", "run", "--boxes", "boxes.csv", "-o", "boxes.txt"),

@@ -1,0 +1,201 @@
+# Commands that take a run: each takes options, makes one call, and passes the result to the tables.
+"""What people do with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featx.cli import pictures, progress, tables
+from featx.cli.application import command
+from featx.cli.arguments import Debug, Json, switch, takes
+from featx.command_options import (
+    SampleOptions,
+    SimilarOptions,
+    VerifyOptions,
+    ViewOptions,
+)
+from featx.declaring import declared
+from featx.errors import UsageError
+from featx.options import (
+    ImageOptions,
+    ModelOptions,
+    OutputOptions,
+)
+from featx.requests import ONE
+from featx.run_options import RunOptions
+
+
+@command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")
+@takes(SimilarOptions, RunOptions, only=("count", "at", "box", "level", "per_photo", "device"))
+def similar(
+    options: dict[str, Any],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings, or with maps.")],
+    query: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Picture of the results with their scores, such as sheet.png.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = None,
+    with_self: Annotated[
+        bool,
+        switch(
+            "--with-self",
+            help="Keep the image itself in the results, if the run contains it.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find images, or patches, of a run that are similar to yours.
+
+    Compares embeddings by cosine similarity; with --at or --box, the features of
+    patches on one level, which the run's maps give.
+    """
+    from featx.explore import drawing, patches, similarity
+
+    of_images = SimilarOptions(**{name: value for name, value in options.items() if name != "device"}).of_images
+    if output:
+        drawing.require_drawable(output)
+    if of_images:
+        with progress.waiting("searching"):
+            found: Any = similarity.similar(run, query, with_self=with_self, **options)
+        tables.neighbours(found, as_json=as_json)
+    else:
+        with progress.counting("searching", quiet=as_json) as listener:
+            found = patches.similar_patches(run, query, with_self=with_self, listener=listener, **options)
+        tables.patches(found, as_json=as_json)
+    if output:
+        (similarity if of_images else patches).draw(found, output)
+        tables.drawn(len(found.found), "image" if of_images else "place", output, as_json=as_json)
+
+
+@command(epilog="Example: featx sample features/photos --boxes boxes.csv --level 2 --output boxes.parquet")
+@takes(SampleOptions)
+def sample(
+    options: dict[str, Any],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with maps.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The table: a new file that ends in .parquet, .npz or .csv.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a table of a run's features in boxes or at points.
+
+    Each box or point gets a row, with a vector for each level. Maps are averaged
+    in boxes by torchvision's roi_align, and interpolated bilinearly at points.
+
+    Exit status: 0 all have a row, 1 could not run, 2 wrong usage, 3 some have none.
+    """
+    from featx.explore import sampling
+
+    with progress.counting("sampling", quiet=as_json) as listener:
+        sampled = sampling.sample(run, output, listener=listener, **options)
+    tables.sampled(sampled, as_json=as_json)
+    raise typer.Exit(3 if sampled.faults else 0)
+
+
+@command(epilog="Example: featx view features/photos --level 2,3 --output levels.png")
+@takes(
+    *(ViewOptions, ModelOptions, ImageOptions, RunOptions),
+    without=("part", "batch_size", "workers", "isolate"),
+    optional=("model",),
+)
+def view(
+    options: dict[str, Any],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="Folder of a run, and keys of its photos; or photos, with --model."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The picture: .png, .jpg or .jpeg.",
+            show_default="NAME-view.png",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = None,
+    show: Annotated[
+        bool,
+        switch(
+            "--show",
+            help="Show it, in the terminal if that can, else on the desktop.",
+            rich_help_panel=OutputOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the levels of a model see in photos, as one picture.
+
+    Each level is coloured by its first three principal components, the same for
+    all photos; its cells lie where they are centred in the photo.
+    """
+    from featx.explore import briefly, page, viewing
+
+    asked = {each.name: options.pop(each.name) for each in declared(ViewOptions) if each.name in options}
+    path = output or viewing.default_output(paths[0])
+    wanted = viewing.checked(path, asked)
+    if output and wanted.html:
+        raise UsageError("--output and --html both say what is written", ONE)
+    with (
+        progress.extracting(quiet=as_json) as listener,
+        briefly.opened(paths, options, wanted, listener) as (run, keys),
+    ):
+        if wanted.html:
+            most, limit = wanted.most, wanted.max_mb or page.MAX_MB
+            tables.paged(page.write_page(run, wanted.html, keys, wanted.levels, most, limit), as_json=as_json)
+        else:
+            tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
+    if show:
+        pictures.show(wanted.html or path)
+
+
+@command(epilog="Example: featx verify features/photos --recompute 20")
+@takes(VerifyOptions)
+def verify(
+    options: dict[str, Any],
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    repair: Annotated[
+        bool,
+        switch(
+            "--repair",
+            help="Forget missing and damaged outputs, so that the next extract recreates them.",
+            rich_help_panel=VerifyOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every output of a run against its manifest.
+
+    Compares sha256, arrays, shapes, types, and makes sure that numbers are finite.
+
+    Exit status: 0 all is well, 1 something is missing, damaged, not computed yet
+    or not reproduced, 11 a run holds the folder.
+    """
+    from featx.explore.verify import verify as check
+
+    with progress.counting("checking", quiet=as_json) as listener:
+        verified = check(folder, repair=repair, listener=listener, **options)
+    tables.verified(verified, as_json=as_json)
+    raise typer.Exit(0 if verified.sound and verified.complete else 1)

@@ -1,0 +1,78 @@
+# The photo that a search starts from: whether a run has it, and its arrays, made as the run's were.
+"""Queries of `similar`."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from featx import paths
+from featx.errors import FeatxError, UnreadableError, UsageError
+from featx.images import locators
+from featx.images.frame import Frame
+from featx.options import Limits
+from featx.paths import to_path
+from featx.runs.formats import Array
+from featx.runs.reading import Run
+from featx.values import EMBEDDING
+
+
+def key_of(run: Run, image: str) -> str | None:
+    """Find a photo in a run by its key, or by its file, whatever links lead to it; None if the run does not have it.
+
+    A path that leads to another file than the one a photo of that key was extracted from is not that photo.
+    """
+    if not os.path.lexists(image):
+        return image if image in run else None
+    if image in run and not locators.exists(to_path(run.line(image).path)):
+        return image
+    first = [image] if image in run else []
+    return next((key for key in (*first, *run) if locators.same_image(image, to_path(run.line(key).path))), None)
+
+
+def embedding_of(run: Run, image: str | PathLike[str], device: str = "auto") -> Array:
+    """Compute the embedding of an image in the way a run's embeddings were computed; see `arrays_of`."""
+    return arrays_of(run, image, device)[0][EMBEDDING]
+
+
+def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tuple[dict[str, Array], Frame]:
+    """Compute the arrays of an image in the way a run's arrays were computed, and where it lies in the model's input.
+
+    Raises
+    ------
+    FeatxError
+        If the image cannot be read, or the run's model is no longer available unchanged.
+    """
+    import torch
+
+    from featx.engine.again import set_up_again
+    from featx.engine.resources import machine
+    from featx.images import placing  # with torch
+
+    _require_one_image(os.fspath(image))
+    again = set_up_again(run.summary, device, 1)
+    try:
+        placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
+    except UnreadableError as error:
+        raise FeatxError(f"{image} cannot be read: {error.reason}", "Try another image") from error
+    computer = again.computers[0]
+    with machine(again.devices, again.workers):
+        arrays = computer(computer.stack([torch.from_numpy(placed.pixels)], again.workers.batch_size))
+    named = {field.key: np.asarray(values[0]) for field, values in zip(computer.fields, arrays.values, strict=True)}
+    for (name, _), finite in zip(named.items(), arrays.finite, strict=True):
+        if not finite[0]:
+            raise FeatxError(f"The network gives NaN or infinity in {name} of {image}", "Try another image")
+    return named, placed.frame
+
+
+def _require_one_image(query: str) -> None:
+    """Refuse a query that is not an image, before the model is loaded."""
+    if not os.path.lexists(query):
+        paths.refuse_url(query)
+        raise UsageError(f"There is no image {query}", "Check the path")
+    what = "a folder" if Path(query).is_dir() else locators.recognised(query)
+    if what not in ("", "an image"):
+        raise UsageError(f"{query} is {what}, not an image", "Give one image")
