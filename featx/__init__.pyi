@@ -3,6 +3,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Literal
 
+from featx import ray as ray
 from featx.engine.events import Listener
 from featx.engine.extract import Report
 from featx.errors import FeatxError as FeatxError
@@ -56,6 +57,10 @@ def extract(
     batch_size: int | Literal["auto"] | None = None,
     workers: int | None = None,
     isolate: bool = False,
+    engine: str = "local",
+    ray_address: str | None = None,
+    ray_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     max_pixels: int | str = 179000000,
     max_bytes: int | str = 1000000000,
     time_limit: float = 120.0,
@@ -147,6 +152,14 @@ def extract(
         Number of concurrent forward passes. Default: one per core.
     isolate : bool
         Decode in separate processes from the start; otherwise only after a crash or a hang.
+    engine : str
+        What does the work: this process, or workers in a Ray cluster (featx\[ray]), which all need to see the photos and the folder of the run.
+    ray_address : str | None
+        Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, and ended.
+    ray_workers : int | None
+        Number of workers, each with the model and its own batches. Default: as many as the cluster has room for.
+    gpus_per_worker : float | None
+        GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 where the cluster has GPUs.
     max_pixels : int | str
         Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
     max_bytes : int | str

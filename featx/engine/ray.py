@@ -22,7 +22,7 @@ from featx.engine.children import LOOK_EVERY
 from featx.engine.cluster import connected, layout_of, nodes, shortage
 from featx.engine.events import Phase
 from featx.engine.execution import Callers, Place
-from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker
+from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker, mark_of
 from featx.errors import FeatxError, first_line
 from featx.paths import absolute, expanded, here
 from featx.runs.recipe import facts_of
@@ -63,11 +63,14 @@ class RayEngine:
         if not items:
             return
         left = {item.key for item in items}
-        working: set[str] = set()
+
+        def begun() -> int:
+            return sum(1 for _ in place.unfinished.glob(mark_of(Path(), "*").name))
+
         with (
             closing(self._answers(items, place)) as answers,
             self._told_to_stop(place.unfinished / STOPPED),
-            self._stop.gently(lambda: len(working)),
+            self._stop.gently(begun),
         ):
             for answer in answers:
                 self._notes.extend(answer.notes)
@@ -78,8 +81,8 @@ class RayEngine:
                     yield fresh
                 if answer.error:
                     raise answer.error
-                (working.discard if answer.is_stopped else working.add)(answer.worker)
-                if self._stop.asked() and not working:
+                mark_of(place.unfinished, answer.number).unlink(missing_ok=True)
+                if self._stop.asked() and not begun():
                     return
 
     def close(self) -> None:

@@ -84,25 +84,22 @@ class Answer:
 
     Attributes
     ----------
-    worker : str
-        Its name.
+    number : int
+        Of the block.
     outcomes : list of Outcome
         Of the images whose outputs are in place, and of those that failed.
     notes : tuple of str
         What it has to say.
     largest_pass : int
         The most images in one pass of the size that took the fewest so far.
-    is_stopped : bool
-        Whether it was asked to stop.
     error : FeatxError or None
         What ends the run.
     """
 
-    worker: str
+    number: int
     outcomes: list[Outcome]
     notes: tuple[str, ...] = ()
     largest_pass: int = 0
-    is_stopped: bool = False
     error: FeatxError | None = None
 
 
@@ -131,8 +128,8 @@ class Worker:
 
     def __init__(self, assignment: Assignment) -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image goes into its line
-        self._assignment, self._name = assignment, uuid4().hex
-        self._folder = assignment.unfinished / f"{self._name}{OF_WORKER}"
+        self._assignment = assignment
+        self._folder = assignment.unfinished / f"{uuid4().hex}{OF_WORKER}"
         self._notes: deque[str] = deque()
         self._equipment: Equipment | None = None
         self._stop = _StopFile(assignment.unfinished / STOPPED)
@@ -157,12 +154,11 @@ class Worker:
                 for group in processed(*every):
                     outcomes += group
                 smallest = min(computer.smallest for computer in kit.computers)
-            self._attempts(block).unlink(missing_ok=True)
         except FeatxError as found:
             error = found
         notes = tuple(self._notes)
         self._notes.clear()
-        return Answer(self._name, outcomes, notes, smallest, self._stop.asked(), error)
+        return Answer(block.number, outcomes, notes, smallest, error)
 
     def _begin(self, block: Block) -> int:
         """Count how often a block was begun: its images, or the memory that they take, may end worker after worker.
@@ -172,8 +168,7 @@ class Worker:
         FeatxError
             If that has happened too often.
         """
-        path = self._attempts(block)
-        with path.open("ab") as file:
+        with mark_of(self._assignment.unfinished, block.number).open("ab") as file:
             file.write(b".")
             begun = file.tell()
         if begun > ATTEMPTS:
@@ -183,9 +178,6 @@ class Worker:
                 "It may need more memory: use fewer --ray-workers, or a smaller --batch-size",
             )
         return begun
-
-    def _attempts(self, block: Block) -> Path:
-        return self._assignment.unfinished / f"block-{block.number}"
 
     def _equipped(self) -> Equipment:
         """Load the model, and make sure that it gives the numbers of the run."""
@@ -225,6 +217,11 @@ class Worker:
         share = 1 / self._assignment.layout.on_one_node
         device = kit.computers[0].pyramid.device
         return shared(self._assignment.job, kit.blueprint, kit.workers.batch_size, device, share)
+
+
+def mark_of(unfinished: Path, number: int | str) -> Path:
+    """Return the file that says how often a block was begun; it goes when the answer has come."""
+    return unfinished / f"block-{number}"
 
 
 class _StopFile(Stop):
