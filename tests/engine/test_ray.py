@@ -72,13 +72,21 @@ def require_same(run, local):
     assert recipes[0] == recipes[1]
 
 
+def parents(process):
+    """Yield the processes above one."""
+    while process > 1:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        yield process
+
+
 def workers():
-    """Return the processes of workers that hold a model."""
+    """Return the processes of this cluster's workers that hold a model."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"ray::MapWorker"):
-                found.append(int(path.parent.name))
+            process = int(path.parent.name)
+            if path.read_bytes().startswith(b"ray::MapWorker") and os.getpid() in parents(process):
+                found.append(process)
         except OSError:  # it has ended
             continue
     return found
