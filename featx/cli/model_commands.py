@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featx.cli import completion, descriptions, progress, reports, streams, tables
-from featx.cli.application import STOP, command
+from featx.cli.application import STOP, command, lock_ray
 from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes
 from featx.command_options import (
     BenchOptions,
@@ -123,6 +123,7 @@ def extract(
     job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **completed_by_recipe(options))
     from featx.engine.extract import run
 
+    lock_ray(job)
     with (
         streams.captured_libraries() as libraries,
         progress.progress(quiet=quiet or as_json, libraries=libraries, forecasts=not job.dry_run) as listener,
