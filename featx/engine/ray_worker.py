@@ -22,7 +22,7 @@ from featx.engine.local import processed
 from featx.engine.resources import STREAMS, Workers, spread, use_backend
 from featx.engine.room import shared
 from featx.engine.stopping import Stop
-from featx.errors import FeatxError
+from featx.errors import ROOM, FeatxError, OutputError
 from featx.models.pyramid import build, choose_devices, draw_up
 from featx.requests import Job
 from featx.runs import formats
@@ -142,8 +142,11 @@ class Worker:
 
     def _answer(self, block: Block) -> Answer:
         items, outcomes = block.items, list[Outcome]()
-        error, smallest = None, 0
+        error: FeatxError | None = None
+        smallest = 0
         try:
+            if self._equipment is None:
+                self._require_folder()
             if not self._stop.asked():
                 kit = self._equipment = self._equipment or self._equipped()
                 if self._begin(block) > 1 and not kit.reader.isolate:
@@ -156,9 +159,20 @@ class Worker:
                 smallest = min(computer.smallest for computer in kit.computers)
         except FeatxError as found:
             error = found
+        except OSError as found:
+            error = OutputError(f"Outputs cannot be written: {found.strerror or found}", ROOM)
         notes = tuple(self._notes)
         self._notes.clear()
         return Answer(block.number, outcomes, notes, smallest, error)
+
+    def _require_folder(self) -> None:
+        """Refuse to work where the run's folder cannot be seen."""
+        unfinished = self._assignment.unfinished
+        if not unfinished.is_dir():
+            raise OutputError(
+                f"The worker on {os.uname().nodename} does not see {unfinished.parent}",
+                "Choose a folder with --output that all nodes share",
+            )
 
     def _begin(self, block: Block) -> int:
         """Count how often a block was begun: its images, or the memory that they take, may end worker after worker.

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +19,10 @@ from PIL import Image
 import featx
 from featx.engine import cluster
 from featx.engine.cluster import Layout, layout_of
+from featx.engine.ray_worker import ATTEMPTS, Assignment, Block, Worker, mark_of
 from featx.errors import FeatxError, UsageError
 from featx.requests import Job
+from featx.values import Item
 from tests.helpers import HANGS, MODEL, ROOT, extract, lines, make_photos, outputs, tree, wait_until
 
 ray = pytest.importorskip("ray", reason="featx[ray] is not installed", exc_type=ImportError)
@@ -248,6 +252,42 @@ def test_a_feature_pyramid_takes_what_ray_reads(tmp_path, photos):
     buffer = BytesIO()
     Image.new("RGB", (3, 3)).save(buffer, "PNG")
     assert list(pyramid({"bytes": [buffer.getvalue()[:-20], b""]})["error"]) != ["", ""]
+
+
+def answer(local, many, unfinished, **recipe):
+    """Have a worker process a photo for a run with the recipe of another one, or nearly."""
+    summary = json.loads((local / "summary.json").read_text())
+    job = Job("test_resnet", weights="random", image_size=64, device="cpu", engine="ray")
+    facts = {**summary, "recipe": {**summary["recipe"], **recipe}}
+    told = Assignment(job, facts, unfinished.parent, unfinished, 1, "cpu", Layout(1, 1, 1, 0.0, 1), None, frozenset())
+    block = Block(0, [Item("0.jpg", str(many / "0.jpg"))])
+    return pickle.loads(Worker(told)({"block": [pickle.dumps(block)]})["answer"][0])
+
+
+def test_a_worker_that_would_give_other_numbers_computes_nothing(many, local, tmp_path):
+    (tmp_path / ".unfinished").mkdir()
+    found = answer(local, many, tmp_path / ".unfinished", versions={"torch": "2.10.0"})
+    assert found.outcomes == []
+    assert re.search(r"The worker on .+ has another recipe \(versions.torch 2.10.0 -> ", str(found.error))
+    assert outputs(tmp_path) == {}
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(many, local, tmp_path):
+    found = answer(local, many, tmp_path / "elsewhere" / ".unfinished")
+    assert found.outcomes == []
+    assert f"does not see {tmp_path / 'elsewhere'}. Choose a folder" in str(found.error)
+
+
+def test_a_block_that_ends_worker_after_worker_ends_the_run(many, local, tmp_path):
+    unfinished = tmp_path / ".unfinished"
+    unfinished.mkdir()
+    mark_of(unfinished, 0).write_bytes(b"." * ATTEMPTS)
+    found = answer(local, many, unfinished)
+    assert "A worker ended without warning 4 times at the same 1 image, from 0.jpg" in str(found.error)
+    mark_of(unfinished, 0).write_bytes(b".")
+    found = answer(local, many, unfinished)
+    assert [outcome.done for outcome in found.outcomes] == [True]
+    assert found.notes == ("A worker ended without warning: images are now decoded in separate processes",)
 
 
 LAYOUTS = {
