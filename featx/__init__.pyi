@@ -51,6 +51,7 @@ def extract(
     dry_run: bool = False,
     force: bool = False,
     hash_inputs: bool = False,
+    shard: str | None = None,
     precision: str = "fp32",
     backend: str = "torch",
     device: str = "auto",
@@ -71,7 +72,7 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, folders (walked) and glob patterns.
+        Files, archives, folders (walked) and glob patterns.
     model : str or None
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
@@ -119,7 +120,7 @@ def extract(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the class token's attention to every level, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -140,6 +141,8 @@ def extract(
         Run even if disk space or memory seems too small.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
+    shard : str | None
+        Compute part I of N of the images, so that N tasks of a job array, on any machines, fill one folder at once; slurm reads I and N from the task.
     precision : str
         Precision that the network computes in; fp32 is exact.
     backend : str
@@ -245,7 +248,7 @@ def load_pyramid(
     prefix_tokens : bool
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
-        Keep the class token's attention to every level, as level_N_attention.
+        Keep the class token's or pooling query's attention, as level_N_attention.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

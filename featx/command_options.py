@@ -1,5 +1,5 @@
 # Options of a single command and of the function behind it, declared and checked as those in featx.options.
-"""Options of `list_models`, `similar`, `sample`, `bench` and `verify` as frozen values in groups."""
+"""Options of `list_models`, `similar`, `sample`, `view`, `bench` and `verify` as frozen values in groups."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _level(name: str, value: Any) -> int | str:
 
 @group
 class SimilarOptions(Options):
-    """Whether images or patches are found, how many, and where the patches are."""
+    """Whether images or patches are compared, how many are found, and which patch is the query."""
 
     panel: ClassVar[str] = OutputOptions.panel
 
@@ -125,21 +125,21 @@ class SimilarOptions(Options):
     )
     box: tuple[float, ...] | None = option(
         default=None,
-        help="Find patches like the content of this box of the image: its edges in pixels.",
+        help="Find patches like the contents of this box in the image; its edges are in pixels.",
         convert=coordinates("300,200,400,320"),
         metavar="X1,Y1,X2,Y2",
         accepts="str | Sequence[float] | None",
     )
     level: int | str | None = option(
         default=None,
-        help="Compare patches on this level, by its index or the name of its array.",
+        help="Compare patches on this level, given by its index or the name of its array.",
         convert=_level,
         metavar="N",
         shown="the last of stride 16 or less",
     )
     per_photo: int | None = option(
         default=None,
-        help="At most N patches per photo; the eight cells around a patch do not count as others.",
+        help="Find at most N patches per photo, no two of them next to each other.",
         convert=whole(1),
         metavar="N",
         shown="1",
@@ -228,47 +228,56 @@ class ViewOptions(Options):
         shown="8, or 1000 with --grid",
     )
     grid: bool = option(
-        default=False, help="Show thumbnails alone, in the order and the colours of what they are similar to."
+        default=False, help="Show only thumbnails: similar photos side by side, in frames of similar colours."
     )
     activation: bool = option(
-        default=False, help="Show how strong the features of a cell are, not their principal components."
+        default=False, help="Show how strong each cell's features are, instead of their principal components."
     )
-    attention: bool = option(default=False, help="Show where the model attends, of a run made with --attention.")
+    attention: bool = option(
+        default=False, help="Show where the model attends; a run has to be extracted with --attention."
+    )
     at: tuple[float, float] | None = option(
         default=None,
-        help="Compare every cell with the feature at this pixel of a photo.",
+        help="Show how similar each cell is to the feature at this pixel of a photo.",
         convert=coordinates("320,240"),
         metavar="X,Y",
     )
     key: str | None = option(
-        default=None, help="The photo that has the pixel.", convert=as_text, metavar="KEY", shown="the first shown"
+        default=None, help="The photo that --at is about.", convert=as_text, metavar="PHOTO", shown="the first shown"
     )
     overlay: float | None = option(
         default=None,
-        help="Let the photo shine through: the share of the colours, such as 0.6.",
+        help="Opacity of the colours over the photo, such as 0.6.",
         convert=share("0.6"),
         metavar="SHARE",
+        shown="1",
     )
     smooth: bool = option(default=False, help="Interpolate colours between cells.")
     columns: int | None = option(
-        default=None, help="Pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
+        default=None, help="Number of pictures side by side.", convert=whole(1, 100), metavar="N", shown="as fits"
     )
     html: Path | None = option(
         default=None,
-        help="Write a page instead, on which a browser compares cells, without any network.",
+        help="Write an HTML page instead: point at a cell to see what is similar. It needs no network.",
         convert=as_path,
         metavar="PAGE",
     )
     max_mb: float | None = option(
         default=None,
-        help="Keep the page below N megabytes, by smaller photos, fewer components and fewer photos.",
+        help="Keep the page under N megabytes, by shrinking photos first, then dropping components, then photos.",
         convert=above_zero("20"),
         metavar="N",
         shown="20",
     )
 
     def __post_init__(self) -> None:
-        """Check, convert, and refuse what contradicts itself."""
+        """Check and convert; refuse options that contradict each other.
+
+        Raises
+        ------
+        UsageError
+            Naming the options, and how to fix it.
+        """
         super().__post_init__()
         chosen = [
             f"--{name}"
@@ -278,14 +287,16 @@ class ViewOptions(Options):
         if len(chosen) > 1:
             raise UsageError(f"{listed(chosen, 'and')} cannot be combined", "Use one of them")
         if self.key is not None and self.at is None:
-            raise UsageError("--key is for --at", "Leave it out: name the photos to be shown after the run")
+            raise UsageError("--key is for --at", "Leave it out; name the photos to show after the run")
         if self.html is None and self.max_mb is not None:
             raise UsageError("--max-mb is for --html", "Leave it out")
         for_pictures = ("activation", "attention", "at", "grid", "overlay", "smooth", "columns")
         if self.html is not None and (unused := [name for name in for_pictures if getattr(self, name)]):
-            raise UsageError(f"--{unused[0]} is for a picture, and --html makes a page", "Leave one of them out")
+            raise UsageError(f"--{unused[0]} is for pictures, but --html writes a page", "Leave one of them out")
         if self.grid and (self.smooth or self.overlay is not None):
-            raise UsageError("--overlay and --smooth are for levels, and --grid shows thumbnails", "Leave them out")
+            raise UsageError("--overlay and --smooth are for levels, but --grid shows thumbnails", "Leave them out")
+        if self.grid and len(self.levels or ()) > 1:
+            raise UsageError("--grid compares photos on one level", "Give --level only one")
 
     @property
     def most(self) -> int:

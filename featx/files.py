@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice, takewhile
 from pathlib import Path
@@ -113,6 +113,22 @@ def commit(written: dict[Path, Path]) -> None:
     finally:
         for folder in folders:
             synchronise(folder)
+
+
+def require_replaceable(path: Path, is_ours: Callable[[Path], bool], made: str, option: str) -> None:
+    """Refuse a path before the work starts, if it cannot be written, or holds what featx did not make.
+
+    Raises
+    ------
+    OutputError
+        If its folder does not exist or takes no files, or it would replace something else.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder {path.parent}", f"Create it, or choose another {option}")
+    if os.path.lexists(path) and not is_ours(path):
+        raise OutputError(f"{path} exists and was not {made} by featx", f"Choose another {option}")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: Permission denied", f"Choose another {option}")
 
 
 def remove(path: Path) -> None:

@@ -26,6 +26,7 @@ from featx.declaring import (
 )
 from featx.naming import as_model
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.sharding import ShardOptions
 
 DTYPES, FORMATS = ("float32", "float16"), ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
@@ -159,7 +160,7 @@ class KeepOptions(Options):
         default=False, help="Keep the class and register tokens of every level, as level_N_prefix.", in_recipe=True
     )
     attention: bool = option(
-        default=False, help="Keep the class token's attention to every level, as level_N_attention.", in_recipe=True
+        default=False, help="Keep the class token's or pooling query's attention, as level_N_attention.", in_recipe=True
     )
     norm: bool = option(
         default=False,
@@ -283,7 +284,7 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
     *(NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 

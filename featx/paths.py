@@ -27,6 +27,8 @@ def to_text(path: str) -> str:
 
 def to_path(text: str) -> str:
     """Undo `to_text`."""
+    if "\\x" not in text:
+        return text
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode()))
 
 

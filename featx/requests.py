@@ -17,6 +17,7 @@ from featx.options import (
     StoreOptions,
 )
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.sharding import ShardOptions
 
 
 @group
@@ -40,6 +41,7 @@ class Job(
     BoxOptions,
     StoreOptions,
     OutputOptions,
+    ShardOptions,
     NetworkOptions,
     RunOptions,
     EngineOptions,
@@ -50,7 +52,7 @@ class Job(
     Attributes
     ----------
     inputs : tuple of str
-        Files, folders and glob patterns.
+        Files, archives, folders and glob patterns.
     listed : tuple of str
         Paths from lists (``--from-file``, standard input).
     """

@@ -98,7 +98,9 @@ def extract(
     options: dict[str, Any],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Files, folders, quoted patterns, or - for a list on standard input."),
+        typer.Argument(
+            metavar="INPUT", help="Files, archives, folders, quoted patterns, or - for a list on standard input."
+        ),
     ] = None,
     from_file: Annotated[
         Path | None,

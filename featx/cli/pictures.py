@@ -22,20 +22,20 @@ from typing import Any
 
 from featx.cli.streams import stderr
 
-# Characters of base64 in one of kitty's commands; seconds that a terminal has to say what it can.
+# Characters of base64 in one of kitty's commands; seconds that a terminal has to answer.
 CHUNK, PATIENCE = 4096, 0.3
 
-# Colours of a sixel picture, and its width, in pixels, where the terminal does not tell its own.
+# Colours of a sixel picture, and its width in pixels if the terminal does not tell its own.
 COLOURS, WIDTH = 128, 800
 
-# What takes a picture's path on a desktop.
+# Programs that open a file on a desktop.
 VIEWERS = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
 
 
 def show(path: Path) -> None:
-    """Draw a picture on the terminal if it can show one, or open the desktop's viewer; say so if there is neither.
+    """Draw a picture on the terminal if it can show one, or else open the desktop's viewer; say so if there is neither.
 
-    A page is always left to the desktop.
+    Pages always go to the desktop.
     """
     page = path.suffix.lower() in (".html", ".htm")
     kind = terminal_kind() if sys.stderr.isatty() and not page else ""
@@ -45,14 +45,14 @@ def show(path: Path) -> None:
         sys.stderr.write("\n")
         sys.stderr.flush()
     elif not _open(path):
-        terminal = "" if page else "This terminal shows no pictures, and "
-        stderr().print(f"{terminal}{'No' if page else 'no'} desktop has a viewer", soft_wrap=True)
+        terminal = "" if page else "this terminal shows no pictures, and "
+        stderr().print(f"Not shown: {terminal}there is no desktop viewer", soft_wrap=True)
 
 
 def terminal_kind() -> str:
     """Return how the terminal takes pictures: ``kitty``, ``iterm2``, ``sixel``, or nothing if it takes none."""
     program, name = os.environ.get("TERM_PROGRAM", ""), os.environ.get("TERM", "")
-    if not os.environ.get("TMUX"):  # which passes on neither of these
+    if not os.environ.get("TMUX"):  # which passes neither of these on
         if "kitty" in name or "ghostty" in (name + program) or os.environ.get("KITTY_WINDOW_ID"):
             return "kitty"
         if program in ("iTerm.app", "WezTerm"):
@@ -62,30 +62,33 @@ def terminal_kind() -> str:
 
 def _has_sixel() -> bool:
     """Ask the terminal for its attributes (DA1), of which 4 stands for sixel."""
-    try:
+    answer = b""
+    with suppress(OSError, termios.error):
         handle = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        before = termios.tcgetattr(handle)
         try:
-            tty.setcbreak(handle)
-            os.write(handle, b"\x1b[c")
-            answer = b""
-            while not answer.endswith(b"c") and select.select([handle], [], [], PATIENCE)[0]:
-                answer += os.read(handle, 64)
+            if os.tcgetpgrp(handle) == os.getpgrp():  # else a job in the background, which asking would stop
+                answer = _asked(handle, b"\x1b[c", b"c")
         finally:
-            termios.tcsetattr(handle, termios.TCSADRAIN, before)
-    except (OSError, termios.error):
-        return False
-    finally:
-        os.close(handle)
+            os.close(handle)
     found = re.search(rb"\x1b\[\?([\d;]+)c", answer)
-    return bool(found) and b"4" in found[1].split(b";")  # type: ignore[index]
+    return found is not None and b"4" in found[1].split(b";")
+
+
+def _asked(terminal: int, question: bytes, end: bytes) -> bytes:
+    """Return a terminal's answer up to its end, or what there is of it when patience ends."""
+    before, answer = termios.tcgetattr(terminal), b""
+    try:
+        tty.setcbreak(terminal)
+        os.write(terminal, question)
+        while not answer.endswith(end) and select.select([terminal], [], [], PATIENCE)[0]:
+            answer += os.read(terminal, 64)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    return answer
 
 
 def _kitty(path: Path) -> Iterator[str]:
-    """Write a picture as kitty's graphics protocol has it: PNG in pieces of base64."""
+    """Write a picture in kitty's graphics protocol: PNG in pieces of base64."""
     text = _encoded(_as_png(path))
     pieces = [text[at : at + CHUNK] for at in range(0, len(text), CHUNK)]
     for place, piece in enumerate(pieces):
@@ -94,13 +97,13 @@ def _kitty(path: Path) -> Iterator[str]:
 
 
 def _iterm2(path: Path) -> Iterator[str]:
-    """Write a picture as iTerm2's inline images protocol has it."""
+    """Write a picture in iTerm2's inline images protocol."""
     data = path.read_bytes()
     yield f"\x1b]1337;File=inline=1;size={len(data)};width=100%:{_encoded(data)}\a"
 
 
 def _sixel(path: Path) -> Iterator[str]:
-    """Write a picture as DEC's sixel: bands of six rows, in each the columns of every colour."""
+    """Write a picture in DEC's sixel: bands of six rows, each with the columns of every colour in turn."""
     import numpy as np
     from PIL import Image
 
@@ -123,13 +126,13 @@ def _sixel(path: Path) -> Iterator[str]:
 
 
 def _run_lengths(columns: Any) -> str:
-    """Write the six pixels of every column as a character, and repeats as their number."""
+    """Write the six pixels of each column as a character, and repeats as a count and that character."""
     text = "".join(chr(63 + int(column)) for column in columns)
     return re.sub(r"(.)\1{3,}", lambda found: f"!{len(found[0])}{found[1]}", text)
 
 
 def _pixels_across() -> int:
-    """Return the width of the terminal in pixels, where it tells."""
+    """Return the width of the terminal in pixels, or a default if it does not tell."""
     with suppress(OSError):
         _, _, across, _ = struct.unpack("4H", fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8)))
         return across or WIDTH
@@ -152,7 +155,7 @@ def _encoded(data: bytes) -> str:
 
 
 def _open(path: Path) -> bool:
-    """Open the desktop's viewer, if there is a desktop, without waiting for it."""
+    """Open the desktop's viewer, if there is one, without waiting for it."""
     desktop = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     viewer = next(filter(None, map(shutil.which, VIEWERS)), None)
     if not (desktop and viewer):

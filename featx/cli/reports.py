@@ -127,7 +127,10 @@ def _counts(value: Report, call: dict[str, Any]) -> str:
     now = "nothing to compute"
     if value.tried:
         seconds = call["seconds"]
-        now = f"{value.computed} computed now in {clock(seconds)}, {value.tried / max(seconds, 1e-3):.1f} images/s"
+        shard = f" as shard {call['shard']}" if "shard" in call else ""
+        now = (
+            f"{value.computed} computed now{shard} in {clock(seconds)}, {value.tried / max(seconds, 1e-3):.1f} images/s"
+        )
     return f"[bold]{counts['done']} of {counts['total']} done[/]{failed} ({now})"
 
 

@@ -11,19 +11,10 @@ import typer
 from featx.cli import pictures, progress, tables
 from featx.cli.application import command
 from featx.cli.arguments import Debug, Json, switch, takes
-from featx.command_options import (
-    SampleOptions,
-    SimilarOptions,
-    VerifyOptions,
-    ViewOptions,
-)
+from featx.command_options import SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
 from featx.declaring import declared
 from featx.errors import UsageError
-from featx.options import (
-    ImageOptions,
-    ModelOptions,
-    OutputOptions,
-)
+from featx.options import ImageOptions, ModelOptions, OutputOptions
 from featx.requests import ONE
 from featx.run_options import RunOptions
 
@@ -32,7 +23,9 @@ from featx.run_options import RunOptions
 @takes(SimilarOptions, RunOptions, only=("count", "at", "box", "level", "per_photo", "device"))
 def similar(
     options: dict[str, Any],
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings, or with maps.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run with embeddings; with maps for --at and --box.")
+    ],
     query: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to compare with.")],
     output: Annotated[
         Path | None,
@@ -55,10 +48,10 @@ def similar(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find images, or patches, of a run that are similar to yours.
+    """Find photos or patches of a run that are most like yours.
 
-    Compares embeddings by cosine similarity; with --at or --box, the features of
-    patches on one level, which the run's maps give.
+    Images are compared by the cosine similarity of their embeddings; patches,
+    with --at or --box, by that of their features on one level.
     """
     from featx.explore import drawing, patches, similarity
 
@@ -121,7 +114,7 @@ def view(
     options: dict[str, Any],
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH", help="Folder of a run, and keys of its photos; or photos, with --model."),
+        typer.Argument(metavar="PATH", help="Folder of a run, then any of its photos; or photos alone, with --model."),
     ],
     output: Annotated[
         Path | None,
@@ -138,28 +131,28 @@ def view(
         bool,
         switch(
             "--show",
-            help="Show it, in the terminal if that can, else on the desktop.",
+            help="Show it in the terminal if possible, or else in the desktop's viewer.",
             rich_help_panel=OutputOptions.panel,
         ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what the levels of a model see in photos, as one picture.
+    """Draw a picture of what a model's levels see in photos.
 
-    Each level is coloured by its first three principal components, the same for
-    all photos; its cells lie where they are centred in the photo.
+    The first three principal components of each level become red, green and blue,
+    the same for all photos; cells are drawn where they lie in the photo.
     """
-    from featx.explore import briefly, page, viewing
+    from featx.explore import inputs, page, viewing
 
     asked = {each.name: options.pop(each.name) for each in declared(ViewOptions) if each.name in options}
     path = output or viewing.default_output(paths[0])
     wanted = viewing.checked(path, asked)
     if output and wanted.html:
-        raise UsageError("--output and --html both say what is written", ONE)
+        raise UsageError("--output and --html cannot be combined", ONE)
     with (
         progress.extracting(quiet=as_json) as listener,
-        briefly.opened(paths, options, wanted, listener) as (run, keys),
+        inputs.opened(paths, options, wanted, listener) as (run, keys),
     ):
         if wanted.html:
             most, limit = wanted.most, wanted.max_mb or page.MAX_MB
@@ -168,6 +161,25 @@ def view(
             tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
     if show:
         pictures.show(wanted.html or path)
+
+
+@command(epilog="Example: featx merge features/photos")
+def merge(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make one manifest of those that shards have written.
+
+    Its lines are those of a run in one go. Commands read parts just as well.
+
+    Exit status: 0 merged, 1 could not, 11 a run or a shard holds the folder.
+    """
+    from featx.runs.merging import merge as fold
+
+    with progress.waiting("merging"):
+        value = fold(folder)
+    tables.merged(value, as_json=as_json)
 
 
 @command(epilog="Example: featx verify features/photos --recompute 20")

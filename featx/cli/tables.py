@@ -17,7 +17,6 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
-from featx.runs.layout import MANIFEST
 from featx.text import amount_of, count_of, images, printable
 from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from featx.explore.verify import Recomputed, Verified
     from featx.explore.viewing import View
     from featx.images.annotations import Fault
+    from featx.runs.merging import Merged
 
 
 # The most rows of annotations without features that are listed.
@@ -128,15 +128,30 @@ def drawn(count: int, noun: str, output: Path, *, as_json: bool) -> None:
 
 def viewed(value: View, *, as_json: bool) -> None:
     """Print the path of a picture, and say what is in it."""
+    notes = []
+    if value.gone:
+        verb, others = ("is", "") if len(value.gone) == 1 else ("are", " and others")
+        those = f"{count_of(len(value.gone), 'photo')} {verb} gone or changed"
+        notes.append(f"[yellow]{those}: {escape(printable(value.gone[0]))}{others}[/]")
+    _written(value, notes, f"{value.photos} of {count_of(value.images, 'photo')}", as_json=as_json)
+
+
+def paged(value: Page, *, as_json: bool) -> None:
+    """Print the path of a page, and say what is on it, and what is not."""
+    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
+    _written(value, [escape(note) for note in value.notes], those, as_json=as_json)
+
+
+def _written(value: View | Page, notes: Sequence[str], those: str, *, as_json: bool) -> None:
+    """Print the path of a picture or page, after notes and what photos are on it."""
     if as_json:
         print_json({**asdict(value), "output": str(value.output)})
         return
-    if value.gone:
-        first = escape(printable(value.gone[0]))
-        those = f"{count_of(len(value.gone), 'photo')} {'is' if len(value.gone) == 1 else 'are'} gone or changed"
-        _tell(f"[yellow]{those}, and shown without the picture: {first}[/]")
-    rest = "; name others by their keys, or raise --max-photos" if value.photos < value.images else ""
-    _tell(f"[dim]{value.photos} of {count_of(value.images, 'photo')}{rest}[/]")
+    warning = [f"[yellow]{RANDOM_SIMILARITY}[/]"] if value.weights == "random" else []
+    shown = value.photos if isinstance(value.photos, int) else len(value.photos)
+    rest = "; to see others, name them or raise --max-photos" if shown < value.images else ""
+    for line in (*warning, *notes, f"[dim]{those}{rest}[/]"):
+        _tell(line)
     stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -144,21 +159,6 @@ def _tell(text: str) -> None:
     """Write a sentence to standard error: broken between words on a terminal, and nowhere in a file."""
     out = stderr()
     out.print(text, highlight=False, soft_wrap=not out.is_terminal)
-
-
-def paged(value: Page, *, as_json: bool) -> None:
-    """Print the path of a page, and say what is on it, and what is not."""
-    if as_json:
-        print_json({**asdict(value), "output": str(value.output)})
-        return
-    if value.weights == "random":
-        _tell(f"[yellow]{RANDOM_SIMILARITY}[/]")
-    for note in value.notes:
-        _tell(escape(note))
-    rest = "; name others by their keys, or raise --max-photos" if len(value.photos) < value.images else ""
-    those = f"{amount_of(value.bytes)}, {len(value.photos)} of {count_of(value.images, 'photo')}"
-    _tell(f"[dim]{those}{rest}[/]")
-    stdout().print(printable(str(value.output)), markup=False, highlight=False, soft_wrap=True)
 
 
 def sampled(value: Sampled, *, as_json: bool) -> None:
@@ -207,7 +207,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
     for fault in value.unreadable:
-        say(f"damaged: {MANIFEST} {printable(fault)}")
+        say(f"damaged: {printable(fault)}")
     for name in value.uncommitted:
         say(f"not in the manifest: {printable(name)}; the next extract makes it again")
     for name in value.foreign:
@@ -224,6 +224,16 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(_recomputed(value.recomputed))
     if value.repaired and (faults or value.unreadable):
         say("Removed from the manifest; run the same extract command to make them again")
+
+
+def merged(value: Merged, *, as_json: bool) -> None:
+    """Show the result of merging."""
+    if as_json:
+        print_json({**asdict(value), "folder": str(value.folder)})
+        return
+    what = f"{count_of(value.parts, 'part')} merged" if value.parts else "nothing to merge"
+    failed = f", {value.failed} failed" if value.failed else ""
+    stdout().print(f"{what}: {value.done} done{failed} in one manifest", highlight=False)
 
 
 def _recomputed(value: Recomputed) -> str:

@@ -54,7 +54,7 @@ def _adapted(parameters: list[Any], ctx: Any) -> list[Any]:
                 vars(each)["_usage_display_name"] = partial(str, each.metavar)
         elif each.is_flag and each.metavar is None:
             each.metavar = ""
-        if "--show-completion" in each.opts:  # --install-completion is what most people want
+        if each.name in ("install_completion", "show_completion"):  # the README has them, and the screen is full
             each.hidden = True
     return parameters
 

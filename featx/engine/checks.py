@@ -24,6 +24,8 @@ def completed(job: Job) -> Job:
             f"--engine ray writes files where its workers are, and --format {job.format} has one file for all images",
             "Leave out --format: featx similar reads embeddings from .npz files as well",
         )
+    if job.shard:
+        _require_divisible(job)
     if job.boxes:
         job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
@@ -44,6 +46,20 @@ def completed(job: Job) -> Job:
     if not (job.embedding or job.boxes):
         raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_divisible(job: Job) -> None:
+    """Refuse what a shard cannot do while others may be at work."""
+    if job.overwrite:
+        raise UsageError(
+            "--overwrite removes what all shards made, and --shard is about one of them",
+            "Choose another folder with --output, or remove this one",
+        )
+    if not formats.takes_shards(job.format):
+        raise UsageError(
+            f"--format {job.format} keeps one file for all images, which shards cannot write at once",
+            "Use --format npz or parquet",
+        )
 
 
 def _require_vectors(job: Job) -> None:

@@ -63,12 +63,12 @@ class Child:
         self._process: Any = None
         self._connection: Any = None
 
-    def read(self, locator: str) -> Placed:
-        """Have an image read; see `featx.engine.isolation.Reader`."""
+    def read(self, locator: str, data: bytes | None = None) -> Placed:
+        """Have an image read, or only decoded if its bytes are given; see `featx.engine.isolation.Reader`."""
         if self._process is None:
             self._start()
         try:
-            self._connection.send_bytes(os.fsencode(locator))
+            self._connection.send((locator, data))
             if not any(
                 self._connection.poll(LOOK_EVERY) for _ in range(math.ceil(self._limits.time_limit / LOOK_EVERY))
             ):
@@ -147,10 +147,10 @@ def _serve(pipe: Any, config: dict[str, Any], limits: Limits, hashed: bool) -> N
 
 
 def _answer(pipe: Any, preprocessor: fitting.Preprocessor, limits: Limits, hashed: bool, captured: Any) -> None:
-    locator = os.fsdecode(pipe.recv_bytes())
+    locator, data = pipe.recv()
     answer: dict[str, Any]
     try:
-        placed = place(preprocessor, locator, limits, hashed=hashed)
+        placed = place(preprocessor, locator, limits, hashed=hashed, data=data)
         pixels = placed.pixels.tobytes()
         answer = {"shape": placed.pixels.shape, "frame": to_builtins(placed.frame), "sha256": placed.sha256}
         answer["messages"] = "; ".join(filter(None, (placed.messages, _take(captured))))[:MESSAGES]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,17 @@ from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
-from featx.images import lists, sources
+from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
 from featx.requests import Job
-from featx.runs import formats, layout, lock
+from featx.runs import formats, layout, lock, shards
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
 from featx.runs.recipe_files import completed_by_recipe
 from featx.runs.recorder import Recorder
+from featx.runs.remembered import Remembered, merged
 from featx.runs.summary import read_summary
 from featx.runs.suspects import marks_of, pending_suspects
 from featx.text import images
@@ -87,7 +88,7 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, folders (walked) and glob patterns.
+        Files, archives, folders (walked) and glob patterns.
     model : str or None
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
@@ -136,15 +137,15 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
     job = completed(job)
-    items, output = _find(job, listener)
-    boxes, items = _with_boxes(job, items, listener)
+    found, output = _find(job, listener)
+    boxes, items = _with_boxes(job, found.items, listener)
     with ExitStack() as stack:
         before = read_summary(output)
-        held = stack.enter_context(lock.exclusive(output)) if before and not job.dry_run else None
+        held = stack.enter_context(_held(job, output)) if before and not job.dry_run else None
         plan = _planned(output, items, job, boxes)
         if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
             return _nothing_to_do(before, output, plan, boxes, listener)
-        earlier = continued(job, output, before)
+        earlier = continued(job, output, before, binding=bool(held and held.binding))
         listener(Phase("loading torch and timm"))
         from featx.engine.loading import load  # which takes seconds, and a wrong path should not cost them
 
@@ -152,11 +153,15 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         if loaded is None:
             return Report(before or {}, output, 0, 0, plan.failures, forecast, *_faults(boxes, output))
         if held is None:
-            held = stack.enter_context(lock.exclusive(output))
-            if read_summary(output):  # written by another run meanwhile
-                plan, earlier = _planned(output, items, job, boxes), continued(job, output, read_summary(output))
+            held = stack.enter_context(_held(job, output))
+            if before := read_summary(output):  # written by another run meanwhile
+                plan, earlier = (
+                    _planned(output, items, job, boxes),
+                    continued(job, output, before, binding=held.binding),
+                )
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
+        setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop or Stop(), captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
 
@@ -221,20 +226,33 @@ def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
     return (boxes.faults(output), boxes.found.counted) if boxes else ([], "")
 
 
+def _held(job: Job, output: Path) -> AbstractContextManager[lock.LockedFolder]:
+    """Lock the folder, or a shard's part of it."""
+    return shards.exclusive(output, job.shard) if job.shard else lock.exclusive(output)
+
+
 def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
     """Compare the images with the manifest; the boxes follow those that have another key there."""
     return plan_work(output, items, job, boxes.stale if boxes else None)
 
 
-def _find(job: Job, listener: Listener) -> tuple[list[Item], Path]:
+def _find(job: Job, listener: Listener) -> tuple[sources.Found, Path]:
     """Find the images, and the folder, which must be usable before anything slow begins."""
-    found = sources.find(job.inputs, job.listed)
-    layout.tell_apart(found.items, found.crowded)
     output = job.output or Path("features") / folder_name(job.model)
+    remembered = Remembered(output)
+
+    def listing(path: str) -> archives.Listing:
+        if known := remembered(path):
+            return known
+        listener(Phase(f"reading {path}"))
+        return archives.listing(path)
+
+    found = sources.find(job.inputs, job.listed, listing)
+    layout.tell_apart(found.items, found.crowded)
     lock.require_usable(output)
     for text in remarks(found, job):
         listener(Note(text))
-    return found.items, output
+    return found, output
 
 
 def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dict[str, Any] | None) -> formats.Writer:
@@ -242,7 +260,8 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
     if earlier:  # whose outputs may have to be cleared away
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
-    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields)
+    shard = setting.job.shard
+    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields, shard)
     if earlier:
         name = earlier["recipe"]["format"]
         same = name == setting.job.format
@@ -254,9 +273,11 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
     facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
+    if seen := merged(setting.earlier, setting.archives):
+        facts["archives"] = seen
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
-    recorder = Recorder(output, held, facts, *counts, setting.earlier)
+    recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
     return recorder

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from featx.declaring import keywords
 from featx.engine import resources
 from featx.engine.checks import completed
 from featx.engine.resources import machine, spread, use_backend
-from featx.errors import UsageError
+from featx.errors import UnreadableError, UsageError
 from featx.images import decoding
-from featx.images.containers import orientation_of
 from featx.images.pictures import reason_of
+from featx.images.placing import place
 from featx.models.pyramid import choose_devices, load
 from featx.options import ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import Job
@@ -99,10 +98,10 @@ class FeaturePyramid:
         with machine([self._computer.pyramid.device], self._workers):
             with ThreadPoolExecutor(resources.cores()) as pool:
                 placed = list(pool.map(self._placed, pictures))
-            for place, value in enumerate(placed):
+            for row, value in enumerate(placed):
                 if isinstance(value, str):
-                    errors[place] = value
-            good = [(place, value) for place, value in enumerate(placed) if isinstance(value, Tensor)]
+                    errors[row] = value
+            good = [(row, value) for row, value in enumerate(placed) if isinstance(value, Tensor)]
             self._compute(good, arrays, errors)
         kept = {name: values for name, values in batch.items() if name != column or name == "path"}
         return {**kept, **arrays, "error": errors}
@@ -111,27 +110,28 @@ class FeaturePyramid:
         """Fill in the arrays of pictures that could be read."""
         size = self._workers.batch_size
         for start in range(0, len(good), size):
-            places, pixels = zip(*good[start : start + size], strict=True)
+            rows, pixels = zip(*good[start : start + size], strict=True)
             found = self._computer(self._computer.stack(pixels, size))
             for field, values, finite in zip(self._computer.fields, found.values, found.finite, strict=True):
-                for position, place in enumerate(places):
+                for position, row in enumerate(rows):
                     if finite[position]:
-                        arrays[field.key][place] = np.asarray(values[position])
+                        arrays[field.key][row] = np.asarray(values[position])
                     else:
-                        errors[place] = f"{field.key} holds NaN or infinity"
+                        errors[row] = f"{field.key} holds NaN or infinity"
 
     def _placed(self, picture: Any) -> Tensor | str:
         """Decode and fit a picture; returns (H, W, 3) uint8 pixels, or why there are none."""
-        most = self._limits.max_pixels
+        preprocessor, limits = self._computer.pyramid.preprocessor, self._limits
         try:
-            if isinstance(picture, str | Path):
-                rgb, orientation = decoding.decode(Path(picture), most)
-            elif isinstance(picture, bytes):
-                rgb, orientation = decoding.decode(BytesIO(picture), most)
+            if isinstance(picture, bytes):
+                pixels = place(preprocessor, "", limits, data=picture).pixels
+            elif isinstance(picture, str | Path):
+                pixels = place(preprocessor, str(picture), limits).pixels
             else:
-                image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-                rgb, orientation = decoding.upright_rgb(image), orientation_of(image)
-            placed, _ = self._computer.pyramid.preprocessor.place(rgb, orientation, most)
-            return torch.from_numpy(np.array(placed))
-        except Exception as error:  # noqa: BLE001 - decoders raise far more than OSError
-            return reason_of(error, str(picture) if isinstance(picture, str | Path) else "")
+                image = decoding.upright_rgb(Image.fromarray(np.asarray(picture)))
+                pixels = np.array(preprocessor.place(image, max_pixels=limits.max_pixels)[0])
+        except UnreadableError as error:
+            return error.reason
+        except Exception as error:  # noqa: BLE001 - what is no picture may be anything
+            return reason_of(error, "")
+        return torch.from_numpy(pixels)

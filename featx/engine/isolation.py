@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from featx.engine.children import Child
 from featx.errors import UnreadableError
 from featx.images.fitting import Preprocessor
-from featx.images.placing import Placed, place
+from featx.images.placing import Placed, place, read_member
 from featx.options import Limits
 from featx.runs.suspects import Marks, mark_of
 from featx.values import Item
@@ -136,7 +137,14 @@ class Reader:
 
         try:
             with self.timed(item):
-                return place(self._preprocessor, item.path, self._limits, hashed=self._hashed, alone=alone)
+                return place(
+                    self._preprocessor,
+                    item.path,
+                    self._limits,
+                    hashed=self._hashed,
+                    alone=alone,
+                    going_on=partial(self._goes_on, item),
+                )
         finally:
             self._marks.leave(slot)
 
@@ -144,7 +152,13 @@ class Reader:
         if not hasattr(self._own, "child"):
             self._own.child = Child(self._preprocessor.config, self._limits, hashed=self._hashed)
             self._children.append(self._own.child)
-        return self._own.child.read(item.path)  # type: ignore[no-any-return]
+        with self.timed(item):
+            data = read_member(item.path, self._limits, partial(self._goes_on, item))
+        return self._own.child.read(item.path, data)  # type: ignore[no-any-return]
+
+    def _goes_on(self, item: Item) -> None:
+        """Start counting an image's time again: an archive is being decompressed up to it, which may take long."""
+        self._since[item.key] = self._clock, item
 
 
 class ReadingThreads(Executor):

@@ -18,6 +18,7 @@ from featx.engine.room import shared
 from featx.engine.stopping import Stop
 from featx.engine.work import stat_within
 from featx.errors import StuckError
+from featx.images import locators
 from featx.values import Item, Outcome
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def processed(
 
     with machine([computer.pyramid.device for computer in computers], workers):
         while left and not stop.asked():
-            outcomes = pipeline.run(computers, list(left.values()), writer, workers, reader, stop.asked, room())
+            ordered = locators.in_order(list(left.values()))
+            outcomes = pipeline.run(computers, ordered, writer, workers, reader, stop.asked, room())
             try:
                 with closing(outcomes), stop.gently(passes):
                     for group in outcomes:

@@ -62,6 +62,8 @@ def remarks(found: sources.Found, job: Job) -> list[str]:
         texts.append("Skipped {}; {}".format(*plugins.counted(found.unread)))
     if found.unfollowed:
         texts.append(f"Skipped {count_of(found.unfollowed, 'linked folder')}")
+    if found.unpacked:
+        texts.append(f"Skipped {count_of(found.unpacked, 'archive')} beside a folder of the same name")
     if found.closed:
         texts.append(f"Skipped {count_of(found.closed, 'unreadable folder')}")
     if found.repeated:

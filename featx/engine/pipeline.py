@@ -26,6 +26,7 @@ from featx.engine.room import Room
 from featx.engine.stages import Stage
 from featx.engine.work import Work, Written
 from featx.errors import OutputError, StuckError
+from featx.images import archives
 from featx.runs.formats import Writer
 from featx.values import Item, Outcome
 
@@ -71,6 +72,7 @@ def run(
     """
     work = Work(computers, writer, workers.batch_size, reader, room)
     with ExitStack() as stack:
+        stack.callback(archives.close)
 
         def stage(pool: Executor, function: Callable[..., Any], values: Iterable[Any], depth: int) -> Stage[Any]:
             """Begin a stage; it ends when the run does, after the stages that follow it."""

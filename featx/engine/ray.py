@@ -24,6 +24,7 @@ from featx.engine.events import Phase
 from featx.engine.execution import Callers, Place
 from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker, mark_of
 from featx.errors import FeatxError, first_line
+from featx.images import locators
 from featx.paths import absolute, expanded, here
 from featx.runs.recipe import facts_of
 from featx.values import Item, Outcome
@@ -62,7 +63,7 @@ class RayEngine:
         """Have the workers process items."""
         if not items:
             return
-        left = {item.key for item in items}
+        left = {item.key: item for item in items}
 
         def begun() -> int:
             return sum(1 for _ in place.unfinished.glob(mark_of(Path(), "*").name))
@@ -76,9 +77,8 @@ class RayEngine:
                 self._notes.extend(answer.notes)
                 self.largest_pass = min(self.largest_pass, answer.largest_pass or self.largest_pass)
                 fresh = [outcome for outcome in answer.outcomes if outcome.item.key in left]
-                left.difference_update(outcome.item.key for outcome in fresh)
                 if fresh:
-                    yield fresh
+                    yield [replace(outcome, item=left.pop(outcome.item.key)) for outcome in fresh]
                 if answer.error:
                     raise answer.error
                 mark_of(place.unfinished, answer.number).unlink(missing_ok=True)
@@ -122,11 +122,11 @@ class RayEngine:
         """Cut the images into blocks of whole batches, which workers take in turn."""
         workers, layout = self._setting.workers, self._layout
         passes = workers.forwards if layout.gpus else max(1, layout.cpus // workers.threads)
-        batches = -(-len(items) // workers.batch_size)
+        ordered, batches = locators.in_order(items), -(-len(items) // workers.batch_size)
         each = min(max(batches // (layout.workers * BLOCKS), passes), ROUNDS * passes)
         size = workers.batch_size * min(each, -(-batches // layout.workers))
         for number, start in enumerate(range(0, len(items), size)):
-            yield Block(number, [_whole(item) for item in items[start : start + size]])
+            yield Block(number, [_whole(item) for item in ordered[start : start + size]])
 
     def _assignment(self, images: int, place: Place) -> Assignment:
         setting = self._setting

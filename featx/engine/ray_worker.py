@@ -167,10 +167,9 @@ class Worker:
 
     def _require_folder(self) -> None:
         """Refuse to work where the run's folder cannot be seen."""
-        unfinished = self._assignment.unfinished
-        if not unfinished.is_dir():
+        if not self._assignment.unfinished.is_dir():
             raise OutputError(
-                f"The worker on {os.uname().nodename} does not see {unfinished.parent}",
+                f"The worker on {os.uname().nodename} does not see {self._assignment.folder}",
                 "Choose a folder with --output that all nodes share",
             )
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
+    from featx.images.archives import Contents
     from featx.models.pyramid import Blueprint, Pyramid
 
 
@@ -45,6 +46,7 @@ class Setting:
     recipe: dict[str, Any]
     earlier: dict[str, Any] | None
     done_again: int = 0
+    archives: Sequence[Contents] = ()
 
 
 def set_up(
@@ -82,12 +84,13 @@ def set_up(
     return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
 
 
-def continued(job: Job, output: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:
+def continued(job: Job, output: Path, before: dict[str, Any] | None, *, binding: bool = False) -> dict[str, Any] | None:
     """Return the summary that a call continues; None where there is nothing to mix another recipe with.
 
-    That is if no line was written, or all of them are about to be removed.
+    That is if no line was written, and other shards are not about to (`binding`), or all of them are about to be
+    removed.
     """
-    return None if job.overwrite or next(manifest.lines(output), None) is None else before
+    return before if binding or not (job.overwrite or not manifest.has_lines(output)) else None
 
 
 def taken_over(job: Job, earlier: dict[str, Any] | None, device: torch.device) -> dict[str, Any]:
@@ -123,9 +126,9 @@ def require_alike(job: Job, recipe: dict[str, Any], architecture: str, on_note: 
 
 def may_do_again(job: Job, earlier: dict[str, Any] | None, plan: Plan) -> bool:
     """Whether an earlier call's few images may be done again with settings that suit the many of this one."""
-    return (
-        bool(earlier) and not job.like and plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
-    )
+    if not earlier or job.shard or job.like:
+        return False
+    return plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
 
 
 def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:

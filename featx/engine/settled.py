@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from featx.requests import Job
+from featx.runs import parts
 from featx.runs.layout import UNFINISHED
 from featx.runs.planning import Plan
 from featx.runs.recipe import file_facts, options_of
+from featx.runs.summary import SHARDS
 from featx.version import library_versions
 
 # Where a hub's cache keeps a file of a repository: under its revision, which a name such as ``main`` refers to.
@@ -40,14 +42,22 @@ def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan, boxe
     """
     return (
         not (plan.to_do or job.overwrite)
-        and earlier["state"] == "done"
-        and not (output / UNFINISHED).exists()
+        and _is_done(job, earlier)
+        and not (parts.home_of(output, job.shard) / UNFINISHED).exists()
         and earlier.get("options") == options_of(job)
         and earlier["recipe"]["boxes"] == boxes
         and _same_machine(job, earlier)
         and _same_versions(job, earlier)
         and all(_is_unchanged(then, job.model) for then in earlier["files"])
     )
+
+
+def _is_done(job: Job, earlier: dict[str, Any]) -> bool:
+    """Whether the last call ended with everything done: the last one for the same shard, where there are shards."""
+    if job.shard is None or SHARDS not in earlier:
+        return bool(earlier["state"] == "done")
+    each = earlier[SHARDS]["each"].get(str(job.shard.number), {})
+    return bool(earlier[SHARDS]["of"] == job.shard.count and each.get("state") == "done")
 
 
 def _same_machine(job: Job, earlier: dict[str, Any]) -> bool:

@@ -1,5 +1,5 @@
-# budget: how large photos, and how many components and photos, fit into a page of limited size.
-"""What a page of at most so many bytes holds."""
+# Budget: how large photos, and how many components and photos, fit into a page of limited size.
+"""What a page of limited size holds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from featx.explore.shown import Shown, as_seen
 from featx.text import count_of
 from featx.values import Level
 
-# Shares of the squared length of features that components may leave out: from what 8 bits lose anyway, up to where
-# fewer photos are better than fewer components.
+# The shares of the squared length of features that components may leave out, from what 8 bits lose anyway to the point
+# beyond which dropping photos is better than dropping components.
 LOST = np.geomspace(1e-3, 3e-2, 60)
 
 # Longest sides of the photos in pixels, their quality as JPEG, and the share of a page that photos may fill.
@@ -31,7 +31,7 @@ PHOTO, CELLS = 300, 160
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What fits.
+    """What fits into a page.
 
     Attributes
     ----------
@@ -44,9 +44,9 @@ class Plan:
     bases : dict of str to Basis
         Name of an array to its components.
     counts : dict of str to int
-        How many of them are kept.
+        Name of an array to how many of its components are kept.
     lost : float
-        The share of the squared length of features that these leave out, at most.
+        The largest share of the squared length of features that the components may leave out.
     """
 
     photos: list[Shown]
@@ -72,7 +72,7 @@ class Plan:
 
 
 def plan(photos: Sequence[Shown], levels: Sequence[Level], max_mb: float, fixed: int) -> Plan:
-    """Choose what fits into a page: smaller photos first, then fewer components, then fewer photos.
+    """Choose what fits into a page, by shrinking photos first, then dropping components, then photos.
 
     Parameters
     ----------
@@ -132,6 +132,6 @@ def _pictures(photo: Shown) -> list[str]:
 
 
 def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return a size of the same shape whose longest side is at most so long."""
+    """Return a size of the same aspect ratio whose longer side is at most `side`."""
     share = min(1.0, side / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))

@@ -1,4 +1,4 @@
-# Colours of maps: principal components as red, green and blue; strength and similarity on a scale for all eyes.
+# Colours: what features look like, by their principal components or, for single numbers, on a colour-blind-safe scale.
 """From features (…, C) to colours (…, 3), in numpy alone; the same features give the same colours."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import numpy as np
 
 from featx.runs.formats import Array
 
-# Ten colours of viridis, evenly spaced: it is read the same by the colour-blind and in print. By S. van der Walt and
-# N. Smith for matplotlib, in the public domain.
+# Ten evenly spaced colours of viridis, which the colour-blind can read, and which survives printing in grey. By S. van
+# der Walt and N. Smith for matplotlib, in the public domain.
 VIRIDIS = np.array(
     [
         *((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142)),
@@ -19,18 +19,18 @@ VIRIDIS = np.array(
     np.float64,
 )
 
-# The most cells that components are fitted on, and the least variance, in shares of the largest, that is more than
+# The most cells that components are fitted on, and the share of the largest variance below which another one is only
 # rounding.
 MOST, LEAST = 4096, 1e-10
 
-# Sides of matrices whose eigenvectors are all computed; beyond, how many more than wanted are iterated, how often at
-# most, and when eigenvalues no longer change.
+# The largest matrix whose eigenvectors are all computed. For larger ones: how many more vectors are iterated than are
+# wanted, the most iterations, and the relative change of eigenvalues at which they stop.
 SMALL, SPARE, ROUNDS, CLOSE = 512, 12, 200, 1e-9
 
-# The shares of cells below and above which a colour no longer changes, in percent.
+# The percentiles of cells between which a scale of colours runs.
 LOW, HIGH = 1.0, 99.0
 
-# How steep the middle of the sigmoid is: 95 % of normal scores come to between 0.05 and 0.95.
+# How steep the sigmoid is in the middle: 95 % of normal scores end up between 0.05 and 0.95.
 STEEPNESS = 1.5
 
 
@@ -43,12 +43,12 @@ class Components:
     mean : array
         (C,) float64.
     basis : array
-        (C, k) float64, orthonormal; in order of falling variance, and each with the sign that makes its scores lean
-        to the positive side.
+        (C, k) float64, orthonormal; in order of falling variance, each with the sign that makes the third moment of its
+        scores positive.
     variance : array
-        (k,) float64: that of the scores of each component.
+        (k,) float64: the variance of the scores of each component.
     explained : float
-        The share of all variance that is along them, 0 to 1.
+        The share of all variance that they explain, 0 to 1.
     """
 
     mean: Array
@@ -57,7 +57,7 @@ class Components:
     explained: float
 
     def scores(self, features: Array) -> Array:
-        """Project features (…, C) on the components: (…, k) float64."""
+        """Project features (…, C) onto the components: (…, k) float64."""
         scores: Array = (np.asarray(features, np.float64) - self.mean) @ self.basis
         return scores
 
@@ -65,19 +65,19 @@ class Components:
 def components(features: Array, count: int = 3) -> Components:
     """Find the principal components of features.
 
-    Of more than 4,096 cells, those in evenly spaced places are used.
+    Of more than 4,096 cells, evenly spaced ones are used.
 
     Parameters
     ----------
     features : array
         (cells, C), at least one.
     count : int
-        How many components, at most; directions without variance are left out.
+        The most components; directions without variance are left out.
     """
     chosen = np.asarray(features[np.linspace(0, len(features) - 1, min(MOST, len(features))).astype(int)], np.float64)
     mean = chosen.mean(0)
     centred = chosen - mean
-    few = len(centred) < centred.shape[1]  # then the matrix of products of cells is the smaller one
+    few = len(centred) < centred.shape[1]  # fewer cells than channels, whose products make the smaller matrix
     values, vectors = _largest((centred @ centred.T if few else centred.T @ centred) / len(centred), count)
     kept = min(count, int((values > max(values[0] * LEAST, 0)).sum()))
     values, vectors = values[:kept], vectors[:, :kept]
@@ -88,10 +88,10 @@ def components(features: Array, count: int = 3) -> Components:
 
 
 def _largest(matrix: Array, count: int) -> tuple[Array, Array]:
-    """Return the largest eigenvalues of a symmetric matrix, falling, and their vectors (n, count).
+    """Return the largest eigenvalues of a symmetric matrix, in falling order, and their vectors (n, count).
 
-    Large matrices are left to subspace iteration with Ritz values (Golub and Van Loan, "Matrix Computations", 8.2.4)
-    from a start that is always the same: all eigenvectors of 2,048 channels would take seconds.
+    Large matrices go through subspace iteration with Ritz values (Golub and Van Loan, "Matrix Computations", 8.2.4), as
+    computing all eigenvectors of 2,048 channels would take seconds. It always starts from the same vectors.
     """
     if len(matrix) <= SMALL:
         values, vectors = np.linalg.eigh(matrix)
@@ -110,15 +110,15 @@ def _largest(matrix: Array, count: int) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """How features become red, green and blue: three components, each centred, scaled, and bent by a sigmoid.
+    """How features become red, green and blue: three components, each centred, scaled, and passed through a sigmoid.
 
     Attributes
     ----------
     components : Components
-        Up to three; a colour without one stays at its middle.
+        Up to three; a colour without a component stays at half its strength.
     middle, scale : array
-        (k,) the median of each component's scores, and their spread: 0.741 of the range between the quartiles, which is
-        the standard deviation where scores are normal.
+        (k,) the median of each component's scores, and their spread: 0.741 times the interquartile range, which is the
+        standard deviation of normal scores.
     """
 
     components: Components
@@ -135,22 +135,24 @@ class Colours:
 
 
 def colours(features: Array) -> Colours:
-    """Choose colours for features (cells, C): those of their first three principal components."""
+    """Fit colours to features (cells, C), by their first three principal components."""
     found = components(features)
     scores = found.scores(features)
     lower, middle, upper = np.percentile(scores, (25, 50, 75), axis=0)
-    spread = np.maximum(0.741 * (upper - lower), 0.25 * np.sqrt(found.variance))  # most cells may be all alike
+    spread = np.maximum(
+        0.741 * (upper - lower), 0.25 * np.sqrt(found.variance)
+    )  # where most cells are alike, the quartiles coincide
     return Colours(found, middle, np.where(spread > 0, spread, 1.0))
 
 
 def limits(values: Array) -> tuple[float, float]:
-    """Return the values between which a scale runs, without the one cell in a hundred that is out of line."""
+    """Return the values between which a scale runs: all but the lowest and highest hundredth of cells."""
     low, high = np.percentile(values, (LOW, HIGH))
     return float(low), float(high)
 
 
 def scaled(values: Array, low: float, high: float) -> Array:
-    """Return the colours of numbers (…) on a scale that a colour-blind eye reads as well: (…, 3) uint8."""
+    """Return the colours of numbers (…) on a colour-blind-safe scale from low to high: (…, 3) uint8."""
     places = np.clip((np.asarray(values, np.float64) - low) / ((high - low) or 1), 0, 1) * (len(VIRIDIS) - 1)
     channels = [np.interp(places, np.arange(len(VIRIDIS)), channel) for channel in VIRIDIS.T]
     found: Array = np.rint(np.stack(channels, -1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-# Contact sheets: a run's photos as thumbnails, in an order and with colours that tell which ones are similar.
+# Contact sheets: a run's photos as thumbnails, similar ones side by side and framed in similar colours.
 """Many photos at a glance."""
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from featx.runs.formats import Array
 from featx.runs.reading import Run
 from featx.values import EMBEDDING
 
-# Pixels: the sides that thumbnails may have, the band of colour around them, the space between them, and the side from
-# which on they have a caption.
-SMALLEST, LARGEST, BAND, SPACE, CAPTIONED = 52, 220, 5, 6, 120
+# In pixels: the smallest and largest side of a thumbnail with its frame, the width of the frame, the space between
+# thumbnails, and the side from which they have captions.
+SMALLEST, LARGEST, FRAME, SPACE, CAPTIONED = 52, 220, 5, 6, 120
 
 
 def sheet(run: Run, keys: Sequence[str], asked: ViewOptions) -> tuple[Image.Image, list[str], list[str]]:
-    """Draw photos as thumbnails, each next to one that is similar, and in a band of its colour.
+    """Draw photos as thumbnails, each beside one that is similar, in frames of similar colours.
 
-    Similar photos have similar colours: those of the first three principal components of their vectors.
+    The colours are those of the first three principal components of the photos' vectors.
 
     Returns
     -------
     picture : PIL.Image.Image
     names : list of str
-        The array that vectors were made of.
+        What the photos were compared by.
     gone : list of str
         Keys of photos whose files are gone.
 
@@ -49,19 +49,19 @@ def sheet(run: Run, keys: Sequence[str], asked: ViewOptions) -> tuple[Image.Imag
     """
     vectors, name = _vectors(run, keys, asked)
     order = chain(vectors)
-    bands = colours.colours(vectors)(vectors)
+    frames = colours.colours(vectors)(vectors)
     layout = _Layout(len(keys), asked.columns)
-    legend = Legend(f"neighbours are similar, and so are the colours of their bands; compared by {name}")
+    legend = Legend(f"similar photos are side by side, in frames of similar colours; compared by {name}")
     head = sheets.heading(run, len(keys), legend)
     drawn = Image.new("RGB", (layout.width, GAP + sheets.height_of(head) + layout.height), PAPER)
     pen, gone = ImageDraw.Draw(drawn), []
     top = sheets.draw_heading(drawn, pen, head, GAP)
-    with ThreadPoolExecutor() as pool:  # one job for each file, whose pixels are decoded outside of Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding Python's lock
         files = [to_path(run.line(keys[place]).path) for place in order]
-        images = pool.map(partial(thumbnail, side=layout.side - 2 * BAND), files)
+        images = pool.map(partial(thumbnail, side=layout.side - 2 * FRAME), files)
         for at, (place, image) in enumerate(zip(order, images, strict=True)):
             corner = layout.corner(at, top)
-            layout.draw(drawn, pen, corner, image, tuple(map(int, bands[place])), keys[place])
+            layout.draw(drawn, pen, corner, image, tuple(map(int, frames[place])), keys[place])
             gone += [] if image else [keys[place]]
     return drawn, [name], gone
 
@@ -88,13 +88,13 @@ class _Layout:
         pen: ImageDraw.ImageDraw,
         corner: tuple[int, int],
         image: Image.Image | None,
-        band: tuple[int, ...],
+        frame: tuple[int, ...],
         key: str,
     ) -> None:
-        """Draw a thumbnail in its band; a cross if its file is gone."""
+        """Draw a thumbnail in its frame, or a cross if its file is gone."""
         left, top = corner
         box = (left, top, left + self.side - 1, top + self.side - 1)
-        pen.rectangle(box, fill=band)
+        pen.rectangle(box, fill=frame)
         if image:
             drawn.paste(image, (left + (self.side - image.width) // 2, top + (self.side - image.height) // 2))
         else:
@@ -104,7 +104,7 @@ class _Layout:
 
 
 def chain(vectors: Array) -> list[int]:
-    """Order vectors (n, D) so that neighbours are similar: from the first, always to the most similar one left."""
+    """Order vectors (n, D) so that neighbours are similar: each is followed by the most similar of those left."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     left = np.ones(len(unit), bool)
@@ -116,7 +116,7 @@ def chain(vectors: Array) -> list[int]:
 
 
 def _vectors(run: Run, keys: Sequence[str], asked: ViewOptions) -> tuple[Array, str]:
-    """Return a vector for each photo, centred: its embedding, or the mean of its deepest map; and what they are."""
+    """Return a centred vector for each photo, its embedding or the mean of a level's map, and which of them it is."""
     if asked.levels is None and EMBEDDING in {field.key for field in run.fields}:
         wanted = set(keys)
         found: dict[str, Array] = {}
@@ -126,8 +126,8 @@ def _vectors(run: Run, keys: Sequence[str], asked: ViewOptions) -> tuple[Array, 
     if not run.maps:
         raise FeatxError(f"The run {run.folder} has neither embeddings nor maps", "Extract it with --embedding")
     level = places.chosen(run.maps, asked.levels)[-1]
-    means = [shown(run, key, [level]).valid(level).mean(0) for key in keys]
-    return _centred(np.array(means, np.float64)), f"means of {level.key}"
+    means = [shown(run, key, [level]).features(level).mean(0) for key in keys]
+    return _centred(np.array(means, np.float64)), f"mean of {level.key}"
 
 
 def _centred(vectors: Array) -> Array:

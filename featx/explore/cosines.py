@@ -1,5 +1,5 @@
-# Cosines of many vectors with one: in single precision with a bound on its error, and exactly where that decides.
-"""The arithmetic of searches; knows neither runs nor photos."""
+# Cosines of many vectors with one: in single precision with a bound on the error, or in double precision.
+"""The arithmetic of searches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from featx.errors import UsageError
 from featx.runs.formats import Array
 
-# Bytes of a map that are multiplied together: they stay in the CPU cache while they are used twice.
+# Bytes of a map that are processed at a time: they stay in the CPU cache while they are used twice.
 BLOCK = 1 << 18
 
-# Sums of squares beyond these may have lost digits, or all of them, in single precision.
+# Sums of squares outside this range may have lost some or all of their digits in single precision.
 SMALLEST, LARGEST = 1e-24, 1e36
 
 
@@ -26,9 +26,9 @@ class Direction:
     exact, single : array
         (D,), in double and in single precision.
     error : float
-        The most by which a cosine in single precision differs from the exact one. Sums of D products are off by at most
-        about D / 2^24 of the product of both lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1),
-        and lengths by half as much; this is more than twice as large.
+        A bound on the difference between a cosine in single precision and the exact one. Sums of D products are off by
+        at most about D / 2^24 of the product of both lengths (Higham, "Accuracy and Stability of Numerical Algorithms",
+        3.1), and lengths by half as much; the bound is more than twice as large.
     """
 
     exact: Array
@@ -58,7 +58,7 @@ class Direction:
         return cosines
 
     def exactly(self, rows: Array) -> Array:
-        """Cosines of rows (…, D) in double precision: (…); that of a row does not depend on the others."""
+        """Cosines of rows (…, D) in double precision: (…); each is independent of the other rows."""
         rows = np.ascontiguousarray(rows, np.float64)
         lengths = np.sqrt(np.einsum("...d,...d->...", rows, rows))
         cosines: Array = np.einsum("...d,d->...", rows, self.exact) / np.where(lengths > 0, lengths, 1)
@@ -80,7 +80,7 @@ class Direction:
 def _sums(values: Array, direction: Array) -> tuple[Array, Array]:
     """Return, for each cell of a map, the sum of its products with a direction, and that of its squares.
 
-    By channels, in blocks, since those of a mapped file follow each other. By einsum, since several threads that each
+    Blocks of channels are read, as channels are contiguous in a mapped file. einsum does the sums, as threads that each
     search a photo would wait for each other in BLAS.
     """
     channels = np.asarray(values).reshape(len(values), -1)

@@ -1,9 +1,10 @@
-# Drawing: pictures that featx writes, which replace nothing but pictures that it wrote before; captions that fit.
-"""What sheets of every kind are made of."""
+# Drawing: pictures that featx writes, which only replace pictures that it wrote before; and captions that fit.
+"""What all sheets have in common."""
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from featx import files
 from featx.errors import OutputError
 from featx.text import listed, printable
 
-# File formats of a picture, and the text that marks it as ours (in the Exif tag of that name).
+# File formats of a picture by suffix, and the Exif tag (Software) and its text that mark it as ours.
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 SOFTWARE, OURS = 0x0131, "featx"
 
 PAPER, INK, FAINT, ACCENT = (255, 255, 255), (32, 32, 32), (128, 128, 128), (200, 60, 30)
 
-# JPEG's quality, with which edges of cells stay edges.
+# The quality of a JPEG, high enough for the edges of cells to stay sharp.
 QUALITY = 92
+
+# Fonts of Linux, macOS and Windows for letters that Pillow's own font lacks, which has ASCII and little more.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 def require_drawable(path: Path) -> None:
@@ -35,12 +39,7 @@ def require_drawable(path: Path) -> None:
     if path.suffix.lower() not in PICTURES:
         known = listed(list(PICTURES))
         raise OutputError(f"{path} is not the name of an image file", f"Use a name that ends in {known}")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}", "Create it, or choose another --output")
-    if os.path.lexists(path) and not _is_ours(path):
-        raise OutputError(f"{path} exists and was not drawn by featx", "Choose another --output")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: Permission denied", "Choose another --output")
+    files.require_replaceable(path, _is_ours, "drawn", "--output")
 
 
 def save(sheet: Image.Image, path: Path) -> None:
@@ -70,12 +69,34 @@ def cross_out(pen: Any, box: tuple[float, float, float, float]) -> None:
 
 
 def caption(pen: Any, corner: tuple[float, float], text: str, width: float, size: int = 13, **more: Any) -> None:
-    """Write one line, whose beginning is left out where it is too long; the end of a path says more."""
-    font = ImageFont.load_default(size)
-    shown = printable(text)
+    """Write one line; if it is too long, its beginning is left out, as the end of a path says more."""
+    font, shown = _font_for(printable(text), size)
     while pen.textlength(shown, font) > width and len(shown) > 1:
         shown = f"…{shown[2:]}"
     pen.text(corner, shown, font=font, **{"fill": INK, **more})
+
+
+def _font_for(text: str, size: int) -> tuple[Any, str]:
+    """Choose the font that lacks the fewest letters of a text, and escape those."""
+    if text.isascii():
+        return ImageFont.load_default(size), text
+    font = min(_fonts(size), key=lambda each: sum(_lacks(each, letter) for letter in text))
+    return font, "".join(ascii(letter)[1:-1] if _lacks(font, letter) else letter for letter in text)
+
+
+@cache
+def _fonts(size: int) -> list[Any]:
+    """Return Pillow's own font, and those of the system that are there."""
+    fonts: list[Any] = [ImageFont.load_default(size)]
+    for name in FONTS:
+        with suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
+    return fonts
+
+
+def _lacks(font: Any, letter: str) -> bool:
+    """Whether a font would draw a letter as a box, as it does with what is no character at all."""
+    return not letter.isascii() and bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
 
 
 def _is_ours(path: Path) -> bool:

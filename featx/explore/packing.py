@@ -1,4 +1,4 @@
-# Packing: features of many cells as a few 8-bit components, so that their cosines survive, and what that costs.
+# Packing: features as a few 8-bit components that preserve their cosines, and the error that this causes.
 """Principal components of directions, quantised; in numpy alone."""
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import numpy as np
 
 from featx.explore.colours import limits
 from featx.explore.shown import Shown
-from featx.images import cells
 from featx.runs.formats import Array
 from featx.values import Level
 
-# The most cells of a level that the components are fitted on, and of which all pairs are compared.
+# The most cells of a level that the components are fitted on, and the most of which all pairs are compared.
 FITTED, COMPARED = 4096, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The directions that matter most to the cosines of a level's features, the joint ones of all photos.
+    """The directions that matter most to the cosines of a level's features, joint over all photos.
 
-    Features are brought to length 1 first, and not centred: what the components keep of the length of such vectors,
-    they keep of the products, which are the cosines.
+    Features are scaled to length 1 first, and not centred: their products are then the cosines.
 
     Attributes
     ----------
@@ -88,7 +86,7 @@ def fit(photos: Sequence[Shown], level: Level) -> Basis:
     """Find the components of a level's features in all photos."""
     most = max(1, FITTED // len(photos))
     sample = np.concatenate([_evenly(directions(photo, level), most) for photo in photos]).astype(np.float64)
-    few = len(sample) < sample.shape[1]  # then the matrix of products of cells is the smaller one
+    few = len(sample) < sample.shape[1]  # fewer cells than channels, whose products make the smaller matrix
     values, vectors = np.linalg.eigh(sample @ sample.T if few else sample.T @ sample)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     kept = max(1, int((values > values[:1].sum() * 1e-12).sum()))
@@ -117,12 +115,12 @@ def pack(photos: Sequence[Shown], level: Level, basis: Basis, count: int) -> Pac
 
 def cells_on(photo: Shown, level: Level) -> int:
     """Return how many of a level's cells are centred on a photo."""
-    rows, columns = cells.valid(photo.frame, level, *photo.maps[level.key].shape[1:])
+    rows, columns = photo.region(level)
     return int(rows.stop - rows.start) * int(columns.stop - columns.start)
 
 
 def directions(photo: Shown, level: Level) -> Array:
-    """Return the features of the cells on a photo, brought to length 1: (cells, C) float32; zeros stay zeros."""
+    """Return the features of the cells on a photo, scaled to length 1: (cells, C) float32; zeros stay zeros."""
     return _unit(photo.valid(level))
 
 

@@ -1,4 +1,4 @@
-# Panels: the cells of a level as colours, drawn over the photo where they are centred.
+# Panels: the cells of a level in colours, drawn over the photo where they lie.
 """From a map and a frame to a picture."""
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from featx.images.frame import Frame
 from featx.runs.formats import Array
 from featx.values import Level
 
-# The most features that are converted at a time, in numbers.
+# The most numbers of a map that are converted at a time.
 BLOCK = 1 << 22
 
 
 def size_of(frame: Frame, width: int) -> tuple[int, int]:
-    """Return the size of a panel, in pixels, whose longer side is `width`: the model's input, scaled."""
+    """Return the size in pixels of a panel of the model's input, whose longer side is `width`."""
     longer = max(frame.input)
     across, down = (max(1, round(side * width / longer)) for side in frame.input)
     return across, down
 
 
 def cellwise(function: Callable[[Array], Array], values: Array) -> Array:
-    """Apply a function of features (…, C) to a map (C, H, W), some of its rows at a time: (H, W, …)."""
+    """Apply a function of features (…, C) to a map (C, H, W), a few rows at a time: (H, W, …)."""
     rows = max(1, BLOCK // max(1, values.shape[0] * values.shape[2]))
     parts = [np.moveaxis(values[:, top : top + rows], 0, -1) for top in range(0, values.shape[1], rows)]
     return np.concatenate([function(np.asarray(part, np.float32)) for part in parts])
@@ -35,7 +35,7 @@ def cellwise(function: Callable[[Array], Array], values: Array) -> Array:
 def paint(base: Image.Image, colours: Array, frame: Frame, level: Level, share: float, *, smooth: bool) -> Image.Image:
     """Draw the colours of cells over a photo.
 
-    A pixel gets the colour of the cell that it lies in, and keeps the photo's where it lies in none.
+    A pixel gets the colour of the cell that it lies in; outside of all cells it keeps the photo's.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def paint(base: Image.Image, colours: Array, frame: Frame, level: Level, share: 
     colours : array
         (H, W, 3) uint8, one for each cell.
     share : float
-        How much of a pixel is the cell's colour, 0 to 1; the rest is the photo's.
+        Opacity of the cell's colour over the photo, 0 to 1.
     smooth : bool
         Whether colours between the centres of cells are interpolated.
     """
@@ -86,7 +86,7 @@ def outline(panel: Image.Image, frame: Frame, level: Level, row: int, column: in
 
 
 def _cells(pixels: int, length: int, offset: float, stride: float) -> Array:
-    """Return at which cell, a fraction, the centre of each pixel of a panel's side lies."""
+    """Return, for each pixel along a panel's side, the fractional index of the cell at its centre."""
     centres: Array = (np.arange(pixels) + 0.5) / pixels * length - 0.5
     places: Array = (centres - offset) / stride
     return places
@@ -102,7 +102,7 @@ def _nearest(places: Array, count: int) -> Array:
 
 
 def _weights(places: Array, count: int) -> Array:
-    """Return the weights of linear interpolation between cells: (pixels, cells); the border's are repeated."""
+    """Return the weights of linear interpolation between cells, (pixels, cells); border cells are extended."""
     clipped = np.clip(places, 0, count - 1)
     weights: Array = np.maximum(0, 1 - np.abs(clipped[:, None] - np.arange(count)))
     return weights

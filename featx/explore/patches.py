@@ -1,4 +1,4 @@
-# similar --at, --box: the places in a run's photos whose features are nearest to those of a place in a photo; exact.
+# Patches: the places in a run's photos whose features are most similar to those of a place in a photo; exact.
 """``featx similar --at`` and ``--box`` as a function."""
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from featx.runs.places import Named
 from featx.runs.reading import Run, damaged, open_run
 from featx.values import Level
 
-# The stride of the level that is compared if none is named: as in a ViT of patches of 16 pixels.
+# The largest stride of the level that is compared by default: that of a ViT with patches of 16 pixels.
 STRIDE = 16
 
-# Photos that a thread searches at a time, and cells whose features are compared exactly at a time.
+# How many photos a thread searches at a time, and how many cells are compared exactly at a time.
 PHOTOS, CELLS = 32, 1024
 
 
@@ -81,13 +81,13 @@ class Patches:
     at : tuple of float or None
         The point in it, if one was asked for.
     box : tuple of float
-        The box in it that was asked for; or a box around the point, one stride wide and high.
+        The box in it that was asked for, or one around the point, one stride wide and high.
     level : str
         The name of the level's array.
     images : int
         Photos of the run.
     found : list of Patch
-        The nearest places.
+        The most similar places.
     weights : str
         What kind of weights made the features, ``random`` for example.
     """
@@ -116,9 +116,10 @@ def similar_patches(
     device: str = "auto",
     listener: Callable[[Checked], None] = lambda _: None,
 ) -> Patches:
-    """Find the places in a run's photos whose features are nearest to those of a place in a photo.
+    """Find the places in a run's photos whose features are most similar to those of a place in a photo.
 
-    Every cell that is centred on a photo is compared, exactly. Memory grows with the number of photos, not their maps.
+    Every cell that is centred on a photo is compared, exactly. Memory grows with the number of photos, not with their
+    maps.
 
     Parameters
     ----------
@@ -132,12 +133,12 @@ def similar_patches(
     box : (x1, y1, x2, y2)
         Or a box, whose features are averaged: edges in pixels; see `featx.runs.reading.Run.regions`.
     level : int, str or Level, or None
-        The level that is compared; None takes the last with a stride of at most 16 pixels of the model's input, or if
-        there is none, the one with the smallest.
+        The level that is compared; None takes the last with a stride of at most 16 pixels of the model's input, or
+        else the one with the smallest stride.
     count : int
         Number of places to find.
     per_photo : int
-        The most places in a photo. The eight cells around a place that was found are not found again.
+        The most places in a photo. The eight cells around a place that was found are skipped.
     with_self : bool
         Whether places in the query's photo may be among the results.
     device : str
@@ -148,7 +149,7 @@ def similar_patches(
     Returns
     -------
     Patches
-        The nearest places, best first.
+        The most similar places, best first.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def similar_patches(
 
 
 def draw(patches: Patches, path: Path) -> None:
-    """Draw the query's photo and those of the patches, with the places marked, as a picture.
+    """Draw the query's photo and those of the patches, with the places marked.
 
     Raises
     ------
@@ -218,10 +219,7 @@ def choose_level(maps: Sequence[Level]) -> Level:
 def _feature(
     run: Run, name: str, key: str | None, level: Level, asked: SimilarOptions, device: str
 ) -> tuple[str, Frame, Array]:
-    """Return the file of the query's photo, where that lies in the model's input, and the feature of the place.
-
-    The feature is NaN if the model did not see the place.
-    """
+    """Return the query's file and frame, and the feature of the place, which is NaN if the model did not see it."""
     if key is None:
         path = path_text(name)
         arrays, frame = arrays_of(run, name, device)
@@ -303,8 +301,8 @@ class _Search:
     ) -> Iterator[tuple[int, int, float]]:
         """Find the best cells of a map, exactly: the best one first, then the best of those not next to it, and so on.
 
-        A cell that is better than all others in single precision may be off by the error, and so may the others: the
-        best one is among those less than twice the error below it.
+        In single precision, each score may be off by the error, so the truly best cell may lie up to twice the error
+        below the one that seems best.
         """
         scores = np.full(near.shape, -inf)
         scores[on_photo] = near[on_photo]

@@ -1,4 +1,4 @@
-# payload: what the script of a page reads, as JSON and base64, and the page around it.
+# Payload: what the script of a page reads, as JSON and base64, and the page around it.
 """From photos and packed features to the text of a page."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPENING = 144
 
 
 def about(run: Run) -> dict[str, Any]:
-    """Return what a page says of a run: the model, its weights and the recipe."""
+    """Return what a page says about a run: the model, its weights and the recipe."""
     summary = run.summary
     weights, kind = summary["weights"], summary["weights"]["kind"]
     source = Path(weights["source"]).name if kind == "file" else weights["source"]
@@ -60,7 +60,7 @@ def _words(name: str) -> str:
 def described(
     photos: Sequence[Shown], jpegs: Sequence[str], levels: Sequence[Level], packed: Mapping[str, Packed]
 ) -> dict[str, Any]:
-    """Return what a page says of its levels and photos."""
+    """Return what a page says about its levels and photos."""
     return {
         "levels": [_level(photos, level, packed[level.key]) for level in levels],
         "photos": [_photo(photo, jpeg, levels) for photo, jpeg in zip(photos, jpegs, strict=True)],
@@ -99,7 +99,7 @@ def _photo(photo: Shown, jpeg: str, levels: Sequence[Level]) -> dict[str, Any]:
 
 def _span(photo: Shown, level: Level) -> tuple[int, int, int, int]:
     """Return the first row and column of the cells on a photo, and how many rows and columns there are."""
-    rows, columns = cells.valid(photo.frame, level, *photo.maps[level.key].shape[1:])
+    rows, columns = photo.region(level)
     return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
 
 
@@ -131,7 +131,7 @@ def template() -> str:
 
 
 def as_json(value: Any) -> str:
-    """Write JSON that may stand in a script: nothing in it can end it, or begin a comment."""
+    """Write JSON for a script element: nothing in it can end the element or begin a comment."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -147,7 +147,7 @@ def pieces(described: dict[str, Any], levels: Collection[Packed]) -> Iterator[st
 
 
 def _policy(text: str) -> str:
-    """Allow a browser the page's own style and script, by their hashes, and pictures in the page; and no network."""
+    """Allow the page's own style and script, by their hashes, and embedded pictures; but no network."""
     return (
         f"default-src 'none'; style-src '{_hash(text, 'style')}'; script-src '{_hash(text, 'script')}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

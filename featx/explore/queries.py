@@ -1,5 +1,5 @@
-# The photo that a search starts from: whether a run has it, and its arrays, made as the run's were.
-"""Queries of `similar`."""
+# Queries: the photo that a search starts from, found in a run or computed as the run's photos were.
+"""Photos that are named by their keys or files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from featx.values import EMBEDDING
 
 
 def key_of(run: Run, image: str) -> str | None:
-    """Find a photo in a run by its key, or by its file, whatever links lead to it; None if the run does not have it.
+    """Find a photo in a run by its key, or by its file, through any links; None if the run does not have it.
 
-    A path that leads to another file than the one a photo of that key was extracted from is not that photo.
+    A path that is also a key, but leads to another file than that photo was extracted from, is not that photo.
     """
-    if not os.path.lexists(image):
+    if not (os.path.lexists(image) or locators.exists(image)):
         return image if image in run else None
     if image in run and not locators.exists(to_path(run.line(image).path)):
         return image
@@ -70,7 +70,7 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
 
 def _require_one_image(query: str) -> None:
     """Refuse a query that is not an image, before the model is loaded."""
-    if not os.path.lexists(query):
+    if not (os.path.lexists(query) or locators.exists(query)):
         paths.refuse_url(query)
         raise UsageError(f"There is no image {query}", "Check the path")
     what = "a folder" if Path(query).is_dir() else locators.recognised(query)

@@ -1,5 +1,5 @@
-# Sheets: pictures with captions in rows, under a heading and above a legend, as one picture.
-"""How a sheet is laid out; what is in its pictures is others' business."""
+# Sheets: pictures with captions in rows, under a heading with a legend, as one picture.
+"""How a sheet is laid out; other modules draw its panels."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from featx.runs.reading import Run
 from featx.text import count_of
 from featx.values import RANDOM_SIMILARITY
 
-# Pixels: the width that a sheet aims at, and its least; what the sides of a panel may be; the space between panels; and
-# lines of text.
+# In pixels: the intended and the smallest width of a sheet, the smallest and largest width of a panel, the space
+# between panels, and the height of a line of text.
 WIDTH, LEAST, NARROWEST, WIDEST, GAP, LINE = 1200, 640, 150, 420, 14, 17
 
 # Sizes of letters, in pixels.
 TITLE, TEXT = 17, 13
 
-# The sides of the legend's scale, in pixels.
+# Width and height of the legend's colour scale, in pixels.
 SCALE = (160, 12)
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A picture and the lines below it; those that say what the panel above says, too, are left out."""
+    """A picture and the lines of text below it."""
 
     picture: Image.Image
     lines: Sequence[str]
@@ -39,7 +39,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What belongs together, such as all that is shown of one photo: panels in rows, under a caption."""
+    """Panels that belong together, such as those of one photo: in rows, under a caption."""
 
     caption: str
     panels: Sequence[Panel]
@@ -47,7 +47,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """What colours mean: a sentence, and the numbers at both ends of the scale, if they are on one."""
+    """What colours mean, and what stands at both ends of their scale, if they have one."""
 
     text: str
     ends: tuple[str, str] | None = None
@@ -55,7 +55,7 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What a sheet shows, in one line, and a warning, if there is one."""
+    """What a sheet shows, in one line, a warning, if there is one, and legends."""
 
     text: str
     warning: str = ""
@@ -72,25 +72,23 @@ def heading(run: Run, photos: int, legend: Legend) -> Heading:
 
 
 def panel_width(panels: int, columns: int) -> int:
-    """Return how wide panels are, if so many are side by side, in pixels."""
+    """Return the width of panels, in pixels, of which at most `columns` stand side by side."""
     across = min(panels, columns)
     return max(NARROWEST, min(WIDEST, (WIDTH - GAP) // across - GAP))
 
 
 def columns_for(panels: int, blocks: int) -> int:
-    """Return how many panels go side by side: rows alike for several blocks, and one block nearly square."""
+    """Choose the number of panels side by side: full rows for several blocks, a nearly square layout for one."""
     if blocks > 1:
         return panels if panels <= 7 else math.ceil(panels / math.ceil(panels / 6))
     return panels if panels <= 3 else math.ceil(panels / 2) if panels <= 8 else 4
 
 
 def sheet(head: Heading, blocks: Sequence[Block], columns: int) -> Image.Image:
-    """Lay out blocks below one another, each with its panels in rows of so many."""
+    """Lay out blocks below one another, each with its panels in rows of at most `columns`."""
     widest = max(panel.picture.width for block in blocks for panel in block.panels)
     across = max(min(columns, len(block.panels)) for block in blocks)
-    rows = [
-        [block.panels[at : at + columns] for at in range(0, len(block.panels), columns)] for block in _terse(blocks)
-    ]
+    rows = [_in_rows(block.panels, columns) for block in _without_repeats(blocks)]
     height = GAP + height_of(head) + sum(LINE + sum(_height(row) for row in of_block) + GAP for of_block in rows)
     drawn = Image.new("RGB", (max(GAP + across * (widest + GAP), LEAST), height + GAP), PAPER)
     pen = ImageDraw.Draw(drawn)
@@ -110,8 +108,8 @@ def _in_rows(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
     return [panels[at : at + columns] for at in range(0, len(panels), columns)]
 
 
-def _terse(blocks: Sequence[Block]) -> list[Block]:
-    """Leave out the lines of panels that say what those of the first block say."""
+def _without_repeats(blocks: Sequence[Block]) -> list[Block]:
+    """Leave out the lines below a panel that are also below the first block's panel in the same place."""
     first = blocks[0].panels
     rest = [
         replace(
@@ -132,7 +130,7 @@ def height_of(head: Heading) -> int:
 
 
 def draw_heading(drawn: Image.Image, pen: ImageDraw.ImageDraw, head: Heading, top: int) -> int:
-    """Draw the heading and the legends; returns where they end."""
+    """Draw the heading and the legends; return where they end."""
     room = drawn.width - 2 * GAP
     drawing.caption(pen, (GAP, top), head.text, room, TITLE)
     top += LINE + 6
@@ -148,7 +146,7 @@ def draw_heading(drawn: Image.Image, pen: ImageDraw.ImageDraw, head: Heading, to
 
 
 def _scale(drawn: Image.Image, pen: ImageDraw.ImageDraw, ends: tuple[str, str], left: float, top: int) -> None:
-    """Draw the scale of colours between its ends."""
+    """Draw the colour scale and what stands at its ends."""
     font = ImageFont.load_default(TEXT)
     pen.text((left, top), ends[0], INK, font)
     left += pen.textlength(ends[0], font) + 6

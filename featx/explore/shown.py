@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil, floor, sqrt
 
 import numpy as np
 from PIL import Image
 
 from featx.errors import FeatxError, UnreadableError, UsageError
+from featx.explore.queries import key_of
 from featx.images import cells
 from featx.images.frame import Frame
 from featx.images.pictures import picture
@@ -45,53 +47,70 @@ class Shown:
     frame: Frame
     maps: Mapping[str, Array]
 
-    def valid(self, level: Level, most: int | None = None) -> Array:
-        """Return the features of the cells whose centres lie on the photo: (cells, C) float32.
+    def valid(self, level: Level) -> Array:
+        """Return the features of the cells whose centres lie on the photo: (cells, C) float32."""
+        rows, columns = self.region(level)
+        return _rows(self.maps[level.key][:, rows, columns])
 
-        Of more than `most`, those of every second, third … row and column are returned.
+    def features(self, level: Level, most: int | None = None) -> Array:
+        """Return the features that stand for the photo: (cells, C) float32, at least one.
+
+        They are those of `valid`, or of all cells if the photo is too narrow for any cell to be centred on it. Of more
+        than `most`, those of every second, third … row and column are returned.
         """
-        values = self.maps[level.key]
-        rows, columns = cells.valid(self.frame, level, *values.shape[1:])
-        found = values[:, rows, columns]
+        values, (rows, columns) = self.maps[level.key], self.region(level)
+        found = values[:, rows, columns] if rows.stop else values
         step = 1 if most is None else max(1, ceil(sqrt(found.shape[1] * found.shape[2] / most)))
-        return np.asarray(found[:, ::step, ::step], np.float32).reshape(len(values), -1).T
+        return _rows(found[:, ::step, ::step])
+
+    def region(self, level: Level) -> tuple[slice, slice]:
+        """Return the rows and columns of the cells whose centres lie on the photo; both empty if there are none."""
+        return cells.valid(self.frame, level, *self.maps[level.key].shape[1:])
+
+
+def _rows(values: Array) -> Array:
+    """Return the features of each cell of a (C, H, W) map: (H W, C) float32."""
+    return np.asarray(values, np.float32).reshape(len(values), -1).T
 
 
 def choose(run: Run, keys: Sequence[str], most: int) -> list[str]:
-    """Return the keys of a run's photos to be shown: those asked for, or else its first ones, at most so many.
+    """Return the keys of the photos to be shown: those named, or else the run's first ones.
 
     Raises
     ------
     FeatxError
-        If the run has no photos, lacks one of those asked for, or more are asked for than may be shown.
+        If the run has no photos, lacks one of those named, or more than `most` are named.
     """
-    chosen = list(dict.fromkeys(keys)) or list(run)[:most]
+    chosen = list(dict.fromkeys(find(run, key) for key in keys)) or list(islice(run, most))
     if not chosen:
         raise FeatxError(f"The run {run.folder} has no photo with features", "Extract some photos first")
     if len(chosen) > most:
-        raise FeatxError(f"{count_of(len(chosen), 'photo')} are more than {most}", "Name fewer, or raise --max-photos")
-    for key in chosen:
-        require_key(run, key)
+        raise FeatxError(
+            f"{count_of(len(chosen), 'photo')} were named, but at most {most} can be shown",
+            "Name fewer, or raise --max-photos",
+        )
     return chosen
 
 
-def require_key(run: Run, key: str) -> None:
-    """Refuse a photo that the run does not have.
+def find(run: Run, photo: str) -> str:
+    """Return the key of a photo that is named by its key, or by its file.
 
     Raises
     ------
     FeatxError
-        If it has none of that key, or the photo failed.
+        If the run does not have it, or it failed.
     """
-    if key in run.failed:
-        raise FeatxError(f"{printable(key)} failed in the run, and has no features", "Choose another photo")
-    if key not in run:
-        hint = did_you_mean(key, run) or "The keys are in its manifest.jsonl"
-        raise FeatxError(f"The run {run.folder} has no photo {printable(key)}", hint)
+    if photo in run.failed:
+        raise FeatxError(f"{printable(photo)} failed in the run, and has no features", "Choose another photo")
+    key = photo if photo in run else key_of(run, photo)
+    if key is None:
+        hint = did_you_mean(photo, run) or "The keys are in its manifest.jsonl"
+        raise FeatxError(f"The run has no photo {printable(photo)}", hint)
+    return key
 
 
 def shown(run: Run, key: str, levels: Sequence[Level], suffix: str = "") -> Shown:
-    """Read a photo's line, and its levels' maps or the arrays beside them; numbers are read when they are used.
+    """Open a photo's maps, or with a suffix the arrays beside them; their numbers are read when they are used.
 
     Raises
     ------
@@ -103,7 +122,7 @@ def shown(run: Run, key: str, levels: Sequence[Level], suffix: str = "") -> Show
 
 
 def outside(place: str, photo: str, frame: Frame, *, edges: bool = False) -> UsageError:
-    """Return the error of a place that the model did not see; it names the pixels, or the edges, that it saw."""
+    """Return the error for a place that the model did not see; it names the pixels, or the edges, that it saw."""
     x1, y1, x2, y2 = (edge - (0 if edges else 0.5) for edge in cells.seen(frame))
     size = " x ".join(map(str, frame.original))
     return UsageError(
@@ -113,9 +132,9 @@ def outside(place: str, photo: str, frame: Frame, *, edges: bool = False) -> Usa
 
 
 def as_seen(each: Shown, width: int, height: int) -> Image.Image | None:
-    """Draw a photo as the model saw it: cropped, stretched or with grey bars; (width, height) pixels stand for all.
+    """Draw a photo as the model saw it, cropped, stretched or with grey bars, in (width, height) pixels.
 
-    Returns None if its file is gone, cannot be read, or has another size than it had.
+    Returns None if its file is gone, cannot be read, or is no longer of the same size.
     """
     try:
         image = picture(each.path, Limits())
@@ -133,6 +152,6 @@ def as_seen(each: Shown, width: int, height: int) -> Image.Image | None:
 
 
 def _drawn(frame: Frame, x: float, y: float, width: int, height: int) -> tuple[int, int]:
-    """Find the edge of a photo in a drawing of the model's input."""
+    """Find a corner of a photo in a drawing of the model's input."""
     across, down = frame.to_input(x - 0.5, y - 0.5)
     return round((across + 0.5) / frame.input[0] * width), round((down + 0.5) / frame.input[1] * height)

@@ -1,4 +1,4 @@
-# Tiles: the sheet of a search, on which photos stand side by side with their names and scores, and places are marked.
+# Tiles: the sheet of a search, with photos side by side, their names and scores, and places that are marked.
 """Drawing what `similar` finds."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from featx.images.pictures import thumbnail
 # Size of a sheet's thumbnails, the space below each for its text, and the number per row.
 THUMBNAIL, CAPTION, GAP, ACROSS = 224, 34, 12, 5
 
-# Half the length of a mark's cross, and the smallest side of a mark's box, which is larger than its cell if need be.
+# Half the length of a mark's cross, and the smallest side of its box, which may be larger than the cell.
 ARM, SMALLEST = 3, 15
 
 

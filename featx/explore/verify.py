@@ -23,10 +23,10 @@ from featx.command_options import VerifyOptions
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
-from featx.images.locators import stat_of
+from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
-from featx.runs import formats, lock, manifest
+from featx.runs import formats, lock, manifest, parts
 from featx.runs.formats import Array
 from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
@@ -234,9 +234,11 @@ def _look_around(run: Run, verified: Verified) -> None:
     strays = run.reader.strays(done)
     verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
     ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
+    ours |= parts.own_files(run.folder)
+    unfinished = {home / UNFINISHED for home in (run.folder, *parts.found(run.folder).values())}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
-        if where.parts[:1] == (UNFINISHED,):
+        if not unfinished.isdisjoint((Path(place), *Path(place).parents)):
             verified.unfinished += len(names) - (KEPT in names)
         else:
             for path in sorted(path for name in names if (path := (where / name).as_posix()) not in ours):
@@ -260,8 +262,9 @@ def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
     held.begin()
     if forgotten or verified.unreadable:
         try:
-            counts = {**run.summary["counts"], "done": len(run) - len(forgotten)}
-            held.save({**run.summary, "state": "stopped", "counts": counts})
+            summary = require_summary(run.folder)  # without the shards, whose parts have been merged
+            counts = {**summary["counts"], "done": len(run) - len(forgotten)}
+            held.save({**summary, "state": "stopped", "counts": counts})
             held.drop(forgotten)
         except OSError as error:
             raise OutputError(f"{run.folder} cannot be written: {error.strerror}", ROOM) from error
@@ -294,7 +297,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(
-                pipeline.run(again.computers, items, writer, again.workers, reader, room=again.room)
+                pipeline.run(again.computers, in_order(items), writer, again.workers, reader, room=again.room)
             ):
                 key = outcome.item.key
                 if not outcome.done:

@@ -1,4 +1,4 @@
-# Viewing: a run's photos and levels as one picture: principal components, strength, attention, or likeness to a point.
+# Viewing: photos of a run and their levels in one picture: components, strength, attention, or similarity to a point.
 """``featx view`` as a function."""
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from PIL import Image
 
 from featx.command_options import ViewOptions
-from featx.errors import FeatxError
+from featx.errors import FeatxError, UsageError
 from featx.explore import colours, contact, drawing, page, panels, sheets
 from featx.explore.cosines import Direction
 from featx.explore.sheets import Block, Legend, Panel
-from featx.explore.shown import GREY, Shown, as_seen, choose, outside, require_key, shown
+from featx.explore.shown import GREY, Shown, as_seen, choose, find, outside, shown
 from featx.images import cells
 from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
 from featx.text import spacing
-from featx.values import Level
+from featx.values import EMBEDDING, Level
 
 # What the names of arrays of attention end in.
 ATTENTION = "_attention"
@@ -39,9 +39,9 @@ class View:
     output : Path
         The picture.
     photos, images : int
-        Photos that are shown, and photos of the run.
+        How many photos it shows, and how many the run has.
     levels : list of str
-        Names of the arrays that are shown.
+        Names of the arrays that it shows; with ``grid``, what the photos were compared by.
     gone : list of str
         Keys of photos whose files are gone or have changed; their cells are shown without them.
     weights : str
@@ -62,10 +62,10 @@ def view(
     keys: Sequence[str] = (),
     **options: Any,
 ) -> View:
-    """Draw photos of a run, and what its levels hold of them.
+    """Draw photos of a run and their features.
 
-    The photo as the model saw it comes first, then each level, its cells where they are centred. Colours of principal
-    components are the same for all photos of a picture, and for each call on the same photos.
+    Each photo as the model saw it is followed by its levels, whose cells are drawn where they lie in the photo. Colours
+    of principal components are the same for all photos of a picture, and for every call on the same photos.
 
     Parameters
     ----------
@@ -74,9 +74,10 @@ def view(
     output : path
         The picture: .png, .jpg or .jpeg. Only pictures that featx wrote are replaced.
     keys : sequence of str
-        The photos; none takes the first ones.
+        The photos, by their keys or files; none takes the first ones.
     **options
-        Those of ``featx view``, by the same names: see `featx.command_options.ViewOptions`.
+        Those of `featx.command_options.ViewOptions`, but for ``html`` and ``max_mb``: `featx.explore.page.write_page`
+        writes pages.
 
     Raises
     ------
@@ -85,6 +86,8 @@ def view(
     """
     path = Path(output)
     asked = checked(path, options)
+    if asked.html:
+        raise UsageError("view draws a picture, and html asks for a page", "Use featx.explore.page.write_page")
     opened = run if isinstance(run, Run) else open_run(run)
     chosen = _keys(opened, keys, asked)
     if asked.grid:
@@ -97,12 +100,12 @@ def view(
 
 
 def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
-    """Return the options, before anything slow begins.
+    """Check the options, before anything slow begins.
 
     Raises
     ------
     FeatxError
-        If one is wrong, or the picture, or the page, cannot be written.
+        If one is wrong, or the picture or page cannot be written.
     """
     asked = ViewOptions(**options)
     if asked.html is None:
@@ -113,18 +116,19 @@ def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
 
 
 def default_output(first: str) -> Path:
-    """Return where a picture goes that nobody named: into the current folder, named after what it shows."""
+    """Name a picture after the first path that it shows; a pattern of paths names none."""
     path = Path(first).absolute()
-    return Path(f"{path.name if path.is_dir() else path.stem or 'photos'}-view.png")
+    name = path.name if path.is_dir() else path.stem if path.exists() else ""
+    return Path(f"{name or 'photos'}-view.png")
 
 
 def _keys(run: Run, keys: Sequence[str], asked: ViewOptions) -> list[str]:
     """Choose the photos; the one that has the point is the first."""
     if asked.key is None:
         return choose(run, keys, asked.most)
-    require_key(run, asked.key)
-    others = [key for key in keys or list(islice(run, asked.most)) if key != asked.key]
-    return choose(run, [asked.key, *(others if keys else others[: asked.most - 1])], asked.most)
+    first = find(run, asked.key)
+    others = keys or [key for key in islice(run, asked.most) if key != first][: asked.most - 1]
+    return choose(run, [first, *others], asked.most)
 
 
 def _levels(run: Run, asked: ViewOptions) -> list[Level]:
@@ -133,9 +137,11 @@ def _levels(run: Run, asked: ViewOptions) -> list[Level]:
     Raises
     ------
     FeatxError
-        If the run has none of those, or where their cells lie is unknown.
+        If the run has none of those, or nobody knows where their cells lie.
     """
     have: Sequence[Level] = run.maps
+    if not have and EMBEDDING in {field.key for field in run.fields}:
+        raise UsageError("The run has embeddings, but no maps", "Compare its photos with --grid")
     if asked.attention:
         names = {field.key for field in run.fields}
         have = [level for level in run.levels if f"{level.key}{ATTENTION}" in names]
@@ -148,8 +154,22 @@ def _levels(run: Run, asked: ViewOptions) -> list[Level]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What is drawn of each level: the colours of a photo's cells, what they mean, and the cells that are marked."""
+class _Colouring:
+    """How cells are coloured, and which of them are outlined.
+
+    Attributes
+    ----------
+    text : str
+        What the colours mean.
+    colours : dict of str to callable
+        Key of a level to what turns features (…, C) into colours (…, 3).
+    details : dict of str to str
+        Key of a level to a caption.
+    ends : tuple of str or None
+        What stands at both ends of the colours' scale, if they are on one.
+    best : dict of (str, str) to (int, int)
+        Keys of a photo and a level to the row and column of the cell that is outlined.
+    """
 
     text: str
     colours: dict[str, Callable[[Array], Array]]
@@ -158,32 +178,31 @@ class _Kind:
     best: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
 
-def _kind(run: Run, photos: Sequence[Shown], levels: Sequence[Level], asked: ViewOptions) -> _Kind:
+def _colouring(run: Run, photos: Sequence[Shown], levels: Sequence[Level], asked: ViewOptions) -> _Colouring:
     if asked.at is not None:
-        return _likeness(run, photos, levels, asked.at)
+        return _similarity(run, photos, levels, asked.at)
     if asked.attention:
-        text = "attention to a cell, the mean of all heads"
-        return _scalar(photos, levels, _of_heads, text)
+        return _scalar(photos, levels, _of_heads, "attention to each cell, averaged over heads")
     if asked.activation:
-        return _scalar(photos, levels, colours.strength, "strength: the length of a cell's feature vector")
+        return _scalar(photos, levels, colours.strength, "strength: the length of each cell's feature vector")
     return _components(photos, levels)
 
 
-def _components(photos: Sequence[Shown], levels: Sequence[Level]) -> _Kind:
+def _components(photos: Sequence[Shown], levels: Sequence[Level]) -> _Colouring:
     """Colour the first three principal components of each level, over all photos."""
     chosen = {level.key: colours.colours(_sampled(photos, level)) for level in levels}
-    details = {key: f"{each.components.explained:.0%} of its variance" for key, each in chosen.items()}
-    joint = "all photos together" if len(photos) > 1 else "this photo"
-    text = f"red, green, blue: the first three principal components of a level, of {joint}"
-    return _Kind(text, {**chosen}, details)
+    details = {key: f"{each.components.explained:.0%} of variance explained" for key, each in chosen.items()}
+    joint = ", joint over all photos" if len(photos) > 1 else ""
+    return _Colouring(f"red, green, blue: each level's first three principal components{joint}", {**chosen}, details)
 
 
-def _scalar(photos: Sequence[Shown], levels: Sequence[Level], function: Callable[[Array], Array], text: str) -> _Kind:
-    """Colour one number of each cell, on a scale of each level that is the same for all photos."""
+def _scalar(
+    photos: Sequence[Shown], levels: Sequence[Level], function: Callable[[Array], Array], text: str
+) -> _Colouring:
+    """Colour one number per cell; each level has its own scale, the same for all photos."""
     ranges = {level.key: colours.limits(function(_sampled(photos, level))) for level in levels}
-    return _Kind(
-        text, {key: _on_scale(function, *each) for key, each in ranges.items()}, _ranges(ranges), ("low", "high")
-    )
+    scales = {key: _on_scale(function, *each) for key, each in ranges.items()}
+    return _Colouring(text, scales, _ranges(ranges), ("low", "high"))
 
 
 def _of_heads(attention: Array) -> Array:
@@ -191,8 +210,8 @@ def _of_heads(attention: Array) -> Array:
     return found
 
 
-def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tuple[float, float]) -> _Kind:
-    """Compare every cell with the point, which lies in the first photo."""
+def _similarity(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tuple[float, float]) -> _Colouring:
+    """Compare every cell with the feature at a point of the first photo."""
     vectors = run.sample(photos[0].key, [at], levels)
     chosen: dict[str, Callable[[Array], Array]] = {}
     ranges: dict[str, tuple[float, float]] = {}
@@ -204,18 +223,18 @@ def _likeness(run: Run, photos: Sequence[Shown], levels: Sequence[Level], at: tu
         direction = Direction.of(vector, f"The feature at the cross on {level.key}", "Choose another pixel or --level")
         cosine = direction.exactly
         chosen[level.key], ranges[level.key] = cosine, colours.limits(cosine(_sampled(photos, level)))
-        best |= {(each.key, level.key): _highest(each, level, cosine) for each in photos[1:]}
+        others = [each for each in photos[1:] if each.region(level)[0].stop]
+        best |= {(each.key, level.key): _highest(each, level, cosine) for each in others}
     scales = {key: _on_scale(cosine, ranges[key][0], 1.0) for key, cosine in chosen.items()}
     details = _ranges({key: (low, 1.0) for key, (low, _) in ranges.items()})
-    text = "cosine similarity to the feature at the cross; the nearest cell of every other photo is framed"
-    return _Kind(text, scales, details, ("low", "1"), best)
+    text = "cosine similarity to the feature at the cross; the most similar cell of each other photo is outlined"
+    return _Colouring(text, scales, details, ("low", "1"), best)
 
 
 def _highest(photo: Shown, level: Level, cosine: Callable[[Array], Array]) -> tuple[int, int]:
-    """Find the cell on the photo that is most similar: its row and column."""
-    values = photo.maps[level.key]
-    rows, columns = cells.valid(photo.frame, level, *values.shape[1:])
-    found = panels.cellwise(cosine, values[:, rows, columns])
+    """Find the row and column of the most similar cell on the photo."""
+    rows, columns = photo.region(level)
+    found = panels.cellwise(cosine, photo.maps[level.key][:, rows, columns])
     row, column = np.unravel_index(int(found.argmax()), found.shape)
     return int(row) + rows.start, int(column) + columns.start
 
@@ -229,9 +248,9 @@ def _ranges(ranges: Mapping[str, tuple[float, float]]) -> dict[str, str]:
 
 
 def _sampled(photos: Sequence[Shown], level: Level) -> Array:
-    """Return features of a level's cells, evenly spaced in each photo where there are many: (cells, C) float32."""
+    """Return features of a level, of evenly spaced cells in each photo where there are many: (cells, C) float32."""
     most = max(64, 4 * colours.MOST // len(photos))
-    return np.concatenate([photo.valid(level, most) for photo in photos])
+    return np.concatenate([photo.features(level, most) for photo in photos])
 
 
 class _Sheet:
@@ -241,13 +260,13 @@ class _Sheet:
         self._run, self._asked, self.levels = run, asked, _levels(run, asked)
         suffix = ATTENTION if asked.attention else ""
         self._photos = [shown(run, key, self.levels, suffix) for key in keys]
-        self._kind = _kind(run, self._photos, self.levels, asked)
+        self._colouring = _colouring(run, self._photos, self.levels, asked)
         self._columns = asked.columns or sheets.columns_for(1 + len(self.levels), len(keys))
         self._width = sheets.panel_width(1 + len(self.levels), self._columns)
         self.gone: list[str] = []
 
     def picture(self) -> Image.Image:
-        head = sheets.heading(self._run, len(self._photos), Legend(self._kind.text, self._kind.ends))
+        head = sheets.heading(self._run, len(self._photos), Legend(self._colouring.text, self._colouring.ends))
         return sheets.sheet(head, [self._block(photo) for photo in self._photos], self._columns)
 
     def _block(self, photo: Shown) -> Block:
@@ -260,23 +279,22 @@ class _Sheet:
         across, down = photo.frame.original
         x1, y1, x2, y2 = cells.seen(photo.frame)
         share = (x2 - x1) * (y2 - y1) / (across * down)
-        found = f"{across} x {down}, {share:.0%} of it seen" if seen else "its file is gone or has changed"
+        found = f"{share:.0%} of a {across} x {down} photo" if seen else "its file is gone or has changed"
         own = base.copy()
         self._cross(photo, own)
-        fed = " x ".join(map(str, photo.frame.input))
-        return Block(photo.key, [Panel(own, ["as the model saw it", f"at {fed}", found]), *made])
+        size_seen = f"{' x '.join(map(str, photo.frame.input))} pixels"
+        return Block(photo.key, [Panel(own, ["as the model saw it", size_seen, found]), *made])
 
     def _level(self, photo: Shown, base: Image.Image, level: Level) -> Panel:
-        values, kind = photo.maps[level.key], self._kind
-        share = 1.0 if self._asked.overlay is None else self._asked.overlay
-        found = panels.cellwise(kind.colours[level.key], values)
-        drawn = panels.paint(base, found, photo.frame, level, share, smooth=self._asked.smooth)
-        if place := kind.best.get((photo.key, level.key)):
+        values, colouring = photo.maps[level.key], self._colouring
+        found = panels.cellwise(colouring.colours[level.key], values)
+        drawn = panels.paint(base, found, photo.frame, level, self._asked.overlay or 1.0, smooth=self._asked.smooth)
+        if place := colouring.best.get((photo.key, level.key)):
             panels.outline(drawn, photo.frame, level, *place)
         self._cross(photo, drawn)
         shape = " x ".join(map(str, values.shape))
         title = f"{level.key} {level.name}".strip()
-        return Panel(drawn, [title, f"{shape}, stride {spacing(level.stride)}", kind.details[level.key]])
+        return Panel(drawn, [title, f"{shape}, stride {spacing(level.stride)}", colouring.details[level.key]])
 
     def _cross(self, photo: Shown, panel: Image.Image) -> None:
         if self._asked.at is not None and photo is self._photos[0]:

@@ -28,7 +28,11 @@ FRAMES, BARE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0x01, *range(0xD0, 0x
 
 def sizes_of(items: Sequence[Item], sample: int = SAMPLE) -> list[Size]:
     """Return the stored (width, height) of the photos in a sample, evenly spread, where they can be read."""
+    if not items:
+        return []
     step = max(1, len(items) // sample)
+    if any(locators.is_stream(item.path) for item in (items[0], items[-1])):
+        step = 1  # the last one would have to be decompressed up to
     return [size for item in items[::step][:sample] if (size := size_of(item.path))]
 
 

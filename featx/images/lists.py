@@ -50,7 +50,7 @@ def read_stream(file: BinaryIO, name: str) -> tuple[str, ...]:
         if is_image(head):
             raise UsageError(f"{name} is an image, not a list of paths", "Give images as inputs")
         if archive_kind(head):
-            raise UsageError(f"{name} is an archive, not a list of paths", "Unpack it, and give its folder as an input")
+            raise UsageError(f"{name} is an archive, not a list of paths", "Give archives as inputs")
         return read_list(head + file.read())
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -49,8 +50,27 @@ def place(
     *,
     hashed: bool = False,
     alone: decoding.Alone = nullcontext,
+    data: bytes | None = None,
+    going_on: Callable[[], None] = lambda: None,
 ) -> Placed:
     """Read, decode, resize and crop an image.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fits it to the model's input.
+    locator : str
+        Where it is.
+    limits : Limits
+        Limits for one image.
+    hashed : bool
+        Whether its sha256 is wanted.
+    alone : callable
+        See `featx.images.decoding.opened`.
+    data : bytes or None
+        Its bytes, if somebody has read them already.
+    going_on : callable
+        See `featx.images.locators.opened`.
 
     Raises
     ------
@@ -59,7 +79,7 @@ def place(
     """
     sha256 = ""
     try:
-        with locators.opened(locator, limits) as file:
+        with locators.opened(locator, limits, going_on) if data is None else BytesIO(data) as file:
             stream: BinaryIO = file
             if hashed:
                 data = file.read()
@@ -70,6 +90,27 @@ def place(
     except UnreadableError:
         raise
     except Exception as error:
-        # A position that a damaged file names, and does not have, is not the disk's fault.
-        stage = "read" if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else "decode"
-        raise UnreadableError(stage, reason_of(error, locator), sha256) from error
+        raise _unreadable(error, locator, sha256) from error
+
+
+def read_member(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None) -> bytes | None:
+    """Read an archive's member, for another process to decode; None for a file, which that can open by its path.
+
+    Raises
+    ------
+    UnreadableError
+        If it cannot be read.
+    """
+    try:
+        return locators.read(locator, limits, going_on)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        raise _unreadable(error, locator) from error
+
+
+def _unreadable(error: Exception, locator: str, sha256: str = "") -> UnreadableError:
+    missing = isinstance(error, FileNotFoundError)
+    # A position that a damaged file names, and does not have, is not the disk's fault.
+    of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return UnreadableError("read" if missing or of_disk else "decode", reason_of(error, locator), sha256)

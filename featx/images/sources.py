@@ -7,17 +7,28 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 from featx import paths
 from featx.collecting import many_records
 from featx.errors import UsageError
-from featx.images import locators, plugins
-from featx.images.walking import ANY_FOLDERS, SUFFIXES, Pattern, Walk, has_image_suffix
+from featx.images import archives, locators, plugins, shards
+from featx.images.archives import Listing
+from featx.images.walking import (
+    ANY_FOLDERS,
+    ARCHIVES,
+    SUFFIXES,
+    Pattern,
+    Walk,
+    has_archive_suffix,
+    has_image_suffix,
+    without_suffix,
+)
 from featx.paths import absolute, fold, to_text
+from featx.text import listed as in_words
 from featx.values import Item
 
 
@@ -41,6 +52,10 @@ class Found:
         Path and key of one that would have had another key; empty if there is none.
     closed : int
         Folders inside folders that cannot be read.
+    unpacked : int
+        Archives beside a folder of their name, which are taken to have been unpacked there.
+    archives : list of Contents
+        What is in the archives, in the order in which they were found.
     crowded : list of int
         Places of items whose keys differ from those of others only in what a file system may treat as equal.
     """
@@ -52,6 +67,8 @@ class Found:
     repeated: int = 0
     example: tuple[str, ...] = ()
     closed: int = 0
+    unpacked: int = 0
+    archives: list[archives.Contents] = field(default_factory=list)
     crowded: list[int] = field(default_factory=list)
 
 
@@ -66,7 +83,7 @@ class _Input:
     path : str
         The file, or the folder in which to begin.
     name : str
-        The file's key, or what comes first in those of a folder's images.
+        The file's key, or what comes first in those of a folder's images; nothing for a shard.
     pattern : Pattern or None
         What is wanted of the folder; None for a file.
     """
@@ -78,19 +95,26 @@ class _Input:
 
 
 @many_records()
-def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
+def find(
+    inputs: Iterable[str], listed: Iterable[str] = (), listing: Callable[[str], Listing] = archives.listing
+) -> Found:
     """Find the images that are meant.
 
     A file's key is its name; a folder's images keep the folder's name in front (``cats/1.jpg``), and so do those of a
     pattern from its first fixed folder on; the paths of a list stay as they are written, without a leading slash. Keys
     are text (`featx.paths.to_text`). A file that is named in several ways gets its first key.
 
+    An archive is a folder whose name lacks the suffix (``photos/cats/1.jpg`` of ``photos.tar``), unless it is one of
+    the shards that ``{000..127}`` stands for: their keys are those of WebDataset (`featx.images.shards`).
+
     Parameters
     ----------
     inputs : iterable of str
-        Files, folders (walked) and glob patterns (``**`` goes through folders).
+        Files, archives, folders (walked) and glob patterns (``**`` goes through folders), and names of shards.
     listed : iterable of str
         Paths of single images; they may be missing, which is a failure of that image when it is read.
+    listing : callable
+        Returns the images in an archive.
 
     Raises
     ------
@@ -99,13 +123,13 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
     FeatxError
         If a path is relative, and the current folder is gone.
     """
-    named, listed = [_named(text) for text in inputs], tuple(listed)
+    named, listed = [one for text in inputs for one in _named(text)], tuple(listed)
     here = paths.here() if listed else ""
     found = Found()
     places: dict[str, int] = {}
     crowds: dict[str, list[int]] = {}
     taken: dict[str, int] | None = {} if _may_overlap(named, listed) else None
-    pairs = (pair for one in named for pair in _images(one, found))
+    pairs = (pair for one in named for pair in _images(one, found, listing))
     for name, path in chain(pairs, ((_listed_key(line, here), line) for line in listed)):
         new = len(found.items)
         if taken is not None and (place := taken.setdefault(absolute(path), new)) < new:
@@ -123,7 +147,7 @@ def find(inputs: Iterable[str], listed: Iterable[str] = ()) -> Found:
             found.items.append(Item(key, path))
     found.crowded = list(chain.from_iterable(crowds.values()))
     if not found.items:
-        raise UsageError("There are no images to work on", "Give image files, folders, patterns or a list")
+        raise UsageError("There are no images to work on", "Give image files, archives, folders, patterns or a list")
     return found
 
 
@@ -149,13 +173,26 @@ def _same_key(items: Sequence[Item], places: Iterable[int], key: str) -> Item | 
 
 def _require_same_file(earlier: Item, path: str) -> None:
     if absolute(earlier.path) != absolute(path):
-        raise UsageError(
-            f"{earlier.path} and {path} would both be stored as {earlier.key}",
-            "Give the folder that holds both, or a list with --from-file, which keeps the folders",
-        )
+        hint = "Give the folder that holds both, or a list with --from-file, which keeps the folders"
+        if archives.split(path) and archives.split(earlier.path):
+            hint = "Give the archives, or their folder, without { }, so that keys begin with the archives' names"
+        raise UsageError(f"{earlier.path} and {path} would both be stored as {earlier.key}", hint)
 
 
-def _named(text: str) -> _Input:
+def _named(text: str) -> list[_Input]:
+    """Look at an input, or at all that it stands for.
+
+    Raises
+    ------
+    UsageError
+        As `_existing`.
+    """
+    if shards.is_of_shards(text) and not os.path.lexists(paths.expanded(text)):
+        return [replace(_existing(shard), name="") for shard in shards.expanded(text)]
+    return [_existing(text)]
+
+
+def _existing(text: str) -> _Input:
     """Look at an input: an existing file or folder is taken by its name, even if that looks like a pattern.
 
     Raises
@@ -170,6 +207,8 @@ def _named(text: str) -> _Input:
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - to have the reason of a failure
     except (OSError, ValueError) as error:
+        if found := archives.split(str(path)):
+            return _Input(text, str(path), _member_key(*found))
         paths.refuse_url(text)
         if glob.has_magic(text):
             return _patterned(text, path)
@@ -180,7 +219,7 @@ def _named(text: str) -> _Input:
         raise UsageError(f"{text} cannot be read: {reason}", "Check the path") from error
     if is_folder:
         return _Input(text, str(path), _own_name(path), Pattern())
-    if not has_image_suffix(path.name):
+    if not has_image_suffix(path.name) and not has_archive_suffix(path.name):
         _require_image(text, str(path))
     return _Input(text, str(path), path.name)
 
@@ -189,7 +228,7 @@ def _require_image(text: str, path: str) -> None:
     """Refuse a file that is recognised as something else; an unknown one fails when it is decoded."""
     what = locators.recognised(path)
     hints = {
-        "archive": "Unpack it, and give its folder",
+        "archive": f"featx reads {in_words(ARCHIVES, 'and')}; unpack others, and give their folder",
         "video": "Extract frames from it, with ffmpeg for example, and give their folder",
         "file": f"If it is a list of images, give it with --from-file {text}",
     }
@@ -218,7 +257,13 @@ def _own_name(folder: Path) -> str:
     return f"{folder.name}/" if folder.name not in ("", os.pardir) else ""
 
 
-def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
+def _member_key(archive: str, name: str) -> str:
+    """Name a member, or the whole archive, as its key does."""
+    file = os.path.basename(archive)  # noqa: PTH119 - text
+    return f"{without_suffix(file)}/{name}" if name else file
+
+
+def _images(one: _Input, found: Found, listing: Callable[[str], Listing]) -> Iterator[tuple[str, str]]:
     """Yield name and path of an input's images.
 
     Raises
@@ -226,18 +271,38 @@ def _images(one: _Input, found: Found) -> Iterator[tuple[str, str]]:
     UsageError
         If it has none.
     """
-    if one.pattern is None:
-        yield one.name, one.path
-        return
     walk, count = Walk(), 0
-    for count, pair in enumerate(walk.images(one.path, one.name, one.pattern), 1):  # noqa: B007 - the last one matters
-        yield pair
+    files = [(one.name, one.path)] if one.pattern is None else walk.images(one.path, one.name, one.pattern)
+    for name, path in files:
+        members = _members(name, listing(path), found, walk) if _is_archive(path) else [(name, path)]
+        for pair in members:
+            count += 1
+            yield pair
     found.others += walk.others
     found.unread += walk.unread
     found.unfollowed += walk.linked
     found.closed += walk.closed
+    found.unpacked += walk.unpacked
     if not count:
         raise _without_images(one.text, walk)
+
+
+def _is_archive(path: str) -> bool:
+    return has_archive_suffix(path) and archives.MARK not in path
+
+
+def _members(name: str, inside: Listing, found: Found, walk: Walk) -> Iterator[tuple[str, str]]:
+    """Yield name and locator of an archive's images, and of the archive if something is wrong with it as a whole."""
+    folder = f"{without_suffix(name)}/"
+    whole = name or os.path.basename(inside.path)  # noqa: PTH119 - text
+    pairs = ((folder + member, member) for member in inside.names) if name else shards.keys_of(inside.names)
+    for key, member in pairs:
+        yield key if member else whole, f"{inside.path}{archives.MARK}{member}"
+    walk.others += inside.contents.others
+    walk.unread += inside.unread
+    found.repeated += inside.contents.repeated
+    if not inside.unread:  # an archive is to be read again when the plugin is there
+        found.archives.append(inside.contents)
 
 
 def _without_images(text: str, walk: Walk) -> UsageError:
@@ -260,6 +325,8 @@ def _without_images(text: str, walk: Walk) -> UsageError:
 def _listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
     paths.refuse_url(line)
+    if member := archives.split(line):
+        line = f"{without_suffix(member[0])}/{member[1]}" if member[1] else member[0]
     path = os.path.normpath(line)
     if path.startswith((os.sep, os.pardir)):
         path = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")

@@ -24,6 +24,9 @@ SUFFIXES = frozenset(
     )
 ).union(BY_SUFFIX)
 
+# Suffixes of archives, whose members are images or not by their own.
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
 # The part of a pattern that stands for any number of folders.
 ANY_FOLDERS = "**"
 
@@ -102,16 +105,18 @@ class Walk:
         Folders that cannot be read, and entries of unknown kind.
     reason : str
         What is wrong with the first of them; empty if there is none.
+    unpacked : int
+        Archives beside a folder of their name, which are taken to have been unpacked there, and left out.
     """
 
     def __init__(self) -> None:
-        self.others = self.linked = self.closed = 0
+        self.others = self.linked = self.closed = self.unpacked = 0
         self.unread: Counter[Plugin] = Counter()
         self.reason = ""
         self._missing = missing()
 
     def images(self, folder: str, name: str, pattern: Pattern) -> Iterator[tuple[str, str]]:
-        """Find the images that a pattern wants: of each folder first the files, then the folders.
+        """Find the images and archives that a pattern wants: of each folder first the files, then the folders.
 
         Parameters
         ----------
@@ -125,7 +130,7 @@ class Walk:
         Yields
         ------
         (str, str)
-            Name and path of an image.
+            Name and path of an image, or of an archive.
         """
         waiting = [(folder, name, pattern.start)]
         while waiting:
@@ -144,12 +149,17 @@ class Walk:
                         self.linked += kind is _Kind.LINKED_FOLDER
             images.sort(key=natural)
             for image in images:
+                if inner and has_archive_suffix(image) and without_suffix(image) in inner:
+                    self.unpacked += 1
+                    continue
                 yield f"{name}{image}", f"{before}{image}"
             last_first = sorted(inner, key=natural, reverse=True)  # the last one is taken next
             waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
 
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if not has_image_suffix(name):
+        if has_archive_suffix(name):
+            images.append(name)
+        elif not has_image_suffix(name):
             self.others += 1
         elif plugin := self._missing.get(suffix_of(name)):
             self.unread[plugin] += 1
@@ -203,3 +213,18 @@ def _ranked(found: re.Match[str]) -> str:
     digits = found[0] if found[0].isascii() else "".join(str(int(digit)) for digit in found[0])
     digits = digits.lstrip("0")
     return f"\0{chr(len(digits))}{digits}"  # not `int`, which takes no more than 4,300 of them
+
+
+def has_archive_suffix(name: str) -> bool:
+    """Whether a file's suffix is one of `ARCHIVES`."""
+    return without_suffix(name) != name
+
+
+def without_suffix(archive: str) -> str:
+    """Return an archive's name, or path, without its suffix."""
+    lower = archive.lower()
+    if not lower.endswith(ARCHIVES):
+        return archive
+    length = next(len(suffix) for suffix in ARCHIVES if lower.endswith(suffix))
+    bare = archive[: len(archive) - length]
+    return bare if bare.rpartition("/")[2].strip(".") else archive  # dots in front begin no suffix

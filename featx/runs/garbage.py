@@ -7,8 +7,7 @@ from pathlib import Path
 
 from featx import files
 from featx.errors import ROOM, OutputError
-from featx.runs import formats, manifest
-from featx.runs.layout import MANIFEST
+from featx.runs import formats, manifest, parts
 from featx.values import EMBEDDING, Field
 
 # Fields for a writer that only has to collect garbage.
@@ -21,7 +20,8 @@ def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
         return
     try:
         # The manifest must be safe on the disk before rows that it no longer names are removed.
-        files.synchronise(output / MANIFEST)
+        for path in parts.manifests(output):
+            files.synchronise(path)
         writer.collect_garbage(manifest.outputs(output), lambda: manifest.digests(output))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}", ROOM) from error

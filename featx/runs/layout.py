@@ -20,6 +20,9 @@ VECTORS, KEYS = "embeddings.npy", "keys.txt"
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
 
+# The folder of the manifests of shards.
+PARTS = "manifest.parts"
+
 # The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
 KEPT = "suspects"
 
@@ -29,7 +32,7 @@ OF_WORKER = ".worker"
 # Bytes in one name, on nearly every file system.
 LONGEST = 255
 
-_OURS = "|".join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED, LEASE)))
+_OURS = "|".join(map(re.escape, (SUMMARY, MANIFEST, UNFINISHED, LEASE, PARTS)))
 
 _TAKEN = re.compile(rf"(.*{re.escape(SUFFIX)}|{_OURS})~*", re.IGNORECASE | re.DOTALL)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -14,17 +13,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from featx import files
-from featx.errors import ROOM, BusyError, OutputError
-from featx.runs import formats, manifest
-from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, SUMMARY, UNFINISHED, VECTORS
+from featx.errors import ROOM, OutputError
+from featx.runs import formats, manifest, parts
+from featx.runs.flock import in_turn, open_locked, require_no_shards
+from featx.runs.folding import clear_up, fold, rewritten
+from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary
 
-# Errors of file systems that have no locks.
-LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-
 # What may lie in a folder before the first image is done.
-EMPTY = {MANIFEST, UNFINISHED, LEASE}
+EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS}
 
 # What the folder of a worker is called before it is removed.
 ENDED = "ended-"
@@ -39,12 +37,16 @@ class LockedFolder:
         The folder inside it for what is not complete yet.
     notes : list of str
         What the file system cannot do, and what that means.
+    binding : bool
+        Whether the summary binds a call even though the run may have no line yet.
     """
 
-    def __init__(self, folder: Path, handle: int, lease: Lease | None) -> None:
-        self.unfinished = folder / UNFINISHED
-        self.notes: list[str] = []
+    def __init__(self, folder: Path, handle: int, lease: Lease | None, home: Path | None = None) -> None:
         self._folder, self._handle, self._lease = folder, handle, lease
+        self._home = home or folder  # of the manifest
+        self.unfinished = self._home / UNFINISHED
+        self.notes: list[str] = []
+        self.binding = False
         self._root = os.path.realpath(folder)
         self._begun = False
         if lease:
@@ -60,6 +62,7 @@ class LockedFolder:
         """
         try:
             self._sweep()
+            self._fold()
             if from_scratch:
                 self._remove_outputs()
             else:
@@ -84,31 +87,21 @@ class LockedFolder:
             os.ftruncate(self._handle, end)
             raise
 
-    def save(self, summary: dict[str, Any]) -> None:
-        """Replace the summary, after the manifest is safe."""
+    def save(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Replace the summary, after the manifest is safe, and return it."""
         self._require_lease()
         text = json.dumps(summary, indent=2) + "\n"
         files.synchronise(self._folder / MANIFEST)
         files.write_atomically(self._folder / SUMMARY, [text.encode()], self.unfinished / SUMMARY)
+        return summary
 
     def drop(self, keys: Collection[str]) -> None:
-        """Take the lines of some keys, and those that cannot be read, out of the manifest.
-
-        The new file is locked before it gets its name.
-        """
+        """Take the lines of some keys, and those that cannot be read, out of the manifest."""
         self._require_lease()
+        texts = parts.Texts(self._folder)
+        kept = [position for position, line in manifest.texts(texts) if line and line.key not in keys]
         temporary = self.unfinished / MANIFEST
-        files.write(temporary, (text for text, line in manifest.texts(self._folder) if line and line.key not in keys))
-        handle = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            if not self._lease:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            files.commit({temporary: self._folder / MANIFEST})
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(self._handle)
-        self._handle = handle
+        self._take(rewritten(self._folder, temporary, texts.many(kept), locked=not self._lease))
 
     def remove(self, output: str) -> None:
         """Remove an output of one image; nothing else, and nothing outside the folder, whatever a manifest says."""
@@ -128,6 +121,19 @@ class LockedFolder:
         os.close(self._handle)
         if self._lease:
             self._lease.end()
+
+    def _fold(self) -> None:
+        """Fold what shards have written into the manifest."""
+        if parts.found(self._folder) or parts.is_merging(self._folder):
+            self._take(fold(self._folder, locked=not self._lease))
+        if (self._folder / PARTS).is_dir():
+            with in_turn(self._folder):
+                clear_up(self._folder)
+
+    def _take(self, handle: int) -> None:
+        """Go on with a new manifest."""
+        os.close(self._handle)
+        self._handle = handle
 
     def _require_lease(self) -> None:
         if self._lease:
@@ -185,7 +191,7 @@ def exclusive(folder: Path, *, make: bool = True) -> Iterator[LockedFolder]:
         if make:
             files.make_folders(folder)
         flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if make else 0)
-        handle, locked = _open_locked(folder / MANIFEST, flags, fcntl.LOCK_EX)
+        handle, locked = open_locked(folder / MANIFEST, flags, fcntl.LOCK_EX)
         try:
             lease = None if locked else Lease(folder / LEASE)
             if make and (folder / UNFINISHED).is_symlink():  # which featx does not make, and never writes through
@@ -199,6 +205,7 @@ def exclusive(folder: Path, *, make: bool = True) -> Iterator[LockedFolder]:
         ) from error
     held = LockedFolder(folder, handle, lease)
     try:
+        require_no_shards(folder)
         yield held
     finally:
         held.end()
@@ -216,12 +223,13 @@ def shared(folder: Path) -> Iterator[None]:
         If a run has locked it.
     """
     try:
-        handle, locked = _open_locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
+        handle, locked = open_locked(folder / MANIFEST, os.O_RDONLY, fcntl.LOCK_SH)
         if not locked:
             require_free(folder / LEASE)
     except OSError as error:
         raise OutputError(f"{folder / MANIFEST} cannot be read: {error.strerror}", "Check the folder") from error
     try:
+        require_no_shards(folder)
         yield
     finally:
         os.close(handle)
@@ -243,7 +251,7 @@ def require_usable(folder: Path) -> None:
             kind = "a file" if folder.is_file() else "not a folder"
             raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
         if read_summary(folder) is None:
-            if (folder / MANIFEST).exists() and (folder / MANIFEST).stat().st_size:
+            if any(path.stat().st_size for path in parts.manifests(folder) if path.exists()):
                 raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} from featx", ELSEWHERE)
             if any(path.name not in EMPTY for path in folder.iterdir()):
                 raise OutputError(f"{folder} holds files that are not part of a featx run", ELSEWHERE)
@@ -262,35 +270,6 @@ def _require_parent(folder: Path) -> None:
     above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
         raise OutputError(f"{folder} cannot be written: {above} is not a folder", "Choose another one with --output")
-
-
-def _open_locked(path: Path, flags: int, kind: int) -> tuple[int, bool]:
-    """Open and lock a file; once more if it was replaced in the meantime, which would leave a lock on nothing.
-
-    Returns
-    -------
-    handle : int
-        The open file.
-    locked : bool
-        False where the file system has no locks.
-    """
-    while True:
-        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(path)):  # noqa: PTH116
-                return handle, True
-        except BlockingIOError as error:
-            os.close(handle)
-            raise BusyError(
-                f"Another run is using {path.parent}", "Wait for it to end, or choose another folder"
-            ) from error
-        except OSError as error:
-            if error.errno in LOCKLESS:
-                return handle, False
-            os.close(handle)
-            raise
-        os.close(handle)
 
 
 def _drop_torn_line(handle: int) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,10 +16,11 @@ from msgspec import Struct, to_builtins
 from msgspec.json import Decoder
 
 from featx.collecting import many_records
-from featx.errors import OutputError
 from featx.images.frame import Frame
 from featx.paths import path_text
-from featx.runs.layout import MANIFEST, is_inside
+from featx.runs.layout import is_inside
+from featx.runs.parts import Texts
+from featx.sharding import Shard
 from featx.values import Outcome, Stat
 
 
@@ -52,12 +55,15 @@ Line = Done | Failed
 
 _DECODE = Decoder(Line).decode
 
-# Lines that are looked at to see whose a manifest is, and bytes that are read at a time.
-LOOKED_AT, BLOCK = 100, 1 << 18
+# Lines that are looked at to see whose a manifest is.
+LOOKED_AT = 100
+
+# An image's number at the end of its line; it cannot be part of a text there, which would end with a quote.
+_NUMBER = re.compile(rb',"number":([0-9]{1,18})\}\n\Z')
 
 
-def encoded(outcome: Outcome) -> bytes:
-    """Lay out the line of one image.
+def encoded(outcome: Outcome, number: int | None = None) -> bytes:
+    """Lay out the line of one image; of a shard's with the image's number in the call, by which parts are merged.
 
     Raises
     ------
@@ -78,43 +84,52 @@ def encoded(outcome: Outcome) -> bytes:
         line["boxes"] = outcome.boxes
     if outcome.messages:
         line["messages"] = outcome.messages
+    if number is not None:
+        line["number"] = number
     return json.dumps(to_builtins(line), separators=(",", ":")).encode() + b"\n"
+
+
+def without_number(text: bytes) -> tuple[bytes, int | None]:
+    """Return a line as a run has it that is not divided into shards, and the image's number, if it had one."""
+    found = _NUMBER.search(text)
+    return (text[: found.start()] + b"}\n", int(found[1])) if found else (text, None)
 
 
 def lines(folder: Path) -> Iterator[Line]:
     """Read the manifest line by line, skipping damaged lines."""
-    for text in _texts(folder):
-        try:
-            yield parsed(text)
-        except ValueError:
-            continue
+    for _, line in texts(Texts(folder)):
+        if line:
+            yield line
 
 
-def texts(folder: Path) -> Iterator[tuple[bytes, Line | None]]:
-    """Read the manifest's lines, each as it is in the file and as a value; None where it is not sound."""
-    for text in _texts(folder):
+def texts(found: Texts) -> Iterator[tuple[int, Line | None]]:
+    """Read the manifest's lines, each by its position and as a value; None where it is not sound."""
+    for position, text in found:
         try:
             line = parsed(text)
         except ValueError:
             line = None
-        yield text, line
+        yield position, line
 
 
 def unreadable_lines(folder: Path) -> list[str]:
     """Say what is wrong with the lines that `lines` passes over."""
     faults = []
-    for number, text in enumerate(_texts(folder), 1):
+    found, numbers = Texts(folder), Counter[Path]()
+    for position, text in found:
+        path = found.place_of(position)
+        numbers[path] += 1
         try:
             parsed(text)
         except ValueError as error:
-            faults.append(f"line {number}: {error}")
+            faults.append(f"{path.relative_to(folder)} line {numbers[path]}: {error}")
     return faults
 
 
 def is_ours(folder: Path) -> bool:
     """Whether the manifest was written by featx: one of its first lines is sound, or looks as if it had been."""
-    first = list(islice(_texts(folder), LOOKED_AT))
-    return not first or any(text.startswith(b'{"key":') for text in first)
+    first = list(islice(Texts(folder), LOOKED_AT))
+    return not first or any(text.startswith(b'{"key":') for _, text in first)
 
 
 def parsed(text: bytes) -> Line:
@@ -137,6 +152,22 @@ def parsed(text: bytes) -> Line:
     return line
 
 
+def has_lines(folder: Path) -> bool:
+    """Whether there is a sound line."""
+    return next(lines(folder), None) is not None
+
+
+@many_records()
+def counted(folder: Path, shard: Shard | None = None) -> dict[str, int]:
+    """Count what is done and failed by the manifest without its parts, of all keys or a shard's, and their bytes."""
+    sizes: dict[str, int] = {}
+    for _, line in texts(Texts(folder, with_parts=False)):
+        if line and (shard is None or shard.has(line.key)):
+            sizes[line.key] = line.bytes if isinstance(line, Done) else -1
+    failed = sum(size < 0 for size in sizes.values())
+    return {"done": len(sizes) - failed, "failed": failed, "bytes": sum(sizes.values()) + failed}
+
+
 def outputs(folder: Path) -> dict[str, str]:
     """Read where the features are of every key that has some."""
     return _of_done(folder, lambda line: line.output)
@@ -156,17 +187,3 @@ def _of_done(folder: Path, fact: Callable[[Done], str]) -> dict[str, str]:
         else:
             found.pop(line.key, None)
     return found
-
-
-def _texts(folder: Path) -> Iterator[bytes]:
-    """Read the manifest's lines as they are in the file, without a torn last one."""
-    path = folder / MANIFEST
-    try:
-        with path.open("rb", BLOCK) as file:
-            for text in file:
-                if text.endswith(b"\n"):
-                    yield text
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read: {error.strerror}", "Check the disk") from error

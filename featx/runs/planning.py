@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from featx.collecting import many_records
 from featx.requests import Job
 from featx.runs import formats, layout
 from featx.runs.known import Known, State, count_gone, place_of, read_known, require_same_images, state_of
+from featx.sharding import Shard
 from featx.values import Item, Outcome
 
 # An earlier call's images are done again in larger batches where there are this many times as many new ones.
@@ -42,6 +43,10 @@ class Plan:
         Images to do that failed before.
     others : int
         Images of the manifest that this call does not name.
+    elsewhere : int
+        Images of other shards: of this call, and of the manifest.
+    numbers : dict of str to int
+        Paths of the images to work on to their numbers in this call; empty without shards.
     known_as : dict of str to str
         Keys of this call to those under which the same files are in the manifest already.
     """
@@ -56,6 +61,8 @@ class Plan:
     again: int = 0
     retried: list[Item] = field(default_factory=list)
     others: int = 0
+    elsewhere: int = 0
+    numbers: dict[str, int] = field(default_factory=dict)
     known_as: dict[str, str] = field(default_factory=dict)
 
     def is_worth_doing_again(self) -> bool:
@@ -116,13 +123,12 @@ def plan_work(
         if stale and plan.known_as:
             planner.stale = stale(folder, plan.known_as)
         fresh = planner.rename(fresh, known)
-    plan.others = len(known)
-    others = sum(line.done for line in known.values())
-    plan.kept_bytes += sum(line.bytes for line in known.values())
-    plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
     if known:
-        plan.gone += count_gone(folder, {key for key, line in known.items() if line.done})
         taken.update(paths.fold(line.output) for line in known.values())
+    if job.shard:
+        fresh = planner.leave_to_others(job.shard, fresh, known)
+        plan.numbers = _numbered(items, plan.to_do)
+    planner.keep(folder, known)
     if taken:
         _tell_apart(plan.to_do, fresh, taken)
     return plan
@@ -139,8 +145,11 @@ class _Planner:
         self.stale = stale
 
     def again(self, item: Item, line: Known) -> Item | None:
-        """Return the image if it has to be done again; None if its line is current."""
+        """Return the image if it has to be done again; None if its line is current, or another shard's."""
         plan = self.plan
+        if self._job.shard and not self._job.shard.has(item.key):
+            plan.elsewhere += 1
+            return None
         state = state_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
         if state is State.STALE or (line.done and item.key in self.stale) or (self._job.retry_failed and not line.done):
             plan.again += line.done
@@ -174,6 +183,33 @@ class _Planner:
                 to_do.append(again)
         plan.to_do = to_do
         return left
+
+    def keep(self, folder: Path, known: Mapping[str, Known]) -> None:
+        """Count what the manifest has: of this call's images, and of those that it does not name."""
+        plan = self.plan
+        plan.others = len(known)
+        others = sum(line.done for line in known.values())
+        plan.kept_bytes += sum(line.bytes for line in known.values())
+        plan.kept_done, plan.kept_failed = plan.done + others, len(plan.failures) + len(known) - others
+        if known:
+            plan.gone += count_gone(folder, {key for key, line in known.items() if line.done})
+
+    def leave_to_others(self, shard: Shard, fresh: list[int], known: dict[str, Known]) -> list[int]:
+        """Leave new images, and lines of images that this call does not name, to their shards; returns the others."""
+        plan, new = self.plan, set(fresh)
+        before = len(plan.to_do) + len(known)
+        for key in [key for key in known if not shard.has(key)]:
+            del known[key]
+        kept = [place for place, item in enumerate(plan.to_do) if place not in new or shard.has(item.key)]
+        plan.to_do = [plan.to_do[place] for place in kept]
+        plan.elsewhere += before - len(plan.to_do) - len(known)
+        return [now for now, place in enumerate(kept) if place in new]
+
+
+def _numbered(items: Sequence[Item], chosen: Iterable[Item]) -> dict[str, int]:
+    """Number some of the images of a call, by their paths."""
+    wanted = {item.path for item in chosen}
+    return {item.path: number for number, item in enumerate(items) if item.path in wanted}
 
 
 def _known_as(known: Mapping[str, Known], fresh: Iterable[Item]) -> dict[str, str]:

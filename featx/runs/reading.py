@@ -19,8 +19,8 @@ from featx.images import cells
 from featx.images.frame import Frame
 from featx.runs import formats, manifest, places
 from featx.runs.formats import Array
-from featx.runs.layout import MANIFEST
 from featx.runs.manifest import Done, Line
+from featx.runs.parts import Texts
 from featx.runs.places import Levels, Named
 from featx.runs.summary import require_summary
 from featx.values import EMBEDDING, Field, Level
@@ -69,8 +69,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
         self.failed: set[str] = set()
-        position = 0
-        for text, line in manifest.texts(self.folder):
+        self._texts = Texts(self.folder)
+        for position, line in manifest.texts(self._texts):
             if isinstance(line, Done):
                 self._positions[line.key] = position
                 self._outputs[line.key] = sys.intern(line.output)
@@ -79,7 +79,6 @@ class Run(Mapping[str, Mapping[str, Array]]):
                 self.failed.add(line.key)
                 self._positions.pop(line.key, None)
                 self._outputs.pop(line.key, None)
-            position += len(text)
 
     def _reader(self) -> formats.Reader:
         return formats.reader(require_format(self.summary), self.folder, lambda key: self.line(key).sha256)
@@ -307,9 +306,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
         # Read from the file: the lines of a million images would take gigabytes of memory.
         position = self._positions[key]
         try:
-            with (self.folder / MANIFEST).open("rb") as file:
-                file.seek(position)
-                line: Line | None = manifest.parsed(file.readline())
+            line: Line | None = manifest.parsed(self._texts.at(position))
         except (OSError, ValueError):
             line = None
         if not isinstance(line, Done) or line.key != key:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,10 @@ class Recorder:
         Images still to come.
     earlier : dict or None
         The summary that an earlier call left.
+    elsewhere : int
+        Images of other shards.
+    numbers : mapping or None
+        Of a shard's images, by their paths; see `featx.runs.manifest.encoded`.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class Recorder:
         size: int,
         to_do: int,
         earlier: dict[str, Any] | None,
+        elsewhere: int = 0,
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
         self._folder, self._locked, self.facts = folder, locked, facts
         self._done, self._failed, self._bytes = done, failed, size
-        self._total = done + failed + to_do
+        self._total, self._elsewhere, self._numbers = done + failed + to_do, elsewhere, numbers or {}
         self._call = {"done": 0, "failed": 0, "bytes": 0}
         self._before = float(earlier["seconds"]) if earlier else 0.0
         self._began = time.monotonic()
@@ -76,7 +82,7 @@ class Recorder:
             If the disk has no room for all the lines. Then as many are added as fit, and outputs without a line are
             removed: nothing would refer to them, and the other lines may need their room.
         """
-        entries = [_line_of(outcome) for outcome in outcomes]
+        entries = [_line_of(outcome, self._numbers.get(outcome.item.path)) for outcome in outcomes]
         entered, failure = len(entries), None
         for before, (outcome, _) in zip(outcomes, entries, strict=True):
             if not outcome.done:
@@ -104,28 +110,29 @@ class Recorder:
     def save(self, state: str) -> None:
         """Replace the summary: ``running``, ``stopped`` or ``done``."""
         seconds, call = time.monotonic() - self._began, self._call
-        self.summary = {
+        summary = {
             "featx_format": FORMAT,
             "state": state,
             **self.facts,
             "counts": {
                 "done": self._done + call["done"],
                 "failed": self._failed + call["failed"],
-                "total": self._total,
+                "total": self._total + self._elsewhere,
             },
             "bytes": self._bytes + call["bytes"],
             "seconds": round(self._before + seconds, 3),
             "call": {**call, "seconds": round(seconds, 3)},
         }
         try:
-            self._locked.save(self.summary)
+            self.summary = self._locked.save(summary)
         except OSError as error:
             raise OutputError(f"The summary in {self._folder} cannot be written: {error.strerror}", ROOM) from error
 
 
-def _line_of(outcome: Outcome) -> tuple[Outcome, bytes]:
+def _line_of(outcome: Outcome, number: int | None) -> tuple[Outcome, bytes]:
     """Lay out an image's line; one that cannot be written is a failure of the image, not of the run."""
     try:
-        return outcome, manifest.encoded(outcome)
+        return outcome, manifest.encoded(outcome, number)
     except (TypeError, ValueError) as error:
-        return _line_of(Outcome(outcome.item, outcome.stat, stage="write", error=f"no line can be made: {error}"))
+        failed = Outcome(outcome.item, outcome.stat, stage="write", error=f"no line can be made: {error}")
+        return _line_of(failed, number)

@@ -22,6 +22,9 @@ from featx.values import Field, Input, Level, Weights
 
 FORMAT = 1
 
+# The field of a run that is divided, with what each of its shards has added.
+SHARDS = "shards"
+
 ELSEWHERE = "Check the folder, or choose another one; featx changes only what it has written"
 
 Dtype = Literal[options.DTYPES]  # type: ignore[valid-type]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from featx import files
 from featx.errors import OutputError
-from featx.paths import path_text
-from featx.runs import manifest
-from featx.runs.layout import KEPT
+from featx.images.locators import exists
+from featx.paths import path_text, to_path
+from featx.runs import manifest, parts
+from featx.runs.layout import KEPT, UNFINISHED
 from featx.runs.planning import Plan
 from featx.values import Item
 
@@ -81,6 +82,12 @@ def read_suspects(folder: Path) -> dict[bytes, bytes]:
     return {mark: path for mark, _, path in (content.partition(b"\0") for content in contents)}
 
 
+def all_suspects(folder: Path) -> dict[bytes, bytes]:
+    """Read the suspects of a run and of all of its shards."""
+    homes = (folder, *parts.found(folder).values())
+    return {mark: path for home in homes for mark, path in read_suspects(home / UNFINISHED).items()}
+
+
 def marks_of(items: Iterable[Item]) -> frozenset[bytes]:
     """Return the marks of images."""
     return frozenset(map(mark_of, items))
@@ -96,6 +103,7 @@ def save_suspects(folder: Path, found: Mapping[bytes, bytes]) -> None:
     """
     try:
         if found:
+            files.make_folders(folder)
             text = "".join(f"{_content(mark, path).hex()}\n" for mark, path in sorted(found.items()))
             files.write_atomically(folder / KEPT, [text.encode()])
         else:
@@ -129,15 +137,18 @@ def mark_of_key(key: str) -> bytes:
 
 def pending_suspects(unfinished: Path, output: Path, plan: Plan) -> dict[bytes, bytes]:
     """Return the suspects, and save them, without those that have a line by now or are gone."""
-    found = read_suspects(unfinished)
+    found = all_suspects(output)
     if not found:
         return found
     to_do = marks_of(plan.to_do)
+    if unfinished.parent != output:  # those of the whole run that are not a shard's are left to others
+        own = read_suspects(unfinished)
+        found = {mark: path for mark, path in found.items() if mark in own or mark in to_do}
     recorded = {mark_of_key(line.key) for line in manifest.lines(output)}
     pending = {
         mark: path
         for mark, path in found.items()
-        if mark in to_do or (mark not in recorded and (not path or os.path.lexists(path)))
+        if mark in to_do or (mark not in recorded and (not path or exists(to_path(path.decode(errors="replace")))))
     }
     save_suspects(unfinished, pending)
     return pending

@@ -100,6 +100,7 @@ def test_a_terminal_is_asked_for_sixel(monkeypatch, answer, has):
     name = os.ttyname(its)
     open_file = os.open
     monkeypatch.setattr(os, "open", lambda path, flags: open_file(name if path == "/dev/tty" else path, flags))
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
 
     def reply():
         asked = b""
@@ -115,6 +116,14 @@ def test_a_terminal_is_asked_for_sixel(monkeypatch, answer, has):
     os.close(its)
 
 
+def test_a_job_in_the_background_does_not_touch_the_terminal(monkeypatch):
+    """It would be stopped."""
+    monkeypatch.setattr(os, "open", lambda *_: os.dup(0))
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
+    monkeypatch.setattr(pictures.termios, "tcgetattr", lambda _: pytest.fail("asked"))
+    assert not pictures._has_sixel()
+
+
 def test_without_a_terminal_the_desktop_s_viewer_gets_the_path(monkeypatch, drawn, capsys):
     opened = []
     monkeypatch.setenv("DISPLAY", ":0")
@@ -126,4 +135,4 @@ def test_without_a_terminal_the_desktop_s_viewer_gets_the_path(monkeypatch, draw
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(pictures.sys, "platform", "linux")
     pictures.show(drawn)
-    assert capsys.readouterr().err == "This terminal shows no pictures, and no desktop has a viewer\n"
+    assert capsys.readouterr().err == "Not shown: this terminal shows no pictures, and there is no desktop viewer\n"

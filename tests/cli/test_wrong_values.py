@@ -23,6 +23,7 @@ BASES = {
     "bench": ("--model", "test_resnet", "--device", "cpu", "--image-size", "32", "--count", "8", "--rounds", "1"),
     "fetch": ("--model", "test_resnet", "--output", "fetched"),
     "verify": ("run",),
+    "merge": ("run",),
 }
 
 EMPTY, HUGE, NEGATIVE, MISSPELT = "", "9" * 400, "-1", "nonsense"

@@ -257,7 +257,7 @@ def test_a_feature_pyramid_takes_what_ray_reads(tmp_path, photos):
 def answer(local, many, unfinished, **recipe):
     """Have a worker process a photo for a run with the recipe of another one, or nearly."""
     summary = json.loads((local / "summary.json").read_text())
-    job = Job("test_resnet", weights="random", image_size=64, device="cpu", engine="ray")
+    job = Job("test_resnet", weights="random", image_size=64, device="cpu", maps=True, engine="ray")
     facts = {**summary, "recipe": {**summary["recipe"], **recipe}}
     told = Assignment(job, facts, unfinished.parent, unfinished, 1, "cpu", Layout(1, 1, 1, 0.0, 1), None, frozenset())
     block = Block(0, [Item("0.jpg", str(many / "0.jpg"))])

@@ -195,8 +195,8 @@ def test_what_is_refused_costs_nothing(featx_command, forge, tmp_path, photos):
         ("run", "--html", "/proc/page.html"): "cannot be written",
         ("run", "--html", "page.html", "--max-mb", "0.01"): "does not fit into 0.01 MB. Raise --max-mb to",
         ("run", "--html", "page.html", "--max-mb", "nan"): "expected a number above 0",
-        ("run", "--html", "page.html", "--smooth"): "--smooth is for a picture",
-        ("run", "--html", "page.html", "--output", "sheet.png"): "--output and --html both",
+        ("run", "--html", "page.html", "--smooth"): "--smooth is for pictures",
+        ("run", "--html", "page.html", "--output", "sheet.png"): "--output and --html cannot be combined",
         ("run", "--max-mb", "3"): "--max-mb is for --html",
     }
     for arguments, reason in refusals.items():
@@ -221,6 +221,18 @@ def test_a_page_replaces_a_page(featx_command, forge, tmp_path, photos):
     assert any("The files of 2 photos are gone or changed" in note for note in done["notes"])
     about, _ = described(tmp_path / "page.html")
     assert [bool(each["jpeg"]) for each in about["photos"]] == [True, False, False]
+
+
+def test_levels_without_a_cell_on_any_photo_are_left_out(tmp_path):
+    natural_image(0, 800, 10).save(tmp_path / "narrow.png")  # two pixels high in 160, between centres of stride 32
+    featx.extract(tmp_path / "narrow.png", "test_resnet", tmp_path / "run", weights="random", fit="pad", device="cpu")
+    made = write_page(tmp_path / "run", tmp_path / "page.html")
+    assert "level_4" not in made.levels
+    assert "level_4 is left out, as no cell of it is centred on a photo." in made.notes
+    about, _ = described(tmp_path / "page.html")
+    assert all(any(each["cells"][number]["rows"] for each in about["photos"]) for number in range(len(about["levels"])))
+    with pytest.raises(FeatxError, match="No cell of level_4 is centred on the photos"):
+        write_page(tmp_path / "run", tmp_path / "page.html", levels=[4])
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from PIL import Image, ImageFilter
 import featx
 from featx.command_options import ViewOptions
 from featx.errors import FeatxError
-from featx.explore import contact, panels, shown, viewing
+from featx.explore import contact, drawing, panels, shown, viewing
 from featx.images import cells
 from featx.images.frame import Frame
-from featx.values import Level
+from featx.values import RANDOM_SIMILARITY, Level
 from tests.helpers import MODEL, PHOTO, make_photos, natural_image
 
 
@@ -126,14 +126,14 @@ def run(tmp_path_factory):
 def test_the_nearest_cells_are_those_of_brute_force(run):
     at, levels = (40, 30), [run.levels[3]]
     photos = [shown.shown(run, key, levels) for key in run]
-    kind = viewing._likeness(run, photos, levels, at)
+    found = viewing._similarity(run, photos, levels, at)
     vector = run.sample(photos[0].key, [at], levels)[levels[0].key][0]
     for photo in photos[1:]:
         values = np.asarray(run[photo.key][levels[0].key], np.float64)
         cosines = np.einsum("chw,c->hw", values, vector) / np.linalg.norm(values, axis=0) / np.linalg.norm(vector)
         row, column = np.unravel_index(cosines.argmax(), cosines.shape)
-        assert kind.best[photo.key, levels[0].key] == (row, column)
-    assert (photos[0].key, levels[0].key) not in kind.best
+        assert found.best[photo.key, levels[0].key] == (row, column)
+    assert (photos[0].key, levels[0].key) not in found.best
 
 
 def test_contact_sheets_put_like_beside_like(run, tmp_path):
@@ -146,7 +146,7 @@ def test_contact_sheets_put_like_beside_like(run, tmp_path):
     made = viewing.view(run, tmp_path / "grid.png", grid=True)
     assert (made.photos, made.levels, made.gone) == (6, ["embedding"], [])
     by_level = viewing.view(run, tmp_path / "grid.png", grid=True, levels=[2], columns=3)
-    assert by_level.levels == ["means of level_2"]
+    assert by_level.levels == ["mean of level_2"]
 
 
 def test_photos_that_are_gone_are_shown_without_them_and_named(tmp_path):
@@ -159,12 +159,68 @@ def test_photos_that_are_gone_are_shown_without_them_and_named(tmp_path):
     assert viewing.view(tmp_path / "run", tmp_path / "a.png", grid=True).gone == ["photos/0.jpg"]
 
 
+def test_a_photo_too_narrow_for_any_cell_s_centre_is_shown_all_the_same(tmp_path):
+    """Fitted to 160 x 160 with bars, it is two pixels high, between the centres of all cells of stride 32."""
+    (tmp_path / "photos").mkdir()
+    natural_image(0, 800, 10).save(tmp_path / "photos" / "narrow.png")
+    natural_image(1, 90, 90).save(tmp_path / "photos" / "square.png")
+    featx.extract(tmp_path / "photos", "test_resnet", tmp_path / "run", weights="random", fit="pad", device="cpu")
+    run, picture = featx.open_run(tmp_path / "run"), tmp_path / "a.png"
+    narrow, square = run
+    assert run.valid(narrow, "level_4") == (slice(0, 0), slice(0, 0))
+    for options in ({}, {"activation": True}, {"at": (400, 5)}, {"grid": True, "levels": [4]}):
+        assert viewing.view(run, picture, [narrow], **options).photos == 1
+    for key in (narrow, square):
+        assert viewing.view(run, picture, at=(40, 5), key=key).photos == 2
+    assert viewing.view(run, picture, grid=True).photos == 2
+
+
+def test_photos_are_named_by_their_keys_or_files(run, tmp_path, monkeypatch):
+    photos = run.folder.parent / "photos"
+    one, two = str(photos / "1.jpg"), os.path.relpath(photos / "2.jpg", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert shown.choose(run, ["photos/0.jpg", one, two, "photos/1.jpg"], 8) == [f"photos/{n}.jpg" for n in range(3)]
+    assert viewing._keys(run, [], ViewOptions(at=(1, 1), key=two, max_photos=2)) == ["photos/2.jpg", "photos/0.jpg"]
+    natural_image(9).save(tmp_path / "other.jpg")
+    with pytest.raises(FeatxError, match=r"The run has no photo other\.jpg"):
+        shown.choose(run, ["other.jpg"], 8)
+
+
+def test_pictures_are_named_after_what_they_show(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "holiday.2024").mkdir()
+    natural_image(0).save(tmp_path / "a.b.jpg")
+    names = {"holiday.2024": "holiday.2024", "a.b.jpg": "a.b", "*.jpg": "photos", "-": "photos", "/": "photos"}
+    assert {first: str(viewing.default_output(first)) for first in names} == {
+        first: f"{name}-view.png" for first, name in names.items()
+    }
+
+
+def test_a_page_is_not_taken_for_a_picture(run, tmp_path):
+    with pytest.raises(FeatxError, match="html asks for a page"):
+        viewing.view(run, tmp_path / "a.png", html=tmp_path / "a.html")
+
+
+@pytest.mark.parametrize("fonts", [drawing.FONTS, ()])
+def test_letters_that_a_font_lacks_are_not_drawn_as_boxes(monkeypatch, fonts):
+    monkeypatch.setattr(drawing, "FONTS", fonts)
+    drawing._fonts.cache_clear()
+    for text in ("plain.png", "\u00e4\u00df.png", "\u732b.png", "\u0416.png"):
+        font, said = drawing._font_for(text, 13)
+        box = bytes(font.getmask("\uffff"))
+        assert all(bytes(font.getmask(letter)) != box for letter in said)
+        if not fonts:
+            assert said == text.encode("ascii", "backslashreplace").decode()
+    drawing._fonts.cache_clear()
+
+
 def test_the_command_shows_runs_and_photos(featx_command, tmp_path):
     photos = make_photos(tmp_path / "photos", 3)
     assert featx_command("extract", photos, *MODEL, "--output", "run").returncode == 0
     for _ in range(2):
         done = featx_command("view", "run")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "run-view.png\n", "3 of 3 photos\n")
+        assert (done.returncode, done.stdout) == (0, "run-view.png\n")
+        assert done.stderr == f"{RANDOM_SIMILARITY}\n3 of 3 photos\n"
     with Image.open(tmp_path / "run-view.png") as sheet:
         assert sheet.width <= 1200
     value = json.loads(featx_command("view", "run", "photos/2.jpg", "--level", "1,2", "--json").stdout)
@@ -186,10 +242,14 @@ def test_the_command_shows_runs_and_photos(featx_command, tmp_path):
         assert done.returncode == 0, done.stderr
     done = featx_command("view", PHOTO, "--model", "test_vit", "--weights", "random", "--fit", "pad", "-o", "photo.png")
     assert (done.returncode, done.stdout) == (0, "photo.png\n"), done.stderr
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    none = featx_command("view", "broken.jpg", *MODEL)
+    assert none.returncode == 1
+    assert none.stderr.endswith("featx: None of the photos could be read. Give other photos.\n")
     looks = ("view", PHOTO, "--model", "test_vit", "--weights", "random", "--attention", "-o", "photo.png")
     assert featx_command(*looks).returncode == 0
     some = featx_command("view", "photos", *MODEL, "--max-photos", "2", "-o", "photo.png")
-    assert "the first 2 of 3 photos; --max-photos takes more" in some.stderr
+    assert "only the first 2 of 3 photos; raise --max-photos for more" in some.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
@@ -201,24 +261,22 @@ def test_the_command_shows_runs_and_photos(featx_command, tmp_path):
             ["photos/0.jpg"],
             "photos/0.jpg is not a run, and photos need a model. Add a model, such as",
         ),
-        (["run", "photos/9.jpg"], "The run run has no photo photos/9.jpg. Did you mean photos/0.jpg"),
-        (
-            ["run", "--model", "resnet18"],
-            "--model is for photos, and run is a run that was made already. Leave",
-        ),
+        (["run", "photos/9.jpg"], "The run has no photo photos/9.jpg. Did you mean photos/0.jpg"),
+        (["run", "--model", "resnet18"], "--model is for photos, but run is a run. Leave it out."),
         (["run", "--level", "9"], "The run has no map level_9. It has level_0, level_1"),
         (["run", "--at", "7"], "--at: expected 2 comma-separated numbers, such as 320,240, not '7'."),
         (["run", "--at", "4000,1"], "--at 4000,1 lies outside what the model saw of photos/0.jpg. It saw x from"),
         (["run", "--grid", "--at", "1,2"], "--grid and --at cannot be combined. Use one of them."),
+        (["run", "--grid", "--level", "1,2"], "--grid compares photos on one level. Give --level only one."),
         (["run", "--key", "photos/1.jpg"], "--key is for --at."),
         (["run", "--attention"], "The run run has no attention. Extract it with --attention."),
-        (["vectors"], "The run has no maps. Extract it without --no-maps."),
+        (["vectors"], "The run has embeddings, but no maps. Compare its photos with --grid."),
         (["run", "-o", "sheet.txt"], "sheet.txt is not the name of an image file. Use a name that ends in .png"),
         (["run", "-o", "photos/0.jpg"], "photos/0.jpg exists and was not drawn by featx. Choose another"),
         (["run", "-o", "no/sheet.png"], "There is no folder no. Create it, or choose another --output."),
         (
             ["run", "--max-photos", "1", "photos/0.jpg", "photos/1.jpg"],
-            "2 photos are more than 1. Name fewer",
+            "2 photos were named, but at most 1 can be shown. Name fewer",
         ),
     ],
 )

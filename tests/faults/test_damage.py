@@ -145,9 +145,9 @@ def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
     (run / "manifest.jsonl").write_bytes(b"".join(text))
     verified = verify(run)
     assert verified.unreadable == [
-        "line 2: Object missing required field `key`",
-        "line 3: Invalid value 'dome' - at `$.status`",
-        "line 4: JSON is malformed: invalid character (byte 0)",
+        "manifest.jsonl line 2: Object missing required field `key`",
+        "manifest.jsonl line 3: Invalid value 'dome' - at `$.status`",
+        "manifest.jsonl line 4: JSON is malformed: invalid character (byte 0)",
     ]
     assert (verified.checked, verified.sound) == (2, False)
     assert verify(run, repair=True).repaired
@@ -162,7 +162,7 @@ def test_a_damaged_manifest_is_said_and_repaired(forge, run, photos, tmp_path):
 def test_a_manifest_that_points_outside_touches_nothing_there(forge, run, photos, tmp_path):
     (tmp_path / "precious.npz").write_bytes(b"precious")
     replace_line(run, "0000.jpg", output="../precious.npz")
-    assert verify(run).unreadable == ["line 1: the output is outside the folder: ../precious.npz"]
+    assert verify(run).unreadable == ["manifest.jsonl line 1: the output is outside the folder: ../precious.npz"]
     with pytest.raises(KeyError):
         featx.open_run(run)["0000.jpg"]
     assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--overwrite")["status"] == 0

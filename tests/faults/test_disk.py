@@ -101,6 +101,12 @@ COMMANDS = {
     "overwrite": ((("extract", "photos", *SMALL),), ("extract", "photos", *SMALL, "--seed", "1", "--overwrite"), (0,)),
     "npy": ((), ("extract", "photos", *SMALL, "--format", "npy"), (0,)),
     "parquet": ((), ("extract", "photos", *SMALL, "--format", "parquet"), (0,)),
+    "shard": (
+        (("extract", "photos", *SMALL, "--shard", "1/2"),),
+        ("extract", "photos", *SMALL, "--shard", "2/2"),
+        (0,),
+    ),
+    "merge": ((("extract", "photos", *SMALL, "--shard", "1/1"),), ("merge", "out"), (0,)),
     "verify": ((("extract", "photos", *SMALL),), ("verify", "out"), (0,)),
     "repair": ((("extract", "photos", *SMALL), "damage"), ("verify", "out", "--repair"), (1,)),
     "similar": ((("extract", "photos", *SMALL),), ("similar", "out", "photos/0000.jpg", "-o", "out.png"), (0,)),

@@ -428,7 +428,7 @@ def test_no_answer_ends_the_process_that_reads(tmp_path, odd):
     sent = []
 
     class Pipe:
-        recv_bytes = staticmethod(lambda: str(tmp_path / "a.png").encode())
+        recv = staticmethod(lambda: (str(tmp_path / "a.png"), None))
         send_bytes = staticmethod(sent.append)
 
     children._answer(Pipe(), Odd(odd), Limits(), False, io.BytesIO())

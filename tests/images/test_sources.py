@@ -424,7 +424,7 @@ def test_without_a_current_folder_whole_paths_are_enough(tree, monkeypatch):
 
 
 ZIP, GZIP, TAR = b"PK\x03\x04", b"\x1f\x8b\x08", bytes(257) + b"ustar"
-UNPACK = "Unpack it, and give its folder"
+UNPACK = "featx reads .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .zip; unpack others, and give their folder"
 AS_A_LIST = "If it is a list of images, give it with --from-file a.txt"
 FRAMES = "Extract frames from it, with ffmpeg for example, and give their folder"
 
@@ -432,9 +432,9 @@ FRAMES = "Extract frames from it, with ffmpeg for example, and give their folder
 @pytest.mark.parametrize(
     ("name", "data", "what", "hint"),
     [
-        ("photos.zip", ZIP, "a zip archive", UNPACK),
-        ("photos.tgz", GZIP, "a gzip archive", UNPACK),
-        ("photos.tar", TAR, "a tar archive", UNPACK),
+        ("photos.cbz", ZIP, "a zip archive", UNPACK),
+        ("photos.gz", GZIP, "a gzip archive", UNPACK),
+        ("photos.cbt", TAR, "a tar archive", UNPACK),
         ("photos.xz", b"\xfd7zXZ\0", "an xz archive", UNPACK),
         ("a.mp4", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "an MP4 video", FRAMES),
         ("a.MOV", b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "a QuickTime video", FRAMES),

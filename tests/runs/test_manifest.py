@@ -172,6 +172,6 @@ def test_a_damaged_line_is_named_and_its_image_done_again(run, tmp_path, damage,
     first, *rest = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     assert damage[0] in first
     (run / "manifest.jsonl").write_bytes(b"".join([first.replace(*damage, 1), *rest]))
-    assert verify(run).unreadable == [f"line 1: {fault}"]
+    assert verify(run).unreadable == [f"manifest.jsonl line 1: {fault}"]
     assert len(featx.open_run(run)) == 3
     assert extract(tmp_path / "photos", run, out_indices=(4,)).tried == 1

@@ -1,9 +1,9 @@
-# Attention: how a class token or a pooling query looks at the cells of a level, from the network's own softmax.
+# Attention: how a class token or a pooling query attends to the cells of a level, from the network's own softmax.
 """Attention of one query, found in a network and taken from it.
 
-Most of timm's attentions are one fused kernel, which has no softmax to look at, and in the other way of computing them
-the maps would differ in their last bits. So the network runs as it is, and an attention that is wanted runs twice: the
-second time unfused, on the same input and up to its softmax, of which the query's row is kept.
+Most of timm's attention modules call one fused kernel, which has no softmax to read; computed unfused, the maps would
+differ in their last bits. So the network runs as it is, and each module whose attention is wanted runs once more on the
+same input, unfused and only up to its softmax, of which the query's row is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featx.values import Level
 
 SOFTMAX = frozenset({torch.softmax, Tensor.softmax, nn.functional.softmax})
 
-# Where in a network an attention is: in the blocks that make the levels, after them, or in the pooling of its head.
+# Where in a network an attention module is: in the blocks that make the levels, after them, or in its head.
 BLOCK, END, HEAD = "block", "end", "head"
 
 
@@ -36,9 +36,9 @@ class Attention:
     level : int
         Its index.
     modules : tuple of str
-        The modules; where several attentions run side by side in a block, their heads are joined.
+        The attention modules; the heads of those that run side by side in a block are joined.
     place : str
-        ``block``, ``end`` or ``head``; the latter two only run if the network is run that far.
+        ``block``, ``end`` or ``head``; the last two only run if the network is run that far.
     """
 
     level: int
@@ -55,26 +55,26 @@ class _Softmax:
     in_head: bool
 
     def pairs(self, queries: Sequence[int], keys: Sequence[int]) -> bool:
-        """Whether it is over (1, heads, queries, keys), each one of some numbers."""
+        """Whether its shape is (1, heads, queries, keys), with any of the given numbers of queries and keys."""
         return len(self.shape) == 4 and self.shape[0] == 1 and self.shape[2] in queries and self.shape[3] in keys
 
     def within(self, module: str) -> bool:
-        """Whether it is in a module, or one of its own."""
+        """Whether it is computed in a module, or in one of its submodules."""
         return self.module == module or self.module.startswith(f"{module}.")
 
 
 def find(network: Any, levels: Sequence[Level], deepest: int, size: Sequence[int]) -> tuple[Attention, ...]:
-    """Find the attentions of levels by running a blank image.
+    """Find the attention of each level by running a blank image.
 
-    The query is the class token, in the last attention of the level's module over its cells and prefix tokens. Where
-    there is none, as that token or a pooling query comes in after the last block only, it belongs to the deepest level.
+    It is that of the class token, in the last softmax of the level's module over cells and prefix tokens. If the class
+    token or a pooling query only comes in after the last block, its attention belongs to the deepest level.
 
     Parameters
     ----------
     network : nn.Module
-        The whole network, on the meta device if it runs there; its attentions are unfused.
+        The whole network, on the meta device if it runs there; its attention modules are set to run unfused.
     levels : sequence of Level
-        Those that are wanted, with the sizes that their maps have.
+        Those that are wanted, with the sizes of their maps.
     deepest : int
         The index of the network's deepest level.
     size : sequence of int
@@ -83,7 +83,7 @@ def find(network: Any, levels: Sequence[Level], deepest: int, size: Sequence[int
     Returns
     -------
     tuple of Attention
-        Of those levels that have one.
+        One for each level that has it.
     """
     softmaxes = _softmaxes(network, size)
     prefix, has_class, modules = _prefix_tokens(network), has_class_token(network), dict(network.named_modules())
@@ -113,12 +113,12 @@ def _class_tokens(network: nn.Module) -> Iterator[Tensor]:
 
 
 def watch(module: Any, keep: Callable[[Tensor], None]) -> None:
-    """Have `keep` called with the first query's row, (B, heads, keys), of every softmax that a module computes."""
+    """Have `keep` called with the first query's row, (B, heads, keys), of a module's softmax in each pass."""
     forward = module.forward
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def look(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        unfused = copy.copy(module)  # of the same parameters; other threads run the module itself meanwhile
+        unfused = copy.copy(module)  # with the same parameters; other threads may be running the module itself
         unfused.fused_attn = False
         with suppress(_Found), _UntilSoftmax(keep):
             type(module).forward(unfused, *arguments, **options)
@@ -131,7 +131,7 @@ def watch(module: Any, keep: Callable[[Tensor], None]) -> None:
 
 
 class _Found(Exception):  # noqa: N818 - not an error
-    """What was looked for was found; the rest of a pass is not needed."""
+    """Ends a pass whose rest is not needed."""
 
 
 class _UntilSoftmax(TorchFunctionMode):
@@ -152,7 +152,7 @@ class _UntilSoftmax(TorchFunctionMode):
 
 
 class _Record(TorchFunctionMode):
-    """A mode that records the softmaxes of a network's modules, those that are running being in `running`."""
+    """A mode that records each softmax with the module that computes it, the last one in `running`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class _Record(TorchFunctionMode):
 
 
 def _softmaxes(network: Any, size: Sequence[int]) -> list[_Softmax]:
-    """Return the softmaxes of a network without fused attention, in the order in which they are computed."""
+    """Switch off fused attention, and return a network's softmaxes in the order in which they are computed."""
     record = _Record()
     for name, module in network.named_modules():
         if getattr(module, "fused_attn", False):
@@ -185,13 +185,13 @@ def _softmaxes(network: Any, size: Sequence[int]) -> list[_Softmax]:
 
 
 def _prefix_tokens(network: nn.Module) -> int:
-    """Return how many tokens precede those of the cells where a network has such tokens, the class token first."""
+    """Return how many tokens precede those of the cells, the class token first, in networks with such tokens."""
     stated: int = getattr(network, "num_prefix_tokens", None) or 0
     return stated or next((value.shape[-2] for value in _class_tokens(network)), 1)  # pit does not state it
 
 
 def _is_of_query(softmax: _Softmax, cells: int, prefix: int, has_class: bool) -> bool:
-    """Whether a network's last softmax is that of a query of its own, or of a token that precedes the cells."""
+    """Whether a network's last softmax is that of a separate query, or of a token that precedes the cells."""
     if softmax.pairs([1], range(cells, cells + prefix + 1)):
         return True
     return (softmax.in_head or has_class) and softmax.pairs([cells + 1], [cells + 1])

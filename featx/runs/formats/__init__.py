@@ -20,6 +20,7 @@ import numpy as np
 from featx.declaring import one_of
 from featx.errors import UsageError
 from featx.runs.manifest import Done
+from featx.sharding import Shard
 from featx.text import amount_of
 from featx.values import Field, Item
 
@@ -39,18 +40,21 @@ class Row(NamedTuple):
         Whether it holds nothing but a vector of each image.
     boxes : bool
         Whether it also holds vectors of each of an image's boxes, where it holds nothing else of it.
+    numbered : bool
+        Whether images share files that are numbered; a shard writes to those whose numbers belong to it.
     """
 
     module: str
     suffix: str
     vectors_only: bool = False
     boxes: bool = False
+    numbered: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True),
-    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True),
+    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, numbered=True),
 }
 
 SUFFIXES = {row.suffix for row in FORMATS.values()}
@@ -246,6 +250,11 @@ def vectors_only(name: str) -> bool:
     return name in FORMATS and FORMATS[name].vectors_only
 
 
+def takes_shards(name: str) -> bool:
+    """Whether several processes can write it at once."""
+    return FORMATS[name].numbered or not FORMATS[name].vectors_only
+
+
 def bytes_of(name: str, fields: Sequence[Field]) -> int:
     """Return the bytes that one image's arrays, of these types, take in a format; names and paths do not count."""
     if vectors_only(name):  # the rest of a row does not count
@@ -263,9 +272,10 @@ def bytes_held(name: str, size: int, count: int) -> int:
     return held
 
 
-def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field]) -> Writer:
-    """Make what writes a run's outputs; `unfinished` is where it may put what is not complete."""
-    made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields)
+def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard | None = None) -> Writer:
+    """Make what writes a run's outputs, or a shard's; `unfinished` is where it may put what is not complete."""
+    own = {"shard": shard} if shard and FORMATS[name].numbered else {}
+    made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields, **own)
     return made
 
 

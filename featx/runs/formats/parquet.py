@@ -27,6 +27,7 @@ from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
 from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of, encoding_of
 from featx.runs.manifest import Done
+from featx.sharding import Shard
 from featx.values import BOXES, EMBEDDING, Field
 
 try:
@@ -43,6 +44,9 @@ SHARD = re.compile(r"embeddings-(\d{5,})\.parquet")
 
 # Shards that a reader keeps in memory.
 OPEN = 3
+
+# All numbers of files.
+WHOLE = Shard(1, 1)
 
 # The sha256 of an image without rows.
 NOTHING = digest_of({})
@@ -95,10 +99,10 @@ class Writer:
     seconds = 30.0  # what a killed run may have to do again
     room = 1 << 28
 
-    def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field]) -> None:
+    def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard = WHOLE) -> None:
         self._folder, self._unfinished = folder, unfinished
         self._schema = _schema(fields)
-        self._next = 0
+        self._shard, self._next = shard, shard.remainder
         self._alone = threading.Lock()
 
     def write(self, record: Record) -> Stored:
@@ -113,7 +117,7 @@ class Writer:
             return []
         with self._alone:
             name = f"embeddings-{self._next:05d}.parquet"
-            self._next += 1
+            self._next += self._shard.count
         images: list[Rows] = [stored.content for stored in group]
         facts = [rows.facts for rows in images for _ in range(rows.count)]
         columns = [pa.array([each[place] for each in facts], kind) for place, kind in enumerate(FACTS.values())]
@@ -127,13 +131,18 @@ class Writer:
         """Nothing is on the disk before it is committed."""
 
     def collect_garbage(self, done: Mapping[str, str], digests: Callable[[], Mapping[str, str]]) -> None:
-        """Remove shards that were committed but not recorded, and rows of images that were done again since."""
+        """Remove files that were committed but not recorded, and rows of images that were done again since.
+
+        A shard of a run does so with files of its own numbers: others may be about to be recorded.
+        """
         needed = set(done.values())
-        for name in needed:
-            match = SHARD.fullmatch(name)
-            self._next = max(self._next, int(match[1]) + 1 if match else 0)  # one that was lost is still spoken of
-        for number, path in _shards(self._folder):
-            self._next = max(self._next, number + 1)
+        there = _shards(self._folder)
+        spoken_of = (SHARD.fullmatch(name) for name in needed)  # even if it was lost
+        last = max([-1, *(number for number, _ in there), *(int(match[1]) for match in spoken_of if match)])
+        self._next = last + 1 + (self._shard.remainder - last - 1) % self._shard.count
+        for number, path in there:
+            if number % self._shard.count != self._shard.remainder:
+                continue
             if path.name not in needed:
                 files.remove(path)
                 continue

@@ -1,5 +1,5 @@
-# Briefly: a run of a few photos that lasts as long as it is looked at; or the run, and its photos, that were named.
-"""From what a person wants to see to a run and the keys of its photos."""
+# Inputs of view: a run and some of its photos, or photos, which are extracted to a temporary run first.
+"""From the paths on a command line to a run and the photos to show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from featx import files
 from featx.command_options import ViewOptions
 from featx.engine.events import Listener
-from featx.errors import UsageError
+from featx.errors import FeatxError, UsageError
 from featx.paths import refuse_url
 from featx.requests import Job
 from featx.runs.layout import SUMMARY
@@ -25,16 +25,16 @@ from featx.values import Note
 def opened(
     paths: Sequence[str], options: Mapping[str, Any], wanted: ViewOptions, listener: Listener
 ) -> Iterator[tuple[Run, list[str]]]:
-    """Open what is to be seen: a run, and the keys of its photos that follow it; or photos, which are extracted first.
+    """Open a run and name some of its photos, or extract photos to a run that is removed in the end.
 
     Parameters
     ----------
     paths : sequence of str
-        A run's folder, and keys of its photos; or images, folders and patterns.
+        A run's folder, then any of its photos; or images, folders and patterns.
     options : dict
-        Options of ``featx extract`` for photos: ``model``, and those that go with it.
+        Options of ``featx extract``, for photos only: ``model``, and those that go with it.
     wanted : ViewOptions
-        What is to be seen of them; of more photos than are shown, only the first ones are extracted.
+        What is shown; no more photos are extracted than that.
     listener : callable
         Called with each event of the extraction.
 
@@ -43,12 +43,12 @@ def opened(
     UsageError
         If photos come without a model, or a run with one.
     FeatxError
-        If they cannot be extracted; as `featx.engine.extract.run` does.
+        If the photos cannot be extracted, none of them can be read, or `featx.engine.extract.run` fails otherwise.
     """
     if (Path(paths[0]) / SUMMARY).exists():
         if options:
             name = f"--{next(iter(options)).replace('_', '-')}"
-            raise UsageError(f"{name} is for photos, and {paths[0]} is a run that was made already", "Leave it out")
+            raise UsageError(f"{name} is for photos, but {paths[0]} is a run", "Leave it out")
         yield open_run(paths[0]), list(paths[1:])
     elif "model" not in options:
         refuse_url(paths[0])
@@ -67,6 +67,9 @@ def _extracted(job: Job, most: int, listener: Listener) -> Run:
 
     items = sources.find(job.inputs).items
     if len(items) > most:
-        listener(Note(f"the first {most} of {len(items)} photos; --max-photos takes more"))
+        listener(Note(f"only the first {most} of {len(items)} photos; raise --max-photos for more"))
         job = replace(job, inputs=(), listed=tuple(item.path for item in items[:most]))
-    return open_run(run(job, listener).output)
+    extracted = open_run(run(job, listener).output)
+    if not len(extracted):
+        raise FeatxError("None of the photos could be read", "Give other photos")
+    return extracted
