@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from featx.engine.setting import Setting
     from featx.requests import Job
 
-# A block has so many rounds of passes at most; there are so many blocks for each worker at least, if images suffice.
-ROUNDS, BLOCKS = 8, 8
+# A block has so many rounds of passes, at least and at most: at its ends, reading and computing do not overlap. Within
+# that, each worker gets so many blocks, so that all are done at the same time.
+LEAST, MOST, BLOCKS = 2, 8, 8
 
 # Tasks that Ray is given; each has several blocks where there are more of those.
 TASKS = 10_000
@@ -123,7 +124,7 @@ class RayEngine:
         workers, layout = self._setting.workers, self._layout
         passes = workers.forwards if layout.gpus else max(1, layout.cpus // workers.threads)
         ordered, batches = locators.in_order(items), -(-len(items) // workers.batch_size)
-        each = min(max(batches // (layout.workers * BLOCKS), passes), ROUNDS * passes)
+        each = min(max(batches // (layout.workers * BLOCKS), LEAST * passes), MOST * passes)
         size = workers.batch_size * min(each, -(-batches // layout.workers))
         for number, start in enumerate(range(0, len(items), size)):
             yield Block(number, [_whole(item) for item in ordered[start : start + size]])
