@@ -69,7 +69,8 @@ def connected(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise FeatxError("--engine ray needs Ray, which is not installed", "pip install 'featx[ray]'") from error
     if ray.is_initialized():
-        yield
+        with _silent():
+            yield
         return
     _require_answer(address)
     started = {"num_cpus": resources.cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}

@@ -204,6 +204,32 @@ def joined(nodes):
     ray.shutdown()
 
 
+KINDS = {
+    "a tar": {},
+    "photos at their own sizes": {"fit": "native", "image_size": None},
+    "boxes": {"boxes": "boxes.csv", "maps": False, "dtype": "float16"},
+    "separate processes": {"isolate": True, "embedding": True, "hash_inputs": True},
+    "a shard": {"shard": "1/3"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_is_the_same(large, joined, many, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"photos/{number}.jpg,1,2,30,40" for number in range(20)]
+    Path("boxes.csv").write_text("\n".join(["key,x1,y1,x2,y2", *rows]))
+    if kind == "a tar":
+        shutil.make_archive("photos", "tar", many.parent, many.name)
+    found = []
+    for engine in ("local", "ray"):
+        extract("photos.tar" if kind == "a tar" else many, engine, engine=engine, **KINDS[kind])
+        manifests = sorted(Path(engine).rglob("manifest.jsonl"))
+        written = sorted(line for path in manifests for line in path.read_text().splitlines())
+        found.append((outputs(tmp_path / engine), written))
+    assert found[0] == found[1]
+    assert found[0][0]
+
+
 def test_a_feature_pyramid_maps_pictures_paths_and_files(joined, many, local, tmp_path):
     paths = [str(path) for path in sorted(many.glob("*.jpg"))]
     photos = ray.data.from_items([{"path": path, "number": place} for place, path in enumerate(paths)])
