@@ -160,9 +160,9 @@ def extract(
     ray_address : str | None
         Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, and ended.
     ray_workers : int | None
-        Number of workers, each with the model and its own batches. Default: as many as the cluster has room for.
+        Number of workers, each with the model and its own batches. Default: one per node, or per GPU.
     gpus_per_worker : float | None
-        GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 where the cluster has GPUs.
+        GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 on GPUs.
     max_pixels : int | str
         Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
     max_bytes : int | str

@@ -118,12 +118,12 @@ class EngineOptions(Options):
         help="Number of workers, each with the model and its own batches.",
         convert=whole(1, 1 << 16),
         metavar="N",
-        shown="as many as the cluster has room for",
+        shown="one per node, or per GPU",
     )
     gpus_per_worker: float | None = option(
         default=None,
         help="GPUs of each worker, such as 1, or 0.5 for two workers on each.",
         convert=above_zero("1"),
         metavar="N",
-        shown="1 where the cluster has GPUs",
+        shown="1 on GPUs",
     )
