@@ -28,6 +28,8 @@ __all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run", "
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ray":
+        return import_module("featx.ray")
     if name not in _HOMES:
         raise AttributeError(f"module 'featx' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -3,6 +3,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Literal
 
+from featx import ray as ray
 from featx.engine.events import Listener
 from featx.engine.extract import Report
 from featx.errors import FeatxError as FeatxError
@@ -16,7 +17,7 @@ __version__: str
 
 def extract(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str,
+    model: str | None = None,
     output: str | PathLike[str] | None = None,
     *,
     from_file: str | PathLike[str] | None = None,
@@ -27,6 +28,8 @@ def extract(
     output_stride: int | None = None,
     part: str = "backbone",
     seed: int = 0,
+    like: str | PathLike[str] | None = None,
+    recipe: str | PathLike[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     test_size: bool = False,
     fit: str | None = None,
@@ -55,6 +58,10 @@ def extract(
     batch_size: int | Literal["auto"] | None = None,
     workers: int | None = None,
     isolate: bool = False,
+    engine: str = "local",
+    ray_address: str | None = None,
+    ray_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     max_pixels: int | str = 179000000,
     max_bytes: int | str = 1000000000,
     time_limit: float = 120.0,
@@ -66,8 +73,9 @@ def extract(
     ----------
     inputs : str, path or iterable of them
         Files, archives, folders (walked) and glob patterns.
-    model : str
-        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    model : str or None
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
+        takes that of `like` or `recipe`.
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
@@ -87,6 +95,10 @@ def extract(
         Part of a detector: its backbone, its neck (the maps that enter the head), or both.
     seed : int
         Random seed, used with --weights random.
+    like : str | PathLike[str] | None
+        Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. Options that are typed win.
+    recipe : str | PathLike[str] | None
+        Read options from this TOML file, as featx info RUN --recipe prints them. Options that are typed win.
     image_size : int | tuple[int, int] | None
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
@@ -143,6 +155,14 @@ def extract(
         Number of concurrent forward passes. Default: one per core.
     isolate : bool
         Decode in separate processes from the start; otherwise only after a crash or a hang.
+    engine : str
+        What does the work: this process, or workers in a Ray cluster (featx\[ray]), which all need to see the photos and the folder of the run.
+    ray_address : str | None
+        Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, and ended.
+    ray_workers : int | None
+        Number of workers, each with the model and its own batches. Default: one per node, or per GPU.
+    gpus_per_worker : float | None
+        GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 on GPUs.
     max_pixels : int | str
         Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
     max_bytes : int | str

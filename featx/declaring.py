@@ -107,9 +107,8 @@ class Options:
             Naming the option, and what was expected.
         """
         for each in declared(type(self)):
-            value, convert = getattr(self, each.name), declaration(each).convert or _switch
-            if value is not None:
-                object.__setattr__(self, each.name, convert(spellings(each)[0], value))
+            if (value := getattr(self, each.name)) is not None:
+                object.__setattr__(self, each.name, converted(each, value, spellings(each)[0]))
 
 
 def declared(of: type[Options], *, without: Sequence[str] = ()) -> list[Field[Any]]:
@@ -121,6 +120,11 @@ def declaration(each: Field[Any]) -> Declaration:
     """Return the declaration of an option."""
     found: Declaration = each.metadata["declaration"]
     return found
+
+
+def converted(each: Field[Any], value: Any, name: str) -> Any:
+    """Check and convert what was given for an option, which error messages call by that name."""
+    return (declaration(each).convert or _switch)(name, value)
 
 
 def spellings(each: Field[Any]) -> tuple[str, ...]:

@@ -24,14 +24,13 @@ from featx.declaring import (
     size_in_bytes,
     whole,
 )
-from featx.naming import as_model, device_name
+from featx.naming import as_model
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
 
-PRECISIONS, DTYPES, FORMATS = ("fp32", "bf16", "fp16"), ("float32", "float16"), ("npz", "npy", "parquet")
+DTYPES, FORMATS = ("float32", "float16"), ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
-BACKENDS, PARTS, POOLS = ("torch", "compile", "openvino"), ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
-
-MOST_IMAGES = 65_536  # in a batch; more are a typing error
+PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
 
 @group
@@ -246,60 +245,6 @@ class OutputOptions(Options):
 
 
 @group
-class NetworkOptions(Options):
-    """The network's precision, and the backend that runs it."""
-
-    panel: ClassVar[str] = "Speed"
-
-    precision: str = option(
-        default="fp32",
-        help="Precision that the network computes in; fp32 is exact.",
-        convert=one_of(*PRECISIONS),
-        metavar="|".join(PRECISIONS),
-        in_recipe=True,
-    )
-    backend: str = option(
-        default="torch",
-        help="What runs the network.",
-        convert=one_of(*BACKENDS),
-        metavar="|".join(BACKENDS),
-        in_recipe=True,
-    )
-
-
-@group
-class RunOptions(Options):
-    """How the work is spread over the machine."""
-
-    panel: ClassVar[str] = "Speed"
-
-    device: str = option(
-        default="auto",
-        help="Where to compute; cuda:0,1 uses these GPUs.",
-        convert=device_name,
-        metavar="auto|cpu|cuda|all|mps",
-    )
-    batch_size: int | None = option(
-        default=None,
-        help="Images in one forward pass.",
-        convert=whole(1, MOST_IMAGES, auto=True),
-        metavar="N|auto",
-        shown="auto",
-        accepts='int | Literal["auto"] | None',
-    )
-    workers: int | None = option(
-        default=None,
-        help="Number of concurrent forward passes.",
-        convert=whole(1, 1 << 16),
-        metavar="N",
-        shown="one per core",
-    )
-    isolate: bool = option(
-        default=False, help="Decode in separate processes from the start; otherwise only after a crash or a hang."
-    )
-
-
-@group
 class Limits(Options):
     """Limits for one image; an image that exceeds one fails.
 
@@ -339,8 +284,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
-    *(NetworkOptions, RunOptions, Limits),
+    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
+    *(NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

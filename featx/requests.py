@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from featx.declaring import declared, group
 from featx.errors import UsageError
 from featx.options import (
@@ -11,11 +13,10 @@ from featx.options import (
     KeepOptions,
     Limits,
     ModelOptions,
-    NetworkOptions,
     OutputOptions,
-    RunOptions,
     StoreOptions,
 )
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
 
 
@@ -34,6 +35,7 @@ class ModelRequest(ModelOptions, ImageOptions, KeepOptions, NetworkOptions):
 @group
 class Job(
     ModelOptions,
+    RecipeOptions,
     ImageOptions,
     KeepOptions,
     BoxOptions,
@@ -42,6 +44,7 @@ class Job(
     ShardOptions,
     NetworkOptions,
     RunOptions,
+    EngineOptions,
     Limits,
 ):
     """One call of ``featx extract``: its images and all of its options.
@@ -127,7 +130,16 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
+        *(_of_ray(job) if job else ()),
     )
+
+
+def _of_ray(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between the engine and the options of Ray's."""
+    for name in ("ray_address", "ray_workers", "gpus_per_worker"):
+        option = f"--{name.replace('_', '-')}"
+        wrong = job.engine != "ray" and getattr(job, name) is not None
+        yield wrong, f"{option} needs --engine ray", f"Add --engine ray, or leave out {option}"
 
 
 def require_consistent(asked: ModelRequest | Job) -> None:

@@ -30,6 +30,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Literal
 
+from featx import ray as ray
 from featx.engine.events import Listener
 from featx.engine.extract import Report
 from featx.errors import FeatxError as FeatxError

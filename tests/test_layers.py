@@ -29,6 +29,7 @@ ALONE = {
     "ultralytics": {"models.yolo.importing"},
     "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},
     "huggingface_hub": {"models.hub"},
+    "ray": {"engine.cluster", "engine.ray"},
 }
 
 # Never imported when the command line starts.

@@ -20,9 +20,10 @@ from featx.explore.similarity import similar
 from featx.explore.verify import verify
 from featx.models import runtimes
 from featx.models.libraries import LIBRARIES
-from featx.options import BACKENDS, GROUPS, RECIPE
 from featx.options import FORMATS as WORDS_OF_FORMATS
+from featx.options import GROUPS, RECIPE
 from featx.requests import Job, ModelRequest
+from featx.run_options import BACKENDS
 from featx.runs.formats import FORMATS
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "write_reference.py"

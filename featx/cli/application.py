@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +15,9 @@ from featx.cli.arguments import switch
 from featx.cli.usage import Command, Group
 from featx.engine.stopping import Stop
 from featx.version import __version__
+
+if TYPE_CHECKING:
+    from featx.requests import Job
 
 app = typer.Typer(
     name="featx",
@@ -26,6 +31,16 @@ app = typer.Typer(
 command = partial(app.command, cls=Command)
 
 STOP = Stop()
+
+
+def lock_ray(job: Job) -> None:
+    """Have a Ray that is started for this command answer nobody else: it listens on all of the machine's addresses.
+
+    In a program, that is for the program to decide, since Ray reads it only once.
+    """
+    if job.engine == "ray" and job.ray_address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def has_option(spelling: str) -> bool:

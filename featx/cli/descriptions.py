@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,8 +14,12 @@ from rich.table import Table
 
 from featx.cli.streams import stdout
 from featx.cli.tables import plain_table, print_json
+from featx.errors import UsageError
 from featx.images import coverage
-from featx.text import amount_of, count_of, spacing
+from featx.runs.layout import SUMMARY
+from featx.runs.recipe_files import options_of_run, recipe_text
+from featx.runs.summary import require_summary
+from featx.text import amount_of, count_of, printable, spacing
 from featx.values import Input
 
 # Relative difference below which two strides are equal but for rounding.
@@ -42,6 +48,42 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
         out.print(f"[dim]{text}[/]")
     out.print()
     out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
+
+
+def is_run(name: str) -> bool:
+    """Whether what could name a model is the path of a run's folder."""
+    return os.sep in name and (Path(name) / SUMMARY).is_file()
+
+
+def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
+    """Show a run, or its recipe alone; the options are those of the command, of which only the folder applies."""
+    folder = options["model"]
+    if others := sorted(options.keys() - {"model"}):
+        raise UsageError(f"--{others[0].replace('_', '-')} is for a model, and {folder} is a run", "Leave it out")
+    summary, text = require_summary(folder), recipe_text(folder)
+    if as_json:
+        print_json(options_of_run(folder) if recipe else summary)
+        return
+    out = stdout()
+    if not recipe:
+        facts = Table.grid(padding=(0, 2))
+        for name, fact in _run_facts(summary).items():
+            facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
+        out.print(facts, "", levels_table(summary["levels"]), "", sep="\n")
+    out.print(text, markup=False, soft_wrap=True, end="")
+
+
+def _run_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """The lines above the levels of a run."""
+    feed, counts, weights = summary["input"], summary["counts"], summary["weights"]
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    return {
+        "model": summary["model"],
+        "weights": f"{weights['kind']}, {weights['source']}",
+        "input": f"{size_of(feed)}, {fit_of(feed)}, {feed['interpolation']}",
+        "images": f"{counts['done']} of {counts['total']} done{failed}",
+        "arrays": ", ".join(f"{each['key']} {each['dtype']}" for each in summary["arrays"]),
+    }
 
 
 def _model_facts(value: dict[str, Any]) -> dict[str, str]:

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from featx.cli import completion, descriptions, progress, reports, streams, tables
-from featx.cli.application import STOP, command
+from featx.cli.application import STOP, command, lock_ray
 from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes, written_to
 from featx.command_options import BenchOptions, FilterOptions, ListOptions, OrderOptions
 from featx.errors import UsageError
-from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, RunOptions, StoreOptions
+from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import ONE, Job, ModelRequest
+from featx.run_options import NetworkOptions, RunOptions
+from featx.runs.recipe_files import completed_by_recipe
 
 
 @command(
@@ -51,20 +53,35 @@ def list_models(
 
 @command(epilog="Example: featx info regnety_032 --image-size 384")
 @takes(ModelOptions, ImageOptions, without=("weights", "seed"), bare=True)
-def info(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
-    """Show a model's levels, input and weights.
+def info(
+    options: dict[str, Any],
+    recipe: Annotated[
+        bool,
+        switch(
+            "--recipe",
+            help="Print the options of a run, whose folder is named instead of a model, for extract --recipe.",
+            rich_help_panel=ModelOptions.panel,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's levels, input and weights, or those of a run.
 
     Fetches no weights.
     """
     from featx.models.search import describe_model
 
+    if recipe or descriptions.is_run(options["model"]):
+        descriptions.run(options, recipe=recipe, as_json=as_json)
+        return
     with progress.searching() as listener:
         described = describe_model(ModelRequest(**options), listener)
     descriptions.description(described, as_json=as_json)
 
 
 @command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")
-@takes(*GROUPS)
+@takes(*GROUPS, optional=("model",))
 def extract(
     options: dict[str, Any],
     inputs: Annotated[
@@ -93,9 +110,10 @@ def extract(
     or boxes could not be used, 11 another run holds the output, 130 or 143 stopped.
     """
     named = tuple(text for text in inputs or () if text != "-")
-    job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **options)
+    job = Job(inputs=named, listed=read_lists(inputs or (), from_file), **completed_by_recipe(options))
     from featx.engine.extract import run
 
+    lock_ray(job)
     with (
         streams.captured_libraries() as libraries,
         progress.progress(quiet=quiet or as_json, libraries=libraries, forecasts=not job.dry_run) as listener,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 # Seconds between lines of progress when there is no terminal to draw on.
 LINE_EVERY = 10.0
+
+
+# How lines of Ray's own log begin, which it also keeps in a file.
+OF_RAY = re.compile(r"\[[0-9-]+ [0-9:,]+ [A-Z] [0-9]+ [0-9]+\] \w+\.cc:[0-9]+: ")
 
 
 # Characters of libraries' messages that are remembered while a run goes on, and lines of the rest that are shown.
@@ -96,7 +101,8 @@ def progress(*, quiet: bool, libraries: CapturedOutput, forecasts: bool = True) 
         with _Bar(console) if console.is_terminal and not quiet else _Lines(console, quiet=quiet) as shown:
             yield handle
     finally:
-        unrecorded = [] if quiet else [line for line in libraries.lines() if line not in recorded]
+        written = [] if quiet else libraries.lines()
+        unrecorded = [line for line in written if line not in recorded and not OF_RAY.match(line)]
         for line in unrecorded[:WARNINGS]:
             console.print(f"library warning: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
 

@@ -52,6 +52,8 @@ def _seen(value: Forecast) -> str:
 
 
 def _memory(value: Forecast) -> str:
+    if value.elsewhere:
+        return "that of Ray's workers, which is not forecast"
     if value.batch_size is None or value.forwards is None:
         return "as much of the GPU's memory as speeds it up"
     passes = f"{count_of(value.forwards, 'pass', 'passes')} of {value.batch_size} at a time"

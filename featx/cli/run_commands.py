@@ -14,8 +14,9 @@ from featx.cli.arguments import Debug, Json, switch, takes, written_to
 from featx.command_options import SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
 from featx.declaring import declared
 from featx.errors import UsageError
-from featx.options import ImageOptions, ModelOptions, OutputOptions, RunOptions
+from featx.options import ImageOptions, ModelOptions, OutputOptions
 from featx.requests import ONE
+from featx.run_options import RunOptions
 
 
 @command(epilog="Example: featx similar features/photos photo.jpg -k 10 --output sheet.png")

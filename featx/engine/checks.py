@@ -19,6 +19,11 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
+    if job.engine == "ray" and formats.vectors_only(job.format):
+        raise UsageError(
+            f"--engine ray writes files where its workers are, and --format {job.format} has one file for all images",
+            "Leave out --format: featx similar reads embeddings from .npz files as well",
+        )
     if job.shard:
         _require_divisible(job)
     if job.boxes:

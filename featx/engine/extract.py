@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from featx.declaring import keywords
 from featx.engine.checks import completed
 from featx.engine.events import Listener, Phase, Planned
-from featx.engine.execution import Execution, execute, recording
+from featx.engine.execution import Callers, Execution, Place, engine_of, recording
 from featx.engine.notes import of_plan, remarks, surprises
-from featx.engine.resources import machine, use_backend
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
@@ -29,6 +27,7 @@ from featx.runs import formats, layout, lock, shards
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
+from featx.runs.recipe_files import completed_by_recipe
 from featx.runs.recorder import Recorder
 from featx.runs.remembered import Remembered, merged
 from featx.runs.summary import read_summary
@@ -39,8 +38,6 @@ from featx.values import Item, Note, Outcome
 if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.forecast import Forecast
-    from featx.engine.isolation import Reader
-    from featx.engine.room import Room
     from featx.images.annotations import Fault
 
 
@@ -79,7 +76,7 @@ class Report:
 @keywords(*GROUPS, without=("model", "output"))
 def extract(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str,
+    model: str | None = None,
     output: str | PathLike[str] | None = None,
     *,
     from_file: str | PathLike[str] | None = None,
@@ -92,8 +89,9 @@ def extract(
     ----------
     inputs : str, path or iterable of them
         Files, archives, folders (walked) and glob patterns.
-    model : str
-        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``.
+    model : str or None
+        timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
+        takes that of `like` or `recipe`.
     output : path or None
         The run's folder; None takes ``features/<model>``.
     from_file : path or None
@@ -115,12 +113,11 @@ def extract(
         If the run cannot begin or go on; see `featx.errors`.
     """
     one = isinstance(inputs, str | PathLike)
+    named = {name: value for name, value in (("model", model), ("output", output)) if value is not None}
     job = Job(
         inputs=(str(inputs),) if one else tuple(str(value) for value in inputs),  # type: ignore[union-attr]
         listed=lists.read_file(from_file) if from_file is not None else (),
-        model=model,
-        output=Path(output) if output is not None else None,
-        **options,
+        **completed_by_recipe({**options, **named}),
     )
     return run(job, listener or (lambda _: None))
 
@@ -165,17 +162,8 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         setting = replace(setting, archives=found.archives)
-        callers = Callers(listener, stop, captured)
+        callers = Callers(listener, stop or Stop(), captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
-
-
-@dataclass(frozen=True, slots=True)
-class Callers:
-    """What a caller of `run` passed in: whom to tell, when to stop, and what libraries wrote."""
-
-    listener: Listener
-    stop: Stop | None
-    captured: Callable[[], int]
 
 
 def _work(
@@ -190,44 +178,25 @@ def _work(
 ) -> Report:
     """Do the work of a plan."""
     plan, listener = setting.plan, callers.listener
-    if plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
-        if setting.job.backend != "torch":
-            listener(Phase(f"preparing the network for {setting.job.backend}"))
-        use_backend(setting.computers, setting.workers)
-    suspects = pending_suspects(held.unfinished, output, plan)
-    writer = _begin(held, output, setting, before)
-    recorder = _recorder(held, output, setting, listener)
-    reader = _reader(held, setting, suspects, listener, callers.captured)
-    stop = callers.stop or Stop()
-    execution = Execution(
-        setting.computers,
-        writer,
-        setting.workers,
-        reader,
-        stop,
-        notes,
-        held.unfinished,
-        suspects,
-        partial(_room, setting),
-    )
-    failures = list(plan.failures)
-    devices = [computer.pyramid.device for computer in setting.computers]
-    with recording(recorder, execution), machine(devices, setting.workers):
-        failures += execute(plan.to_do, execution, recorder, listener)
-        if plan.again or len(failures) > len(plan.failures):
-            collect_garbage(writer, output, setting.job.format)
-    recorder.facts["largest_pass"] = min(computer.smallest for computer in setting.computers)
+    with closing(engine_of(setting, boxes, callers, notes)) as engine:
+        suspects = pending_suspects(held.unfinished, output, plan)
+        suspected = set(suspects.keys() & marks_of(plan.to_do)) if suspects else set()
+        writer = _begin(held, output, setting, before)
+        recorder = _recorder(held, output, setting, listener)
+        for text in (*held.notes, *surprises(setting, suspected)):
+            listener(Note(text))
+        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
+        execution = Execution(engine, place, recorder, suspects, notes, callers)
+        failures = list(plan.failures)
+        with recording(recorder, callers.stop):
+            failures += execution.run(plan.to_do)
+            if plan.again or len(failures) > len(plan.failures):
+                collect_garbage(writer, output, setting.job.format)
+        recorder.facts["largest_pass"] = engine.largest_pass
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
     return Report(recorder.summary, output, tried, done, failures, forecast, *_faults(boxes, output))
-
-
-def _room(setting: Setting) -> Room | None:
-    """Measure the memory that photos share; None where all have one size."""
-    from featx.engine.room import shared
-
-    return shared(setting.job, setting.blueprint, setting.workers.batch_size, setting.computers[0].pyramid.device)
 
 
 def _nothing_to_do(
@@ -312,28 +281,3 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     recorder.save("running")
     listener(Planned(recorder.summary, output, len(plan.to_do), plan.done, tuple(plan.failures)))
     return recorder
-
-
-def _reader(
-    held: lock.LockedFolder,
-    setting: Setting,
-    suspects: dict[bytes, bytes],
-    listener: Listener,
-    captured: Callable[[], int],
-) -> Reader:
-    """Make the reader; images that an earlier call crashed or failed on are isolated."""
-    from featx.engine import isolation
-
-    plan, job = setting.plan, setting.job
-    suspected = suspects.keys() & marks_of(plan.to_do) if suspects else set()
-    for text in (*held.notes, *surprises(setting, suspected)):
-        listener(Note(text))
-    return isolation.Reader(
-        setting.computers[0].pyramid.preprocessor,
-        job.limits,
-        held.unfinished,
-        suspected | marks_of(plan.retried),
-        isolate=job.isolate or bool(suspected),
-        hashed=job.hash_inputs,
-        captured=captured,
-    )

@@ -55,6 +55,8 @@ class Forecast:
         Those of the largest photo of a sample, where photos keep their own sizes.
     seen : float or None
         The share of its area that the model sees.
+    elsewhere : bool
+        Whether other processes compute it, perhaps on other machines, whose memory is not known.
     """
 
     input: Input
@@ -70,6 +72,7 @@ class Forecast:
     photo: tuple[int, int] | None
     largest: tuple[int, int] | None
     seen: float | None
+    elsewhere: bool = False
 
 
 def foresee(
@@ -119,6 +122,7 @@ def foresee(
         photo=sizes.photo,
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
+        elsewhere=job.engine != "local",
     )
 
 

@@ -13,7 +13,7 @@ from featx.engine.hardware import slow_precision
 from featx.engine.measures import stored_fields
 from featx.engine.remedies import require_room
 from featx.engine.resources import workers_on_cpu
-from featx.engine.setting import Loaded, may_do_again
+from featx.engine.setting import Loaded, may_do_again, taken_over
 from featx.images.cells import spacing_of
 from featx.models.pyramid import build, choose_devices, draw_up
 from featx.requests import Job
@@ -47,8 +47,9 @@ def load(
     formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do
-    recipe = earlier["recipe"] if earlier and not again else {}
-    workers = workers_on_cpu(job, len(items), recipe) if devices[0].type == "cpu" else None
+    recipe = taken_over(job, None if again else earlier, devices[0])
+    here = devices[0].type == "cpu" and job.engine == "local"  # the memory of other machines is not known
+    workers = workers_on_cpu(job, len(items), recipe) if here else None
     forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:

@@ -142,15 +142,18 @@ class Room:
             self._changed.notify_all()
 
 
-def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device) -> Room | None:
-    """Return the memory that a run's photos share if each has its own size; None if all have the same size."""
+def shared(job: Job, blueprint: Blueprint, batch_size: int, device: torch.device, share: float = 1.0) -> Room | None:
+    """Return the memory that a run's photos share if each has its own size; None if all have the same size.
+
+    Where several processes of a run are on a machine, each takes its share of what the machine has.
+    """
     if job.fit != "native":
         return None
     if job.force:
         return Room()
     there = available()
     waiting = AHEAD_BYTES if batch_size > 1 else 0  # photos that gather
-    total = None if there is None else max(0, there - waiting)
+    total = None if there is None else max(0, int(there * share) - waiting)
     return Room(Needs(blueprint, batch_size, on_cpu=device.type == "cpu"), total)
 
 

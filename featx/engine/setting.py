@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.engine.resources import Workers, spread
+from featx.errors import WeightsError
 from featx.requests import Job
 from featx.runs import manifest
 from featx.runs.planning import Plan, plan_work
-from featx.runs.recipe import recipe_of, require_same_recipe
+from featx.runs.recipe import differences, options_of, recipe_of, require_same_recipe
+from featx.runs.summary import require_summary
 from featx.values import Item
 
 if TYPE_CHECKING:
+    import torch
+
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.images.archives import Contents
@@ -61,9 +65,12 @@ def set_up(
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
     pyramids, digest = loaded.pyramids, boxes.digest if boxes else None
-    computers, workers = spread(pyramids, job, len(items), (earlier or {}).get("recipe", {}), on_note, boxes)
+    before = taken_over(job, earlier, pyramids[0].device)
+    computers, workers = spread(pyramids, job, len(items), before, on_note, boxes)
     recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
+    if job.like:
+        require_alike(job, recipe, pyramids[0].architecture, on_note)
     setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier)
     if not may_do_again(job, earlier, plan):
         return setting
@@ -86,9 +93,40 @@ def continued(job: Job, output: Path, before: dict[str, Any] | None, *, binding:
     return before if binding or not (job.overwrite or not manifest.has_lines(output)) else None
 
 
+def taken_over(job: Job, earlier: dict[str, Any] | None, device: torch.device) -> dict[str, Any]:
+    """Return the recipe that settles batches and threads: of the run that a call continues, or that it is to be like.
+
+    The batches of another kind of device are not taken over: they might not fit, and its numbers differ all the same.
+    """
+    if earlier or job.like is None:
+        return earlier["recipe"] if earlier else {}
+    recipe: dict[str, Any] = require_summary(job.like)["recipe"]
+    return recipe if recipe["device"] == device.type else {}
+
+
+def require_alike(job: Job, recipe: dict[str, Any], architecture: str, on_note: Callable[[str], None]) -> None:
+    """Say what differs from the recipe of the run that a call is to be like; other weights must have been asked for.
+
+    Raises
+    ------
+    WeightsError
+        If the model's weights are not those of the run.
+    """
+    like = require_summary(job.like or "")
+    changes = differences(like, recipe, architecture)
+    asked, now = like.get("options", {}), options_of(job)
+    if "weights" in changes and all(asked.get(name) == now[name] for name in ("model", "weights", "seed")):
+        raise WeightsError(
+            f"The weights of {job.model} are not those that {job.like} was made with ({changes['weights']})",
+            "Restore them, or leave out --like",
+        )
+    if changes:
+        on_note(f"Not as in {job.like}: {', '.join(changes.values())}")
+
+
 def may_do_again(job: Job, earlier: dict[str, Any] | None, plan: Plan) -> bool:
     """Whether an earlier call's few images may be done again with settings that suit the many of this one."""
-    if not earlier or job.shard:
+    if not earlier or job.shard or job.like:
         return False
     return plan.is_worth_doing_again() and unchosen(job, earlier) == unchosen(job, None)
 
@@ -96,5 +134,5 @@ def may_do_again(job: Job, earlier: dict[str, Any] | None, plan: Plan) -> bool:
 def unchosen(job: Job, earlier: dict[str, Any] | None) -> set[str]:
     """Name the settings that change numbers and were chosen by featx, in this call and those before it."""
     asked = {"batch_size": job.batch_size, "threads": job.workers}
-    now = {name for name, value in asked.items() if value is None}
+    now = {name for name, value in asked.items() if value is None and job.like is None}
     return now & set(earlier.get("unchosen", ())) if earlier else now

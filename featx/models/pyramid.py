@@ -27,9 +27,10 @@ from featx.models.checkpoints import require_file, split_part
 from featx.models.footprint import Pass, of_pass
 from featx.models.levels import require_arrays, to_nchw
 from featx.naming import device_name
-from featx.options import ImageOptions, KeepOptions, ModelOptions, NetworkOptions
+from featx.options import ImageOptions, KeepOptions, ModelOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
+from featx.run_options import NetworkOptions
 from featx.values import Description, Field, Input, Level, Weights, plain
 from featx.version import library_versions
 

@@ -26,6 +26,9 @@ PARTS = "manifest.parts"
 # The one file among what is unfinished that is kept until it is dealt with: the images that a run ended with.
 KEPT = "suspects"
 
+# What the folders among it end with that belong to workers in other processes.
+OF_WORKER = ".worker"
+
 # Bytes in one name, on nearly every file system.
 LONGEST = 255
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
@@ -15,12 +16,15 @@ from featx.errors import ROOM, OutputError
 from featx.runs import formats, manifest, parts
 from featx.runs.flock import in_turn, open_alone, open_locked, require_no_shards
 from featx.runs.folding import clear_up, fold, rewritten
-from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, PARTS, SUMMARY, UNFINISHED, VECTORS
+from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary, write_summary
 
 # What may lie in a folder before the first image is done.
 EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS}
+
+# What the folder of a worker is called before it is removed.
+ENDED = "ended-"
 
 
 class LockedFolder:
@@ -136,7 +140,9 @@ class LockedFolder:
     def _sweep(self) -> None:
         """Remove temporary files."""
         for path in self.unfinished.iterdir() if self.unfinished.is_dir() else ():
-            if path.name != KEPT and not path.is_dir():
+            if path.name.endswith(OF_WORKER) and path.is_dir() and not path.is_symlink():
+                remove_workers_folder(path)
+            elif path.name != KEPT and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def _remove_outputs(self) -> None:
@@ -151,6 +157,17 @@ class LockedFolder:
             with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
                 files.inside(self._root, str(folder)).rmdir()
         os.ftruncate(self._handle, 0)
+
+
+def remove_workers_folder(path: Path) -> None:
+    """Remove what a worker on another machine has not finished; one that still runs can put nothing in place any more.
+
+    It gets another name first: under its own, the worker could begin new files while it is emptied.
+    """
+    ended = path if path.name.startswith(ENDED) else path.with_name(f"{ENDED}{path.name}")
+    with suppress(FileNotFoundError):
+        path.rename(ended)
+        shutil.rmtree(ended)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
-from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, NetworkOptions, StoreOptions
+from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
+from featx.run_options import NetworkOptions
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
@@ -35,8 +36,19 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     OutputError
         Naming what differs, then and now, but not what merely follows from it.
     """
-    if earlier is None:
-        return
+    if earlier and (changes := differences(earlier, now, architecture)):
+        text = ", ".join(changes.values())
+        raise OutputError(f"{folder} holds features made with a different recipe ({text})", START_OVER)
+
+
+def differences(earlier: dict[str, Any], now: dict[str, Any], architecture: str) -> dict[str, str]:
+    """Compare the recipe of an earlier run with that of a network of an architecture now.
+
+    Returns
+    -------
+    dict of str to str
+        The fields that differ, but not what merely follows from them, each with what it was then and is now.
+    """
     flat_then, flat_now = dict(_flat(earlier["recipe"])), dict(_flat(now))
     part = earlier["weights"].get("part")
     if part and ":" not in flat_then["weights"]:  # an earlier featx named the container in the summary alone
@@ -48,9 +60,7 @@ def require_same_recipe(folder: Path, earlier: dict[str, Any] | None, now: dict[
     unsaid = {name for name in fields if name.startswith("versions.") and not (name in flat_then and name in flat_now)}
     fields = [name for name in fields if name not in unsaid and not (name == "model" and same_network)]
     fields = _causes(fields, random=earlier["weights"]["kind"] == "random")
-    if fields:
-        changes = ", ".join(f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields)
-        raise OutputError(f"{folder} holds features made with a different recipe ({changes})", START_OVER)
+    return {name: f"{name} {_short(flat_then.get(name))} -> {_short(flat_now.get(name))}" for name in fields}
 
 
 def _causes(fields: Sequence[str], *, random: bool) -> list[str]:

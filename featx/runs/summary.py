@@ -16,6 +16,7 @@ from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
 from featx.paths import refuse_url
 from featx.requests import Job
+from featx.run_options import PRECISIONS
 from featx.runs.layout import SUMMARY
 from featx.values import Field, Input, Level, Weights
 
@@ -53,7 +54,7 @@ class Counts(Struct, frozen=True):
 def _recipe_type() -> Any:
     """Make the type of recipes: what the options came to, and every option that is said to be in it."""
     of_options = get_type_hints(Job) | {
-        "precision": Literal[options.PRECISIONS],
+        "precision": Literal[PRECISIONS],
         "dtype": Dtype,
         "boxes": str | None,
     }
