@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from featx import paths
 from featx.errors import UnreadableError, first_line
-from featx.images import remote, storage, tars, zips
+from featx.images import remote, storage, tables, tars, zips
 from featx.images.plugins import Plugin, missing
 from featx.images.walking import has_archive_suffix, has_image_suffix, suffix_of
 from featx.paths import is_url, without_query
@@ -281,8 +281,13 @@ def _tidy(name: str) -> str | None:
 
 
 @lru_cache(KEPT)
-def _archive(path: str, stat: Stat) -> Archive:
-    return Archive(path, stat)
+def _archive(path: str, stat: Stat) -> Archive | tables.Table:
+    return tables.Table(path, stat, _rows) if tables.is_table(path) else Archive(path, stat)
+
+
+@lru_cache(OPEN)
+def _rows(path: str, stat: Stat, column: str) -> tables.Rows:
+    return tables.Rows(path, stat, column)
 
 
 @lru_cache(OPEN)
@@ -296,8 +301,8 @@ def _stat_of(url: str) -> Stat:
     return storage.stat_of(url)
 
 
-def at(path: str) -> Archive:
-    """Return the archive at a path, as it is now.
+def at(path: str) -> Archive | tables.Table:
+    """Return the archive or table at a path, as it is now.
 
     Raises
     ------
@@ -311,23 +316,28 @@ def listing(path: str) -> Listing:
     """Read through an archive, and return the images in it; one that has just gone is an image that will fail."""
     close()  # remote ones are looked up again
     try:
-        return at(path).listing()
+        found = at(path)
+        assert isinstance(found, Archive)  # noqa: S101 - tables are named with a column
+        return found.listing()
     except (OSError, UnreadableError):
         return Listing(path, Contents(path, 0, 0, 1), [""], Counter())
 
 
 def split(locator: str) -> tuple[str, str] | None:
-    """Return the archive and the member that a locator refers to; None if it is a file's path."""
+    """Return the archive or table, and the member, that a locator refers to; None if it is a file's path."""
     place = locator.find(MARK)
     while place >= 0:
         path = locator[:place]
-        if has_archive_suffix(without_query(path)) and (is_url(path) or os.path.isfile(path)):  # noqa: PTH113 - text
+        if (tables.is_table(path) or has_archive_suffix(without_query(path))) and (
+            is_url(path) or os.path.isfile(path)
+        ):
             return path, locator[place + len(MARK) :]
         place = locator.find(MARK, place + 1)
     return None
 
 
 def close() -> None:
-    """Let go of compressed archives that were kept open, and of what is known of remote ones."""
+    """Let go of compressed archives and tables that were kept open, and of what is known of remote ones."""
     _stream.cache_clear()
+    _rows.cache_clear()
     _stat_of.cache_clear()

@@ -7,12 +7,13 @@ import glob
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from featx import paths
 from featx.errors import UnreadableError, UsageError
-from featx.images import archives, locators, remote, webdataset
+from featx.images import archives, locators, remote, tables, webdataset
 from featx.images.walking import (
     ANY_FOLDERS,
     ARCHIVES,
@@ -39,12 +40,15 @@ class Input:
         The file's key, or what comes first in those of a folder's images; nothing for a shard.
     pattern : Pattern or None
         What is wanted of the folder; None for a file.
+    column : str
+        The column that holds images, if these are rows of tables.
     """
 
     text: str
     path: str
     name: str
     pattern: Pattern | None = None
+    column: str = ""
 
 
 def looked_at(text: str) -> list[Input]:
@@ -57,7 +61,29 @@ def looked_at(text: str) -> list[Input]:
     """
     if webdataset.is_of_shards(text) and not os.path.lexists(paths.expanded(text)):
         return [replace(_existing(shard), name="") for shard in webdataset.expanded(text)]
-    return [_existing(text)]
+    path, column = _column_of(text) or (text, "")
+    one = _existing(path)
+    if column:
+        return [replace(one, text=text, column=column)]
+    if one.pattern is None and tables.is_table(one.path) and not archives.split(one.path):
+        raise UsageError(f"{one.text} is a table", f"Name its column of images, as in {one.text}::image")
+    return [one]
+
+
+def _column_of(text: str) -> tuple[str, str] | None:
+    """Take a text apart that names tables, or a folder of them, and their column; None if it is another input."""
+    path, mark, column = text.rpartition(tables.MARK)
+    if not mark or os.path.lexists(text):
+        return None
+    if tables.is_table(path):
+        return path, column
+    if archives.split(text) or not path:
+        return None
+    if is_url(path):
+        require_usable(path)
+        with suppress(FileNotFoundError, UnreadableError):
+            return (path, column) if remote.is_folder(path) else None
+    return (path, column) if Path(paths.expanded(path)).is_dir() else None
 
 
 def _existing(text: str) -> Input:
@@ -88,7 +114,7 @@ def _existing(text: str) -> Input:
         raise UsageError(f"{text} cannot be read: {reason}", "Check the path") from error
     if is_folder:
         return Input(text, str(path), _own_name(path), Pattern())
-    if not has_image_suffix(path.name) and not has_archive_suffix(path.name):
+    if not (has_image_suffix(path.name) or has_archive_suffix(path.name) or tables.is_table(path.name)):
         _require_image(text, str(path))
     return Input(text, str(path), path.name)
 
@@ -127,6 +153,8 @@ def _remote(text: str) -> Input:
     if found := archives.split(text):
         return Input(text, text, member_key(*found))
     shown, url = path_text(text), text.rstrip("/")
+    if glob.has_magic(shown.split("/")[2]):
+        raise UsageError(f"{shown} has wildcards in the name of the bucket or server", "Give that name in full")
     has_wildcards = re.search(r"[*[]" if is_web(text) else r"[*?[]", without_query(text)) is not None
     if has_wildcards and is_web(text):
         return _remote_pattern(shown)
@@ -150,8 +178,6 @@ def _remote_pattern(url: str) -> Input:
     fixed, *parts = path.split("/")
     while parts and not glob.has_magic(parts[0]):
         fixed += f"/{parts.pop(0)}"
-    if glob.has_magic(fixed):
-        raise UsageError(f"{url} has wildcards in the name of the bucket or server", "Give that name in full")
     folder = f"{start}{slashes}{fixed}"
     return Input(
         url, folder, _own_name(_path_in(folder)), Pattern([part for part in parts if part], folders_only=url[-1] == "/")
@@ -180,12 +206,12 @@ def require_usable(url: str) -> None:
 
 def listed_key(line: str, here: str) -> str:
     """Turn a path of a list into a key: relative to here if it lies below, else in full; never upwards."""
+    place, member = archives.split(line) or (line, "")
     if is_url(line):
         require_usable(line)
-    if member := archives.split(line):
-        line = f"{without_suffix(without_query(member[0]))}/{member[1]}" if member[1] else member[0]
-    if is_url(line):
-        return os.path.normpath(f"/{_path_in(line)}").lstrip(os.sep)
+        place = f"/{_path_in(place)}"
+        return os.path.normpath(_inside(place, member) if member else place).lstrip(os.sep)
+    line = _inside(place, member) if member else place
     path = os.path.normpath(line)
     if path.startswith((os.sep, os.pardir)):
         path = absolute(line).removeprefix(f"{here.rstrip(os.sep)}{os.sep}")
@@ -198,6 +224,13 @@ def _own_name(folder: PurePath) -> str:
 
 
 def member_key(archive: str, name: str) -> str:
-    """Name a member, or the whole archive, as its key does."""
+    """Name a member, or the whole archive or table, as its key does."""
     file = (_path_in(archive) if is_url(archive) else Path(archive)).name
-    return f"{without_suffix(file)}/{name}" if name else file
+    return _inside(file, name) if name else file
+
+
+def _inside(file: str, name: str) -> str:
+    """Return the path that a member would have if its archive or table were a folder."""
+    if tables.is_table(file):
+        return f"{tables.without_suffix(file)}/{name.rpartition(tables.MARK)[2]}"
+    return f"{without_suffix(file)}/{name}"

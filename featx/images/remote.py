@@ -36,7 +36,7 @@ CONNECT, ANSWER = 10, 20
 MISSING, DENIED = (404, 410), (401, 403, 407)
 REFUSALS = (*MISSING, *DENIED, 400, 405, 406, 414, 416, 451)
 
-NO_ACCESS = "access denied"
+NO_ACCESS, NO_PARTS = "access denied", "its server does not serve parts of files"
 
 # The libraries of protocols that fsspec does not bring itself.
 LIBRARIES = {
@@ -91,13 +91,13 @@ def entries(folder: str) -> Iterator[tuple[str, bool, Stat | None]]:
         If there is none, or it cannot be listed.
     """
     place = f"{folder}/"
-    found = _tried(folder, lambda system: system.ls(place if is_web(folder) else folder, detail=True))
-    own = str(_file_system(folder)._strip_protocol(folder)).rstrip("/")  # noqa: SLF001 - public in all but its name
+    found = _tried(folder, lambda system, url: system.ls(f"{url}/" if is_web(url) else url, detail=True))
+    own = folder.partition("://")[2]
     for info in found:
         name = str(info["name"])
         if is_web(folder) and (not name.startswith(place) or "?" in name or "#" in name):
             continue  # a link to elsewhere, or to the same page in another order
-        if name.rstrip("/") == own:  # an object that stands for the folder itself
+        if name.strip("/") == own:  # an object that stands for the folder itself
             continue
         is_one = info["type"] == "directory"
         yield (
@@ -140,8 +140,10 @@ def gives_parts(url: str, stat: Stat) -> bool:
         return True
     try:
         return stat.bytes > 1 and len(_part(url, 1, 2, stat)) == 1
-    except ValueError:
-        return False
+    except UnreadableError as error:
+        if error.reason == NO_PARTS:
+            return False
+        raise
 
 
 class _Parts(RawIOBase):
@@ -185,7 +187,7 @@ class _Forwards(RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         target = offset + {SEEK_CUR: self._place}.get(whence, 0)
         if whence == SEEK_END or target < self._place:
-            raise UnreadableError("read", "its server does not serve parts of files")
+            raise UnreadableError("read", NO_PARTS)
         while self._place < target and self._take(target - self._place):
             pass
         return self._place
@@ -205,13 +207,13 @@ class _Forwards(RawIOBase):
 
 
 def _info(url: str) -> dict[str, Any]:
-    return _tried(url, lambda system: dict(system.info(url)))
+    return _tried(url, lambda system, url: dict(system.info(url)))
 
 
 def _part(url: str, start: int, end: int, stat: Stat | None) -> bytes:
     """Read a part of a file."""
 
-    def read(system: Any) -> bytes:
+    def read(system: Any, url: str) -> bytes:
         if not is_web(url):
             return bytes(system.cat_file(url, start=start, end=end))
         # The size spares a request for it; without a cache, just what is wanted is asked for.
@@ -219,18 +221,23 @@ def _part(url: str, start: int, end: int, stat: Stat | None) -> bytes:
             file.seek(start)
             return bytes(file.read(end - start))
 
-    def whole(system: Any) -> bytes:
-        data = read(system)
+    def whole(system: Any, url: str) -> bytes:
+        data = read(system, url)
         if len(data) != end - start:
             raise OSError("it ends too early")
         return data
 
-    return _tried(url, whole)
+    try:
+        return _tried(url, whole)
+    except ValueError as error:  # which is how fsspec says that a server sends all of a file
+        raise UnreadableError("read", NO_PARTS) from error
 
 
 def _streamed(url: str) -> Iterator[bytes]:
     """Read a file once, from its beginning."""
-    file = _tried(url, lambda system: system.open(url, "rb", **({"block_size": 0, "size": 1} if is_web(url) else {})))
+    file = _tried(
+        url, lambda system, url: system.open(url, "rb", **({"block_size": 0, "size": 1} if is_web(url) else {}))
+    )
     with file:
         while True:
             try:
@@ -242,13 +249,13 @@ def _streamed(url: str) -> Iterator[bytes]:
             yield piece
 
 
-def _tried(url: str, function: Callable[[Any], Result]) -> Result:
+def _tried(url: str, function: Callable[[Any, str], Result]) -> Result:
     """Have something done with a URL's file system, again if that may help."""
-    system = _file_system(url)
+    system, url = _file_system(url), protocol_of(url) + url[url.index(":") :]
     for left in reversed(range(ATTEMPTS if is_web(url) else 1)):
         try:
-            return function(system)
-        except ValueError:  # which is how fsspec says that a server has its own idea of what was asked for
+            return function(system, url)
+        except ValueError:
             raise
         except Exception as error:
             translated = _translated(error)
@@ -259,7 +266,7 @@ def _tried(url: str, function: Callable[[Any], Result]) -> Result:
 
 def _translated(error: Exception) -> FileNotFoundError | UnreadableError:
     """Say what went wrong in one line that has no secrets in it."""
-    status, cause = _status_of(error), error.__cause__ or error
+    status, cause = _status_of(error), _behind(error)
     hides_another = isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith("aiohttp")
     if status in MISSING or (isinstance(error, FileNotFoundError) and not hides_another):
         return FileNotFoundError(2, "no such file")
@@ -280,7 +287,12 @@ def _translated(error: Exception) -> FileNotFoundError | UnreadableError:
 
 def _status_of(error: BaseException) -> int:
     """Return the status that a web server answered with; 0 where it did not."""
-    return int(getattr(error.__cause__ or error, "status", 0) or 0)
+    return int(getattr(_behind(error), "status", 0) or 0)
+
+
+def _behind(error: BaseException) -> BaseException:
+    """Return what is behind an error: fsspec takes whatever a web server says for a missing file."""
+    return (error.__cause__ or error) if isinstance(error, FileNotFoundError) else error
 
 
 def _stat_in(info: dict[str, Any]) -> Stat:
@@ -308,7 +320,7 @@ def _shared(protocol: str, process: int) -> Any:
     """Make a file system for a process; what its threads share does not survive a fork."""
     del process
     if find_spec("fsspec") is None:
-        raise FeatxError(f"{protocol}:// needs an extra", "pip install 'featx[remote]'")
+        raise FeatxError(f"{protocol}:// needs an extra", "Run `pip install 'featx[remote]'`")
     import fsspec
 
     if protocol not in fsspec.available_protocols():

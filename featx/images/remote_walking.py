@@ -15,8 +15,8 @@ from featx.values import Stat
 class RemoteWalk(Walk):
     """A walk through a remote folder; see `featx.images.walking.Walk`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, suffix: str = "") -> None:
+        super().__init__(suffix)
         self._stats: dict[str, Stat] = {}
 
     def images(self, folder: str, name: str, pattern: Pattern) -> Iterator[tuple[str, str]]:

@@ -12,8 +12,8 @@ from itertools import chain
 
 from featx import paths
 from featx.collecting import many_records
-from featx.errors import UsageError
-from featx.images import archives, plugins, webdataset
+from featx.errors import UnreadableError, UsageError
+from featx.images import archives, plugins, storage, tables, webdataset
 from featx.images.archives import Listing
 from featx.images.named import Input, listed_key, looked_at, member_key
 from featx.images.remote_walking import RemoteWalk
@@ -167,13 +167,18 @@ def _images(one: Input, found: Found, listing: Callable[[str], Listing]) -> Iter
     UsageError
         If it has none.
     """
-    if one.pattern is None and not _is_archive(one.path):  # of which a call may name very many
+    if one.pattern is None and not (one.column or _is_archive(one.path)):  # of which a call may name very many
         yield one.name, one.path, None
         return
-    walk, count = RemoteWalk() if is_url(one.path) else Walk(), 0
+    wanted = tables.SUFFIX if one.column else ""
+    walk, count = RemoteWalk(wanted) if is_url(one.path) else Walk(wanted), 0
     files = [(one.name, one.path)] if one.pattern is None else walk.images(one.path, one.name, one.pattern)
     for name, path in files:
-        members = _members(name, listing(path), found, walk) if _is_archive(path) else [(name, path)]
+        members: Iterable[tuple[str, str]] = [(name, path)]
+        if one.column:
+            members = _rows(name, path, one.column)
+        elif _is_archive(path):
+            members = _members(name, listing(path), found, walk)
         for key, place in members:
             count += 1
             yield key, place, walk.stat_of(place)
@@ -184,6 +189,18 @@ def _images(one: Input, found: Found, listing: Callable[[str], Listing]) -> Iter
     found.unpacked += walk.unpacked
     if not count:
         raise _without_images(one.text, walk)
+
+
+def _rows(name: str, path: str, column: str) -> Iterator[tuple[str, str]]:
+    """Yield key and locator of a table's rows, or of the table if it cannot be read."""
+    locator = f"{path}{tables.MARK}{column}"
+    try:
+        names = tables.names_in(path, storage.stat_of(path), column)
+    except (OSError, UnreadableError):
+        yield name, locator
+        return
+    for row, key in enumerate(names):
+        yield f"{tables.without_suffix(name)}/{key}", f"{locator}{tables.MARK}{row}"
 
 
 def _is_archive(path: str) -> bool:
@@ -211,6 +228,8 @@ def _without_images(text: str, walk: Walk) -> UsageError:
         return UsageError(f"There are no images in {text} except {names}", remedy)
     if walk.reason:
         hint = "Check the path and its permissions"
+    elif "::" in text:
+        hint = f"Tables are files that end in {tables.SUFFIX}"
     elif "[" in text and not os.path.lexists(text):
         hint = f"In patterns, [ ] matches one of the characters inside; for a bracket write {glob.escape('[')}"
         hint += f", as in {text.replace('[', glob.escape('['))}"

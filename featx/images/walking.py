@@ -96,6 +96,11 @@ class Pattern:
 class Walk:
     """A walk through a folder.
 
+    Parameters
+    ----------
+    suffix : str
+        Of the files that are wanted, and no others are looked at; if empty, these are images and archives.
+
     Attributes
     ----------
     others : int
@@ -112,7 +117,8 @@ class Walk:
         Archives beside a folder of their name, which are taken to have been unpacked there, and left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str = "") -> None:
+        self._suffix = suffix
         self.others = self.linked = self.closed = self.unpacked = 0
         self.unread: Counter[Plugin] = Counter()
         self.reason = ""
@@ -165,7 +171,9 @@ class Walk:
         return None
 
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if not (has_image_suffix(name) or has_archive_suffix(name)):
+        if self._suffix:
+            images.extend([name] if name.lower().endswith(self._suffix) else [])
+        elif not (has_image_suffix(name) or has_archive_suffix(name)):
             self.others += 1
         elif plugin := self._missing.get(suffix_of(name)):
             self.unread[plugin] += 1
