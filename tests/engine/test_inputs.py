@@ -112,6 +112,17 @@ def test_every_input_gives_the_bytes_of_the_folder_and_is_skipped_when_unchanged
     assert extract(url, out).tried == 0
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "table"])
+def test_ray_gives_the_same_bytes(places, expected, tmp_path, kind, request):
+    if not request.config.getoption("--large"):
+        pytest.skip("takes --large")
+    pytest.importorskip("ray", exc_type=ImportError)
+    extract(f"s3://bucket/{KINDS[kind]}", tmp_path / "out", engine="ray", ray_workers=1)
+    assert outputs(tmp_path / "out") == expected
+    with pytest.raises(UsageError, match="memory:// is only seen by this process"):
+        extract("memory://inputs/photos", tmp_path / "memory", engine="ray")
+
+
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_tables_in_folders_and_patterns(places, expected, tmp_path, place):
     root = places.urls[place]
