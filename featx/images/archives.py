@@ -328,9 +328,8 @@ def split(locator: str) -> tuple[str, str] | None:
     place = locator.find(MARK)
     while place >= 0:
         path = locator[:place]
-        if (tables.is_table(path) or has_archive_suffix(without_query(path))) and (
-            is_url(path) or os.path.isfile(path)
-        ):
+        named_so = tables.is_table(path) or has_archive_suffix(without_query(path))
+        if named_so and (is_url(path) or os.path.isfile(path)):  # noqa: PTH113 - text
             return path, locator[place + len(MARK) :]
         place = locator.find(MARK, place + 1)
     return None
