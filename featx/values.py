@@ -32,11 +32,14 @@ class Item(Struct, frozen=True, gc=False):
         The file. Text, since a million `Path` objects take a gigabyte.
     alias : str
         Its output's name where that is not the one that follows from the key; empty otherwise.
+    stat : Stat or None
+        What the listing says of a remote object; None where it has to be looked up.
     """
 
     key: str
     path: str
     alias: str = ""
+    stat: Stat | None = None
 
 
 class Level(Struct, frozen=True, omit_defaults=True):
@@ -268,11 +271,12 @@ RANDOM_SIMILARITY = f"{RANDOM_WEIGHTS}, so similarity means little"
 
 
 class Stat(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Size and time of a file, and its sha256 where that was asked for, to see whether it was changed since."""
+    """Size, time and version (a remote object's ETag) of a file, and its sha256 if asked for, to notice changes."""
 
     bytes: int
     mtime_ns: int
     sha256: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,9 +110,9 @@ class Work:
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; any error becomes its outcome."""
         with self._reader.timed(item):
-            stat = stat_of(item.path)  # before reading, so that a change in between is noticed next time
+            stat = item.stat or stat_of(item.path)  # before reading, so that a change in between is noticed next time
         try:
-            placed = self._reader(item)
+            placed = self._reader(structs.replace(item, stat=stat))
         except UnreadableError as error:
             hashed = structs.replace(stat, sha256=error.sha256) if stat else None
             return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)

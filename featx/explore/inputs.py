@@ -14,7 +14,7 @@ from featx import files
 from featx.command_options import ViewOptions
 from featx.engine.events import Listener
 from featx.errors import FeatxError, UsageError
-from featx.paths import refuse_url
+from featx.paths import is_url
 from featx.requests import Job
 from featx.runs.layout import SUMMARY
 from featx.runs.reading import Run, open_run
@@ -51,8 +51,7 @@ def opened(
             raise UsageError(f"{name} is for photos, but {paths[0]} is a run", "Leave it out")
         yield open_run(paths[0]), list(paths[1:])
     elif "model" not in options:
-        refuse_url(paths[0])
-        if not os.path.lexists(paths[0]):
+        if not (is_url(paths[0]) or os.path.lexists(paths[0])):
             raise UsageError(f"There is no run or photo {paths[0]}", "Check the path")
         raise UsageError(f"{paths[0]} is not a run, and photos need a model", "Add a model, such as --model resnet50")
     else:

@@ -28,6 +28,7 @@ from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest, parts
 from featx.runs.formats import Array
+from featx.runs.known import is_same
 from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
@@ -318,8 +319,7 @@ def _unchanged(run: Run, key: str) -> Item | None:
     line = run.line(key)
     path, then = to_path(line.path), line.input
     now = stat_of(path)
-    same = now and then and (now.bytes, now.mtime_ns) == (then.bytes, then.mtime_ns)
-    return Item(key, path) if same else None
+    return Item(key, path, stat=now) if now and then and is_same(now, then) else None
 
 
 def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, result: Recomputed) -> None:
