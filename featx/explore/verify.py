@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -26,9 +26,10 @@ from featx.errors import ROOM, FeatxError, OutputError, StuckError
 from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
-from featx.runs import formats, lock, manifest, parts
+from featx.runs import formats, lock, manifest, parts, remote
 from featx.runs.formats import Array
 from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
+from featx.runs.mirror import is_own, mirror_of
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import read_suspects, save_suspects
@@ -91,8 +92,8 @@ class Verified:
 
     Attributes
     ----------
-    folder : Path
-        The run's.
+    folder : Path or str
+        The run's, or its URL.
     checked : int
         Number of outputs in the manifest.
     missing : list of str
@@ -118,7 +119,7 @@ class Verified:
         If it was requested.
     """
 
-    folder: Path
+    folder: Path | str
     checked: int = 0
     missing: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
@@ -170,11 +171,17 @@ def verify(
     """
     recompute = VerifyOptions(recompute=recompute).recompute
     require_summary(folder)  # before looking for its lock
-    folder = Path(folder)
-    holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
+    with remote.at(folder, changing=repair) as place:
+        return _verify(place, recompute, repair=repair, listener=listener)
+
+
+def _verify(folder: Path, recompute: int, *, repair: bool, listener: Callable[[Checked], None]) -> Verified:
+    holding: AbstractContextManager[Any] = remote.exclusive(folder, make=False) if repair else remote.shared(folder)
     with holding as held:
         run = open_run(folder)
-        verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
+        mirror = mirror_of(folder)
+        verified = Verified(mirror.store.url if mirror else folder, failed=len(run.failed))
+        verified.unreadable = manifest.unreadable_lines(folder)
         verified.to_do = max(0, run.summary["counts"]["total"] - len(run) - len(run.failed))
         for key, fault in _faults(run, listener):
             verified.checked += 1
@@ -235,14 +242,23 @@ def _look_around(run: Run, verified: Verified) -> None:
     verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
     ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
     ours |= parts.own_files(run.folder)
+    mirror = mirror_of(run.folder)
+    if mirror:
+        _sort(run, verified, (name for name in mirror.store.walk() if name not in ours and not is_own(name)))
+        return
     unfinished = {home / UNFINISHED for home in (run.folder, *parts.found(run.folder).values())}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)
         if not unfinished.isdisjoint((Path(place), *Path(place).parents)):
             verified.unfinished += len(names) - (KEPT in names)
         else:
-            for path in sorted(path for name in names if (path := (where / name).as_posix()) not in ours):
-                (verified.uncommitted if _is_output(run, path) else verified.foreign).append(path)
+            _sort(run, verified, sorted(path for name in names if (path := (where / name).as_posix()) not in ours))
+
+
+def _sort(run: Run, verified: Verified, others: Iterable[str]) -> None:
+    """Tell outputs that are not in the manifest from files that do not belong to the run."""
+    for path in others:
+        (verified.uncommitted if _is_output(run, path) else verified.foreign).append(path)
 
 
 def _is_output(run: Run, path: str) -> bool:
@@ -267,7 +283,7 @@ def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
             held.save({**summary, "state": "stopped", "counts": counts})
             held.drop(forgotten)
         except OSError as error:
-            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", ROOM) from error
+            raise OutputError(f"{run.name} cannot be written: {error.strerror}", ROOM) from error
     verified.repaired = True
 
 

@@ -146,7 +146,7 @@ def _levels(run: Run, asked: ViewOptions) -> list[Level]:
         names = {field.key for field in run.fields}
         have = [level for level in run.levels if f"{level.key}{ATTENTION}" in names]
         if not have:
-            raise FeatxError(f"The run {run.folder} has no attention", "Extract it with --attention")
+            raise FeatxError(f"The run {run.name} has no attention", "Extract it with --attention")
     levels = places.chosen(have, asked.levels)
     for level in levels:
         cells.spacing_of(level)
