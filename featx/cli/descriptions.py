@@ -19,6 +19,7 @@ from featx.images import coverage
 from featx.runs.layout import SUMMARY
 from featx.runs.recipe_files import options_of_run, recipe_text
 from featx.runs.summary import require_summary
+from featx.stores import is_url
 from featx.text import amount_of, count_of, printable, spacing
 from featx.values import Input
 
@@ -51,8 +52,8 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
 
 
 def is_run(name: str) -> bool:
-    """Whether what could name a model is the path of a run's folder."""
-    return os.sep in name and (Path(name) / SUMMARY).is_file()
+    """Whether what could name a model is the path of a run's folder, or a URL."""
+    return is_url(name) or (os.sep in name and (Path(name) / SUMMARY).is_file())
 
 
 def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from featx.images import cells
 from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
+from featx.stores import is_url
 from featx.text import spacing
 from featx.values import EMBEDDING, Level
 
@@ -118,7 +119,7 @@ def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
 def default_output(first: str) -> Path:
     """Name a picture after the first path that it shows; a pattern of paths names none."""
     path = Path(first).absolute()
-    name = path.name if path.is_dir() else path.stem if path.exists() else ""
+    name = path.name if path.is_dir() or is_url(first) else path.stem if path.exists() else ""
     return Path(f"{name or 'photos'}-view.png")
 
 

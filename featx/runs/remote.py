@@ -30,8 +30,8 @@ from featx.runs.mirror import Mirror, mirror_of, number_of, part_names, require_
 from featx.runs.store_lease import StoreLease, require_free
 from featx.stores import Store, is_url, threads
 
-# Lines wait for so many seconds, or until they are so many bytes.
-SECONDS, BYTES = 5.0, 1 << 20
+# Lines wait for so many seconds, a little longer the longer a run goes on; or until they are so many bytes.
+SECONDS, SHARE, LONGEST, BYTES = 2.0, 0.02, 60.0, 1 << 20
 
 
 class RemoteFolder(LockedFolder):
@@ -41,7 +41,7 @@ class RemoteFolder(LockedFolder):
         super().__init__(mirror.folder, handle, None)
         self._mirror, self._store, self._held = mirror, mirror.store, lease
         self._waiting: list[bytes] = []
-        self._since = time.monotonic()
+        self._began = self._since = time.monotonic()
         self._next = max(map(number_of, part_names(self._store)), default=0) + 1
         if not lease.exclusive:
             self.notes.append(
@@ -59,7 +59,9 @@ class RemoteFolder(LockedFolder):
         """Add lines to the manifest here, and a while later to that of the store."""
         super().append(lines)
         self._waiting.append(lines)
-        if time.monotonic() - self._since > SECONDS or sum(map(len, self._waiting)) > BYTES:
+        now = time.monotonic()
+        longest = min(LONGEST, SECONDS + SHARE * (now - self._began))
+        if now - self._since > longest or sum(map(len, self._waiting)) > BYTES:
             self._flush()
 
     def save(self, summary: dict[str, Any]) -> dict[str, Any]:
