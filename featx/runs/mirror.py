@@ -14,13 +14,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
 from featx import files, stores
 from featx.errors import FeatxError, OutputError, StoreError
 from featx.runs.layout import LEASE, MANIFEST, PARTS, SUMMARY
-from featx.stores import Store
+from featx.stores import Store, is_url
 
 # How often reading begins again, since the run goes on meanwhile.
 TRIES = 5
@@ -133,15 +134,17 @@ def require_usable(store: Store) -> None:
         )
 
 
-def opened(url: str, owner: object) -> Mirror:
-    """Make a mirror to read a run, which is removed when its owner is gone.
+def located(place: str | PathLike[str], owner: object) -> tuple[Mirror | None, Path, str]:
+    """Find the folder and the name of a run; one behind a URL gets a mirror, which is removed when its owner is gone.
 
     Raises
     ------
     FeatxError
         If it cannot be read.
     """
-    store = Store.of(url)
+    if not is_url(place):
+        return None, Path(place), str(place)
+    store = Store.of(str(place))
     try:
         folder = Path(tempfile.mkdtemp(prefix="featx-"))
     except OSError as error:
@@ -151,7 +154,7 @@ def opened(url: str, owner: object) -> Mirror:
     mirror = Mirror(store, folder)
     weakref.finalize(owner, _remove, mirror, os.getpid())
     mirror.refresh()
-    return mirror
+    return mirror, folder, store.url
 
 
 def _joined(store: Store, folder: Path) -> Mirror:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
@@ -20,11 +19,10 @@ from featx.images.frame import Frame
 from featx.runs import formats, manifest, places
 from featx.runs.formats import Array
 from featx.runs.manifest import Done, Line
-from featx.runs.mirror import opened
+from featx.runs.mirror import located
 from featx.runs.parts import Texts
 from featx.runs.places import Levels, Named
 from featx.runs.summary import require_summary
-from featx.stores import is_url
 from featx.values import EMBEDDING, Field, Level
 
 if TYPE_CHECKING:
@@ -63,9 +61,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.summary = require_summary(folder)
-        self._mirror = opened(fspath(folder), self) if is_url(folder) else None
-        self.folder = self._mirror.folder if self._mirror else Path(folder)
-        self.name = self._mirror.store.url if self._mirror else str(folder)
+        self._mirror, self.folder, self.name = located(folder, self)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
         self.fields = convert(self.summary["arrays"], tuple[Field, ...])
