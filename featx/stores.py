@@ -14,7 +14,7 @@ from typing import Any
 
 from featx.errors import FeatxError, StoreError, UsageError, first_line
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(?:([^/@]*)@)?[^/@]", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(?:([^/@]*)@)?([^/]*)", re.IGNORECASE)
 
 # File systems of fsspec that write a file in its place, where half of it can be seen.
 IN_PLACE = {
@@ -50,10 +50,12 @@ class Store:
         Raises
         ------
         UsageError
-            If a password is in it, which everyone would see who sees the command.
+            If it names nothing, or a password is in it, which everyone would see who sees the command.
         """
         found = _URL.match(url)
-        if found and ":" in (found[2] or ""):
+        if not found or not url[found.start(3) :].strip("/"):
+            raise UsageError(f"{url} names no bucket", "Write, for example, s3://bucket/run")
+        if ":" in (found[2] or ""):
             raise UsageError(
                 f"The {found[1].lower()}:// URL has a password in it",
                 "Leave it out, and set it in the environment or in the configuration of the file system",

@@ -30,6 +30,7 @@ ALONE = {
     "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},
     "huggingface_hub": {"models.hub"},
     "ray": {"engine.cluster", "engine.ray"},
+    "fsspec": {"stores"},
 }
 
 # Never imported when the command line starts.

@@ -269,6 +269,7 @@ def test_a_place_that_holds_something_else_is_left_alone(photos):
     ("output", "options", "message"),
     [
         ("sftp://host/run", {}, "sftp:// is no object store"),
+        ("s3://", {}, "s3:// names no bucket"),
         ("nonsense://host/run", {}, "Protocol not known: nonsense"),
         ("s3://key:secret@bucket/run", {}, "has a password in it"),
         (Path("s3://bucket/run"), {}, "what pathlib makes of a URL"),
