@@ -52,8 +52,10 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
 
 
 def is_run(name: str) -> bool:
-    """Whether what could name a model is the path of a run's folder, or a URL."""
-    return is_url(name) or (os.sep in name and (Path(name) / SUMMARY).is_file())
+    """Whether what could name a model is the path of a run's folder, or a URL; those of the web name models."""
+    if is_url(name):
+        return not name.lower().startswith(("http://", "https://"))
+    return os.sep in name and (Path(name) / SUMMARY).is_file()
 
 
 def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
