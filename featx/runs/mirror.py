@@ -50,11 +50,14 @@ class Mirror:
     ----------
     threads : Executor
         What uploads outputs.
+    check : callable
+        Called before each upload; raises an OutputError where there shall be no more.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
         self.threads = stores.threads()
+        self.check: Callable[[], None] = lambda: None
         self._seen: tuple[object, ...] = ()
         _MIRRORS[folder] = self
 

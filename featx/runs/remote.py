@@ -40,6 +40,7 @@ class RemoteFolder(LockedFolder):
     def __init__(self, mirror: Mirror, handle: int, lease: StoreLease) -> None:
         super().__init__(mirror.folder, handle, None)
         self._mirror, self._store, self._held = mirror, mirror.store, lease
+        mirror.check = lease.require_lately
         self._waiting: list[bytes] = []
         self._began = self._since = time.monotonic()
         self._next = max(map(number_of, part_names(self._store)), default=0) + 1

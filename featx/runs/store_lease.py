@@ -43,6 +43,7 @@ class StoreLease:
     def __init__(self, store: Store) -> None:
         self._store, self._token = store, uuid.uuid4().hex
         self._ended = threading.Event()
+        self._confirmed = clock()
         while not store.create(LEASE, self._content()):
             require_free(store)
             store.remove(LEASE)
@@ -65,6 +66,17 @@ class StoreLease:
                 "Wait for the other run to end, and run the same command to resume",
             )
 
+    def require_lately(self) -> None:
+        """Make sure of it if that was not done lately: between two uploads, this machine may have slept.
+
+        Raises
+        ------
+        BusyError
+            As `require` does.
+        """
+        if clock() - self._confirmed > 2 * RENEW_EVERY:
+            self.require()
+
     def end(self) -> None:
         """Give it back."""
         self._ended.set()
@@ -77,13 +89,22 @@ class StoreLease:
         return json.dumps({**this_process(), "time": now, "token": self._token}).encode()
 
     def _is_ours(self) -> bool:
-        return (_holder(self._store) or {}).get("token") == self._token
+        now = clock()
+        ours = (_holder(self._store) or {}).get("token") == self._token
+        if ours:
+            self._confirmed = now
+        return ours
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_EVERY):
             with suppress(OutputError):  # the store does not answer for the moment
                 if self._is_ours():
                     self._store.write(LEASE, self._content())
+
+
+def clock() -> float:
+    """Return seconds that go on while the machine sleeps, where the system counts those."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def require_free(store: Store) -> None:

@@ -17,7 +17,7 @@ import featx
 from featx.errors import BusyError, FeatxError, OutputError, StoreError, UsageError
 from featx.explore.verify import verify
 from featx.explore.viewing import view
-from featx.runs import remote
+from featx.runs import remote, store_lease
 from featx.runs.merging import merge
 from featx.stores import Store
 from featx.values import Outcome
@@ -154,6 +154,20 @@ def test_a_run_that_has_lost_its_lease_writes_no_more_lines(tmp_path, at_once):
     assert json.loads(STORE.read(".lease"))["token"] == "another"  # it is not taken away from whom it belongs to
 
 
+def test_a_run_that_slept_uploads_nothing_that_another_may_have_by_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "SECONDS", 1e9)
+    honest = store_lease.clock
+
+    def sleep() -> None:
+        STORE.write(".lease", json.dumps({"host": "elsewhere", "pid": 1, "token": "another"}).encode())
+        monkeypatch.setattr(store_lease, "clock", lambda: honest() + 100)
+
+    with pytest.raises(BusyError, match="was removed, or another run has it now"):
+        extract(make_photos(tmp_path / "photos", 48), URL, listener=on_first(sleep), batch_size=2, workers=1)
+    assert len(objects()) < 48
+    assert entries() == []
+
+
 def test_no_run_replaces_what_another_has_recorded(photos, monkeypatch):
     """Even one that slept while its lease ran out, and does not know."""
     monkeypatch.setattr("featx.runs.store_lease.StoreLease.require", lambda self: None)
@@ -251,7 +265,7 @@ def test_the_folder_on_this_machine_stays_small_and_goes(tmp_path, monkeypatch):
     def count(event) -> None:
         counts.append(sum(path.is_file() for path in (tmp_path / "here").rglob("*.npz")))
 
-    extract(make_photos(tmp_path / "photos", 60), URL, listener=count, batch_size=4, workers=1)
+    extract(make_photos(tmp_path / "photos", 48), URL, listener=count, batch_size=4, workers=1)
     assert max(counts) < 40  # a group, and what is being written and uploaded meanwhile
     assert not list((tmp_path / "here").glob("featx-*/*"))
 

@@ -53,7 +53,7 @@ class Writer:
     """
 
     def __init__(self, inner: AnyWriter, mirror: Mirror, shared: str) -> None:
-        self._inner, self._shared = inner, shared
+        self._inner, self._mirror, self._shared = inner, mirror, shared
         self._folder, self._store, self._threads = mirror.folder, mirror.store, mirror.threads
         self.largest, self.group, self.seconds, self.room = inner.largest, inner.group, inner.seconds, inner.room
 
@@ -95,6 +95,7 @@ class Writer:
     def _put(self, group: Sequence[Stored]) -> list[str]:
         names = self._inner.commit(group)
         for name in dict.fromkeys(names):
+            self._mirror.check()
             self._store.upload(self._folder / name, name)
             files.remove(self._folder / name)
         return names
