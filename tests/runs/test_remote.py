@@ -28,7 +28,10 @@ STORE = Store.of(URL)
 
 
 @pytest.fixture(autouse=True)
-def memory():
+def memory(tmp_path, monkeypatch):
+    """Leave nothing in memory, and share no folder with other processes, whose memory is another."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     yield
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
@@ -256,18 +259,15 @@ def test_like_takes_the_recipe_behind_a_url(tmp_path, photos):
     assert report.summary["recipe"]["dtype"] == "float16"
 
 
-def test_the_folder_on_this_machine_stays_small_and_goes(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "here"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    (tmp_path / "here").mkdir()
+def test_the_folder_on_this_machine_stays_small_and_goes(tmp_path):
     counts = []
 
     def count(event) -> None:
-        counts.append(sum(path.is_file() for path in (tmp_path / "here").rglob("*.npz")))
+        counts.append(sum(path.is_file() for path in (tmp_path / "temporary").rglob("*.npz")))
 
     extract(make_photos(tmp_path / "photos", 48), URL, listener=count, batch_size=4, workers=1)
     assert max(counts) < 40  # a group, and what is being written and uploaded meanwhile
-    assert not list((tmp_path / "here").glob("featx-*/*"))
+    assert not list((tmp_path / "temporary").glob("featx-*/*"))
 
 
 def test_a_place_that_holds_something_else_is_left_alone(photos):
