@@ -77,7 +77,7 @@ def extract(
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
     output : path or None
-        The run's folder; None takes ``features/<model>``.
+        The run's folder, or a URL such as ``s3://bucket/run`` as text; None takes ``features/<model>``.
     from_file : path or None
         A list of images, one path or URL per line.
     listener : callable or None

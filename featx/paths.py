@@ -117,7 +117,7 @@ def protocol_of(url: str) -> str:
 
 
 def require_plain_url(url: str) -> None:
-    """Refuse a URL with a password in it, which would be written to the manifest, and one of a local file.
+    """Refuse a URL with a password in it, which would be written down, one of nothing, and one of a local file.
 
     Raises
     ------
@@ -127,22 +127,11 @@ def require_plain_url(url: str) -> None:
     found = _URL.match(url)
     if found and found[1].lower() in ("file", "local"):
         raise UsageError(f"{url} is the URL of a local file", "Give its path")
+    if not url.partition("://")[2].strip("/"):
+        raise UsageError(f"{url} names no bucket or server", "Give a whole URL, such as s3://bucket/photos")
     user, at, host = found[2].rpartition("@") if found else ("", "", "")
     if at and (":" in user or is_web(url)):
         raise UsageError(
-            f"{protocol_of(url)}://***@{host} has credentials in it, which the manifest would show",
+            f"{protocol_of(url)}://***@{host} has credentials in it, which would be written down",
             "Leave them out; fsspec takes them from the environment and from ~/.config/fsspec",
         )
-
-
-def refuse_url(text: str) -> None:
-    """Refuse a URL given in place of a file or folder.
-
-    Raises
-    ------
-    UsageError
-        With what to do instead.
-    """
-    if found := _URL.match(text):
-        hint = "Give its path" if found[1].lower() == "file" else "Download it first, and give its path"
-        raise UsageError(f"featx reads files, and {text} is a URL", hint)

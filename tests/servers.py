@@ -8,8 +8,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
-from featx.images import remote
+from featx import filesystems
 
 
 class Site:
@@ -100,7 +101,7 @@ def site_of(folder: Path):
 
 @contextmanager
 def s3_server(patch):
-    """Run an S3 server that fsspec finds by the environment; gives the file system."""
+    """Run an empty S3 server that fsspec finds by the environment; gives the file system."""
     import logging
 
     from moto.server import ThreadedMotoServer
@@ -109,12 +110,13 @@ def s3_server(patch):
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
+    urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()  # it shares its buckets with others before it
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         patch.setenv(name, value)
-    remote._shared.cache_clear()
+    filesystems._shared.cache_clear()
     try:
-        yield remote._file_system("s3://")
+        yield filesystems.file_system("s3://")
     finally:
-        remote._shared.cache_clear()
+        filesystems._shared.cache_clear()
         running.stop()

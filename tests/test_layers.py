@@ -28,7 +28,7 @@ ALONE = {
     },
     "ultralytics": {"models.yolo.importing"},
     "pyarrow": {"explore.vector_tables", "images.tables", "runs.formats.parquet"},
-    "fsspec": {"images.remote"},
+    "fsspec": {"filesystems"},
     "huggingface_hub": {"models.hub"},
     "ray": {"engine.cluster", "engine.ray"},
 }

@@ -199,8 +199,6 @@ def require_usable(url: str) -> None:
         If it has credentials in it or names nothing, or its protocol needs a library.
     """
     paths.require_plain_url(url)
-    if not url.partition("://")[2].strip("/"):
-        raise UsageError(f"{url} names no bucket or server", "Give the URL of a folder, an image or an archive")
     remote.require(url)
 
 

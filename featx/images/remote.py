@@ -1,23 +1,21 @@
 # Remote files: what a URL refers to, by fsspec: its size and version, its bytes, and what is in a folder.
 """Reading from buckets and web servers.
 
-Only this module knows fsspec. Whatever goes wrong is a FileNotFoundError, or an `UnreadableError` whose reason names
+Whatever goes wrong is a FileNotFoundError, or an `UnreadableError` whose reason names
 neither the URL's query nor anything else that could be a secret.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from importlib.util import find_spec
 from io import SEEK_CUR, SEEK_END, BufferedReader, RawIOBase
 from typing import Any, BinaryIO, TypeVar
 
-from featx.errors import FeatxError, UnreadableError, UsageError, first_line
+from featx.errors import UnreadableError, first_line
+from featx.filesystems import file_system
 from featx.paths import is_web, protocol_of
 from featx.values import Stat
 
@@ -29,26 +27,11 @@ PIECE, BLOCK = 1 << 25, 1 << 22
 # How often a web server is asked for the same thing; the libraries of buckets ask again by themselves.
 ATTEMPTS = 3
 
-# Seconds that a web server may take to be reached, and to send something.
-CONNECT, ANSWER = 10, 20
-
 # Statuses of web servers: not there, not allowed, and all that asking again does not change.
 MISSING, DENIED = (404, 410), (401, 403, 407)
 REFUSALS = (*MISSING, *DENIED, 400, 405, 406, 414, 416, 451)
 
 NO_ACCESS, NO_PARTS = "access denied", "its server does not serve parts of files"
-
-# The libraries of protocols that fsspec does not bring itself.
-LIBRARIES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "az": "adlfs",
-    "http": "aiohttp",
-}
-LIBRARIES |= {"https": LIBRARIES["http"], "abfss": "adlfs", "sftp": "paramiko", "ssh": "paramiko"}
 
 # What the libraries call an object's version, and its time.
 VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum")
@@ -63,7 +46,7 @@ def require(url: str) -> None:
     FeatxError
         If it is not, or its protocol is unknown.
     """
-    _file_system(url)
+    file_system(url)
 
 
 def stat_of(url: str) -> Stat:
@@ -251,7 +234,7 @@ def _streamed(url: str) -> Iterator[bytes]:
 
 def _tried(url: str, function: Callable[[Any, str], Result]) -> Result:
     """Have something done with a URL's file system, again if that may help."""
-    system, url = _file_system(url), protocol_of(url) + url[url.index(":") :]
+    system, url = file_system(url), protocol_of(url) + url[url.index(":") :]
     for left in reversed(range(ATTEMPTS if is_web(url) else 1)):
         try:
             return function(system, url)
@@ -305,40 +288,3 @@ def _stat_in(info: dict[str, Any]) -> Stat:
         time = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     whole = int(time or 0) if etag else float(time or 0)  # some listings have fractions of a second, and some do not
     return Stat(int(info.get("size") or 0), int(whole * 10**9), etag=etag)
-
-
-def _file_system(url: str) -> Any:
-    """Return what reads a URL: one for all threads of this process, or where that cannot be, for this thread."""
-    system = _shared(protocol_of(url), os.getpid())
-    if system.async_impl or system.protocol == "memory":
-        return system
-    return type(system)(**system.storage_options)  # fsspec keeps one for each thread
-
-
-@lru_cache
-def _shared(protocol: str, process: int) -> Any:
-    """Make a file system for a process; what its threads share does not survive a fork."""
-    del process
-    if find_spec("fsspec") is None:
-        raise FeatxError(f"{protocol}:// needs an extra", "Run `pip install 'featx[remote]'`")
-    import fsspec
-
-    if protocol not in fsspec.available_protocols():
-        raise UsageError(f"There is no protocol {protocol}", "fsspec knows s3, gs, https, hf and others")
-    options: dict[str, Any] = {"use_listings_cache": False}
-    try:
-        kind = fsspec.get_filesystem_class(protocol)
-        if protocol in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(protocol, {}):
-            import aiohttp
-
-            options["client_kwargs"] = {
-                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=ANSWER)
-            }
-        return kind(**options)
-    except ImportError as error:
-        raise FeatxError(
-            f"{protocol}:// needs a library: {first_line(error)}",
-            f"pip install 'featx[remote]' {LIBRARIES.get(protocol, '')}".strip(),
-        ) from error
-    except Exception as error:
-        raise FeatxError(f"{protocol}:// cannot be read: {first_line(error)}", "Check fsspec's settings") from error

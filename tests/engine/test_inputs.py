@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from featx import filesystems
 from featx.engine.events import Planned
 from featx.errors import FeatxError, UsageError
 from featx.images import archives, remote
@@ -295,8 +296,8 @@ def test_what_cannot_be_read_is_one_line(places, tmp_path, url, said):
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "find_spec", lambda name: None)
-    remote._shared.cache_clear()
+    monkeypatch.setattr(filesystems, "find_spec", lambda name: None)
+    filesystems._shared.cache_clear()
     with pytest.raises(FeatxError, match=r"s3:// needs an extra. Run `pip install 'featx\[remote\]'`"):
         extract("s3://bucket/photos", tmp_path / "out")
-    remote._shared.cache_clear()
+    filesystems._shared.cache_clear()
