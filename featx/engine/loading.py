@@ -54,7 +54,7 @@ def load(
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:
         require_room(forecast, blueprint, job, output, workers)
-    for text in (*tight(forecast), *slow_precision(job, devices[0])):
+    for text in (*blueprint.description.notes, *tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
         if earlier and (other := _other_options(job, earlier, boxes)):

@@ -154,7 +154,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
 
 def _only_embedding(request: Any) -> Any:
     of_levels = dict.fromkeys(("norm", "prefix_tokens", "attention", "final"), False)
-    return replace(request, **of_levels, out_indices=None, strides=None, maps=False, embedding=True)
+    return replace(request, **of_levels, modules=None, out_indices=None, strides=None, maps=False, embedding=True)
 
 
 def _size(blueprint: Blueprint) -> str:

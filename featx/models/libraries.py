@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.descriptions import Description
 from featx.requests import ModelRequest
-from featx.values import Description, Weights
+from featx.values import Weights
 
 if TYPE_CHECKING:
     from torch import nn

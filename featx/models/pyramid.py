@@ -24,6 +24,7 @@ from featx.images.frame import Frame
 from featx.images.pictures import reason_of
 from featx.models import libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
+from featx.models.descriptions import Description
 from featx.models.footprint import Pass, of_pass
 from featx.models.levels import require_arrays, to_nchw
 from featx.naming import device_name
@@ -31,7 +32,7 @@ from featx.options import ImageOptions, KeepOptions, ModelOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.run_options import NetworkOptions
-from featx.values import Description, Field, Input, Level, Weights, plain
+from featx.values import Field, Input, Level, Weights, plain
 from featx.version import library_versions
 
 USABLE = "Use --device cpu or auto"
@@ -50,6 +51,10 @@ class Pyramid:
         In network order, with the shapes that their maps have at the model's input size.
     final : Level or None
         The map that the embedding is made of, if it was asked for.
+    modules : tuple of Level
+        The maps of modules, if they were asked for.
+    captures : tuple of str
+        What the outputs of modules that were asked for are called, be they maps or not.
     fields : tuple of Field
         What `arrays` gives, in this order.
     input : Input
@@ -100,7 +105,7 @@ class Pyramid:
         self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
         self.preprocessor = fitting.make(description.preprocessing)
         self.levels: tuple[Level, ...] = description.levels
-        self.final = description.final
+        self.final, self.modules, self.captures = description.final, description.modules, description.captures
         self.fields: tuple[Field, ...] = description.fields
         self.files = (*description.files, *((weights.path,) if weights.path else ()))
 
@@ -171,7 +176,8 @@ class Pyramid:
         -------
         dict of str to Tensor
             The arrays of `fields` by their keys: ``level_2`` (B, C, H, W), ``level_2_prefix`` (B, tokens, C),
-            ``level_2_attention`` (B, heads, H, W), ``final`` (B, C, H, W), ``embedding`` (B, D).
+            ``level_2_attention`` (B, heads, H, W), ``final`` (B, C, H, W), ``embedding`` (B, D),
+            ``module_layer3.0.conv2`` (B, C, H, W).
 
         Raises
         ------

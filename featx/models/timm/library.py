@@ -11,11 +11,12 @@ from torch import nn
 from featx.errors import ModelError, UsageError
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.descriptions import Description
 from featx.models.levels import unsized
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
 from featx.requests import ModelRequest
-from featx.values import Description, Weights, plain
+from featx.values import Weights, plain
 
 
 class Timm:

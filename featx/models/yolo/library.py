@@ -19,6 +19,7 @@ from featx.images.native import GREY
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.checkpoints import split_part
+from featx.models.descriptions import Description
 from featx.models.levels import choose, fields_of, unsized
 from featx.models.weights import require_complete, tensors_sha256
 from featx.models.yolo.graph import Graph, Walk, trace
@@ -27,7 +28,7 @@ from featx.models.yolo.loading import read
 from featx.models.yolo.names import LEFT_OUT, classifies, configurations, family, own_size
 from featx.process import ALONE, random_state, replaced
 from featx.requests import ModelRequest
-from featx.values import RANDOM_WEIGHTS, Description, Input, Level, Weights, plain
+from featx.values import RANDOM_WEIGHTS, Input, Level, Weights, plain
 
 LICENSE = "AGPL-3.0 (ultralytics), or a licence bought from its makers"
 
