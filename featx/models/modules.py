@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from featx.errors import ModelError
 from featx.models.levels import placed
-from featx.models.order import NO_CELL, Order, ranks
+from featx.models.order import NO_CELL, Order, is_counted
 from featx.models.tracing import Grid, Tracer
 from featx.nearest import did_you_mean
 from featx.text import count_of
@@ -35,12 +35,12 @@ class Output:
 
     Attributes
     ----------
-    kind : str
-        Its type, if it is not a tensor.
     shape : tuple of int
-        Its own shape, (1, ...), if it is one.
+        Its own shape, (1, ...), if it is a tensor.
+    fault : str
+        Why it cannot be kept; empty if it can be.
     layout : str
-        As `featx.models.captures.Capture` has it; empty where it cannot be kept.
+        As `featx.models.captures.Capture` has it.
     sides : (int, int)
         Height and width of its map.
     prefix : int
@@ -51,8 +51,8 @@ class Output:
         Whether it was given after the network's last block.
     """
 
-    kind: str = ""
     shape: tuple[int, ...] = ()
+    fault: str = ""
     layout: str = ""
     sides: tuple[int, int] = (0, 0)
     prefix: int = 0
@@ -76,11 +76,22 @@ class Output:
 
 @dataclass(slots=True)
 class Module:
-    """A module of a network, by its path, and what its calls in one pass gave."""
+    """A module of a network, by its path.
+
+    Attributes
+    ----------
+    name, kind : str
+        Its path, and its class.
+    outputs : list of Output
+        What its calls in one pass gave.
+    inner : bool
+        Whether modules in it run.
+    """
 
     name: str
     kind: str
     outputs: list[Output] = field(default_factory=list)
+    inner: bool = False
 
     def level(self, call: int) -> Level:
         """Describe what one of its calls gave, as a level."""
@@ -89,28 +100,27 @@ class Module:
         level = Level(-1, self.called(call), output.channels, None, None, height, width, part=MODULE)
         return placed(level, output.grid) if output.grid else level
 
+    @property
+    def calls(self) -> range:
+        """Its calls in one pass, from 0."""
+        return range(len(self.outputs))
+
     def called(self, call: int) -> str:
         """What a call is called: ``layer1.0.act1@2`` is the second."""
-        return self.name if len(self.outputs) == 1 else f"{self.name}@{call + 1}"
+        return self.name if len(self.outputs) <= 1 else f"{self.name}@{call + 1}"
 
     def fault(self, number: str = "") -> str:
         """Say why its output, of all calls or of that number, cannot be kept; empty if it can be."""
         calls = len(self.outputs)
+        if not calls and self.inner:
+            return "is not run as a whole, only the modules in it"
         if not calls:
-            return "does not run in the pass, which ends before the classifier"
+            return "does not run: the network has no use for it here, or it is the classifier, which is left out"
         if number and not (number.isdecimal() and 1 <= int(number) <= calls):
             return f"runs {_times(calls)}, so there is no call {number}"
         if calls > 1 and not number:
             return f"runs {_times(calls)} in a pass"
-        output = self.outputs[int(number or 1) - 1]
-        if output.layout:
-            return ""
-        if output.kind:
-            return f"gives a {output.kind}, not a tensor"
-        text = " x ".join(map(str, output.shape))
-        if output.shape[:1] != (1,):
-            return f"gives windows or other pieces, {text} for one photo, and not one array per photo"
-        return f"gives {text}, which is no map, and neither tokens nor a vector"
+        return self.outputs[int(number or 1) - 1].fault
 
 
 def _times(count: int) -> str:
@@ -150,8 +160,11 @@ def survey(begin: nn.Module, run: Run, image: Tensor) -> list[Module]:
     _pass(begin, paths, count, lambda: run(torch.cat([image, image]), lambda: None))
     for name, module in found.items():
         for call, (output, number) in enumerate(zip(module.outputs, rows[name], strict=False)):
-            if output.layout and number != 2:  # a table, and not something of each photo
-                module.outputs[call] = replace(output, layout="", shape=(0, *output.shape[1:]))
+            if output.layout and number != 2:
+                fault = f"gives {_text(output.shape)}, which is the same for every photo"
+                module.outputs[call] = replace(output, layout="", fault=fault)
+        for parent in parents(name):
+            found[parent].inner |= bool(module.outputs)
     return list(found.values())
 
 
@@ -175,26 +188,36 @@ def _pass(begin: nn.Module, paths: dict[int, str], look: Any, run: Callable[[], 
 def _output(output: Any, tracer: Tracer, order: Order, *, in_head: bool) -> Output:
     """Find out how an output is laid out."""
     if not isinstance(output, Tensor):
-        return Output(kind=type(output).__name__, in_head=in_head)
-    shape, numbers, grid = tuple(output.shape), order.numbers_of(output), tracer.cells_of(output)
-    plain = Output(shape=shape, in_head=in_head)
-    if shape[:1] != (1,) or output.is_complex():
-        return plain
-    if output.ndim == 2 or (output.ndim == 4 and numbers is None and (1, 1) in (shape[1:3], shape[2:])):
-        return replace(plain, layout="vector")  # also of a map that was pooled
-    if output.ndim == 4:
-        return _map(plain, numbers, grid)
-    return _tokens(plain, numbers, grid) if output.ndim == 3 else plain
+        return Output(fault=f"gives a {type(output).__name__}, not a tensor", in_head=in_head)
+    numbers, grid = order.numbers_of(output), tracer.cells_of(output)
+    found = _laid_out(Output(shape=tuple(output.shape), in_head=in_head), numbers, grid)
+    text = _text(found.shape)
+    if not found.layout and found.shape[:1] != (1,):
+        return replace(found, fault=f"gives {text} for one photo: windows or other pieces, not one array")
+    return found if found.layout else replace(found, fault=f"gives {text}, in which featx finds no cells of a map")
 
 
-def _map(output: Output, numbers: Tensor | None, grid: Grid | None) -> Output:
-    """Recognise a map by its cells, which are counted row by row along two of its dimensions."""
-    if numbers is None:
+def _text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _laid_out(output: Output, numbers: Tensor | None, grid: Grid | None) -> Output:
+    shape = output.shape
+    if shape[:1] != (1,):
         return output
+    if len(shape) == 2 or (len(shape) == 4 and numbers is None and (1, 1) in (shape[1:3], shape[2:])):
+        return replace(output, layout="vector")  # also of a map that was pooled
+    if len(shape) == 4 and numbers is not None:
+        return _map(output, numbers, grid)
+    return _tokens(output, numbers, grid) if len(shape) == 3 else output
+
+
+def _map(output: Output, numbers: Tensor, grid: Grid | None) -> Output:
+    """Recognise a map by its cells, which are counted row by row along two of its dimensions."""
     for layout, cells in (("NCHW", numbers[0, 0]), ("NHWC", numbers[0, :, :, 0])):
-        if _in_order(cells.flatten()):
-            sides = (cells.shape[0], cells.shape[1])
-            return replace(output, layout=layout, sides=sides, grid=_fitted(grid, *sides))
+        here = _fitted(grid, *cells.shape)
+        if here and is_counted(cells.flatten()):
+            return replace(output, layout=layout, sides=(cells.shape[0], cells.shape[1]), grid=here)
     return output
 
 
@@ -203,15 +226,10 @@ def _tokens(output: Output, numbers: Tensor | None, grid: Grid | None) -> Output
     for layout, cells in (("NLC", numbers[0, :, 0]), ("NCL", numbers[0, 0])) if numbers is not None else ():
         prefix = int((cells != NO_CELL).int().argmax())
         own = cells[prefix:]
-        if len(own) > 1 and _in_order(own) and (here := _of_length(grid, len(own))):
+        if len(own) > 1 and is_counted(own) and (here := _of_length(grid, len(own))):
             sides = (here[0].length, here[1].length)
             return replace(output, layout=layout, sides=sides, prefix=prefix, grid=here)
     return replace(output, layout="tokens")
-
-
-def _in_order(cells: Tensor) -> bool:
-    """Whether these are all cells of a map, row by row."""
-    return bool((cells != NO_CELL).all()) and torch.equal(ranks(cells), torch.arange(len(cells)))
 
 
 def _of_length(grid: Grid | None, count: int) -> Grid | None:
@@ -258,18 +276,58 @@ def choose(name: str, modules: Sequence[Module], asked: Sequence[str]) -> tuple[
     chosen, notes = set(), []
     for text in asked:
         path, _, number = text.partition("@")
-        matching = [path] if path in by_name else [each for each in by_name if fnmatchcase(each, path)]
-        if not matching:
-            raise _absent(name, path, by_name)
-        faulty = [each for each in matching if by_name[each].fault(number)]
-        if len(faulty) == len(matching):
+        found = [module.name for module in matching(name, modules, [path])]
+        faulty = [each for each in found if by_name[each].fault(number)]
+        if len(faulty) == len(found):
             raise _refusal(name, faulty, number, by_name)
         if faulty:
             example = f"{faulty[0]}, which {by_name[faulty[0]].fault(number)}"
             notes.append(f"{count_of(len(faulty), 'module')} of --module {text} cannot be kept, such as {example}")
-        chosen |= {(each, int(number or 1) - 1) for each in matching if each not in faulty}
-    every = [(module, call) for module in modules for call in range(len(module.outputs))]
+        chosen |= {(each, int(number or 1) - 1) for each in found if each not in faulty}
+    every = [(module, call) for module in modules for call in module.calls]
     return [(module, call) for module, call in every if (module.name, call) in chosen], notes
+
+
+def matching(name: str, modules: Sequence[Module], patterns: Sequence[str]) -> list[Module]:
+    """Return the modules that match one of some paths and patterns, or all.
+
+    Raises
+    ------
+    ModelError
+        If one of them matches nothing.
+    """
+    by_name = {module.name: module for module in modules}
+    found: set[str] = set()
+    for path in patterns:
+        names = {path} if path in by_name else {each for each in by_name if fnmatchcase(each, path)}
+        if not names:
+            raise _absent(name, path, by_name)
+        found |= names
+    return [module for module in modules if module.name in found or not patterns]
+
+
+def facts(modules: Sequence[Module]) -> list[dict[str, Any]]:
+    """Describe modules call by call; see `featx.models.search.describe_modules`."""
+    return [
+        fact for module in modules for fact in ([_facts(module, call) for call in module.calls] or [_facts(module)])
+    ]
+
+
+def _facts(module: Module, call: int | None = None) -> dict[str, Any]:
+    output = Output(fault=module.fault()) if call is None else module.outputs[call]
+    level = module.level(call or 0) if output.layout else None
+    return {
+        "name": module.called(call or 0),
+        "type": module.kind,
+        "calls": len(module.outputs),
+        "output": list(output.shape[1:]) if output.shape[:1] == (1,) else list(output.shape) or None,
+        "layout": output.layout or None,
+        "shape": list(output.kept_shape) if level else None,
+        "stride": level.stride if level else None,
+        "offset": level.offset if level else None,
+        "prefix_tokens": output.prefix,
+        "fault": output.fault or None,
+    }
 
 
 def _absent(name: str, path: str, by_name: Mapping[str, Module]) -> ModelError:
@@ -279,6 +337,12 @@ def _absent(name: str, path: str, by_name: Mapping[str, Module]) -> ModelError:
     return ModelError(what, f"{hint}{' ' if hint else ''}`featx info {name} --modules` lists all")
 
 
+def parents(name: str) -> list[str]:
+    """Return the paths of the modules that a module is in, the nearest first."""
+    pieces = name.split(".")
+    return [".".join(pieces[:end]) for end in range(len(pieces) - 1, 0, -1)]
+
+
 def _refusal(name: str, faulty: Sequence[str], number: str, by_name: Mapping[str, Module]) -> ModelError:
     """Return the error of modules whose outputs cannot be kept, with what can be kept instead of the first."""
     first = by_name[faulty[0]]
@@ -286,8 +350,7 @@ def _refusal(name: str, faulty: Sequence[str], number: str, by_name: Mapping[str
     what = f"{first.name} of {name} {first.fault(number)}{others}"
     if len(first.outputs) > 1:
         return ModelError(what, f"Choose a call: --module {first.name}@1 to {first.name}@{len(first.outputs)}")
-    parents = [".".join(first.name.split(".")[:end]) for end in range(first.name.count("."), 0, -1)]
     inner = [each for each in by_name if each.startswith(f"{first.name}.")]
-    usable = next((each for each in (*parents, *inner) if not by_name[each].fault()), "")
+    usable = next((each for each in (*parents(first.name), *inner) if not by_name[each].fault()), "")
     more = f"`featx info {name} --modules` shows what can be kept"
     return ModelError(what, f"Use --module {usable}, for example; {more}" if usable else more[:1].upper() + more[1:])

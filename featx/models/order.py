@@ -96,10 +96,9 @@ def _count(output: Tensor, given: list[Numbered], args: tuple[Any, ...]) -> Tens
     """Count the cells of a map that was made of a map; in windows of one, cells only stay where they are."""
     del args
     _, numbers = given[0]
-    if output.ndim == numbers.ndim == 4 and output.shape[0] == 1:
-        here = ranks(numbers[0, 0])
-        if torch.equal(here.flatten(), torch.arange(here.numel())):
-            return _counted(output)
+    is_map = output.ndim == numbers.ndim == 4 and not _differs(numbers[:, 0], 0)  # heads may be images of a batch
+    if is_map and is_counted(numbers[0, 0].flatten()):
+        return _counted(output)
     if output.ndim == numbers.ndim and output.shape[2:] == numbers.shape[2:] and len(output) == len(numbers):
         return numbers[:, :1].expand(output.shape)
     return None
@@ -142,7 +141,19 @@ def _counted(image: Tensor) -> Tensor:
     return torch.arange(height * width).view(1, 1, height, width).expand(image.shape)
 
 
-def ranks(numbers: Tensor) -> Tensor:
+def _pad(numbers: Tensor, amounts: list[int], _: float = 0) -> Tensor:
+    """Pad with what is no cell; a map's margins, which convolutions run over, are cells like the others."""
+    padded = torch.constant_pad_nd(numbers, amounts, NO_CELL)
+    is_map = numbers.ndim == 4 and len(amounts) == 4 and is_counted(numbers[0, 0].flatten())
+    return _counted(padded) if is_map else padded
+
+
+def is_counted(cells: Tensor) -> bool:
+    """Whether these are all cells of a map, row by row."""
+    return bool((cells != NO_CELL).all()) and torch.equal(_ranks(cells), torch.arange(len(cells)))
+
+
+def _ranks(numbers: Tensor) -> Tensor:
     """Count cells anew, in the order of their numbers, from 0: those of merged cells have gaps."""
     found: Tensor = torch.unique(numbers, return_inverse=True)[1]
     return found
@@ -155,7 +166,7 @@ _MOVING: dict[Any, Callable[..., Any] | None] = {
     **dict.fromkeys((aten.flip, aten.clone, aten.alias, aten.detach, aten.unfold, aten.repeat, aten.pixel_unshuffle)),
     **dict.fromkeys((aten.index_select, aten.gather)),
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), torch.reshape),  # noqa: SLF001 - its name in torch
-    aten.constant_pad_nd: lambda numbers, amounts, _=0: torch.constant_pad_nd(numbers, amounts, NO_CELL),
+    aten.constant_pad_nd: _pad,
 }
 
 Rule = Callable[[Tensor, list[Numbered], tuple[Any, ...]], Tensor | None]

@@ -25,17 +25,15 @@ from featx.images.pictures import reason_of
 from featx.models import libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
 from featx.models.descriptions import Description
+from featx.models.devices import choose_devices
 from featx.models.footprint import Pass, of_pass
 from featx.models.levels import require_arrays, to_nchw
-from featx.naming import device_name
 from featx.options import ImageOptions, KeepOptions, ModelOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.run_options import NetworkOptions
 from featx.values import Field, Input, Level, Weights, plain
 from featx.version import library_versions
-
-USABLE = "Use --device cpu or auto"
 
 
 class Pyramid:
@@ -108,6 +106,11 @@ class Pyramid:
         self.final, self.modules, self.captures = description.final, description.modules, description.captures
         self.fields: tuple[Field, ...] = description.fields
         self.files = (*description.files, *((weights.path,) if weights.path else ()))
+
+    @property
+    def maps(self) -> tuple[Level, ...]:
+        """The levels, the final map, and the maps of modules."""
+        return (*self.levels, *([self.final] if self.final else ()), *self.modules)
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
         """Make a model input of an image.
@@ -321,35 +324,3 @@ def build(blueprint: Blueprint, device: torch.device) -> Pyramid:
 def dtype_of(precision: str) -> torch.dtype:
     """Return torch's type for ``fp32``, ``bf16`` or ``fp16``."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def choose_devices(name: str) -> list[torch.device]:
-    """Return the devices that a name stands for: ``auto`` is the first GPU, then the CPU; ``all`` is every GPU.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device on this machine.
-    """
-    name = device_name("--device", name)
-    if name == "all":
-        count = torch.cuda.device_count()
-        if not count:
-            raise UsageError("This machine has no GPU that torch can use, which --device all needs", USABLE)
-        name = f"cuda:{','.join(map(str, range(count)))}"
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    first, *others = name.split(",")
-    return [_device(text) for text in (first, *(f"cuda:{number}" for number in others))]
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    there = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise UsageError(f"This machine has no {name}, or torch cannot use it", USABLE)
-    return device

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,9 +71,9 @@ def modules_of(description: Description, arguments: dict[str, Any], taps: Taps) 
     """Run shapes through a whole network, with its head if it has one, and look at each of its modules."""
     reference, size = description.plan.reference, description.plan.config["input_size"]
     for reach in (HEAD, END):
-        for build in (lambda: create(reference, "meta", arguments), lambda: real(reference, arguments)):
+        for build in (partial(create, reference, "meta"), partial(real, reference)):
             try:
-                return _survey(build(), replace(taps, reach=reach), size)
+                return _survey(build(arguments), replace(taps, reach=reach), size)
             except Exception as error:
                 if looks_at_values(error):
                     continue
@@ -96,6 +97,6 @@ def _survey(network: Any, taps: Taps, size: tuple[int, int, int]) -> list[Module
 
     def run(batch: Tensor, begins: Callable[[], None]) -> None:
         on_head.append(begins)
-        tapped(batch)
+        tapped.forward(batch)
 
     return survey(network, run, torch.zeros(1, *size, device=next(network.parameters()).device))

@@ -20,6 +20,7 @@ from featx.errors import FeatxError, ModelError
 from featx.models.captures import Capture
 from featx.models.descriptions import Description
 from featx.models.levels import measure
+from featx.models.modules import Module
 from featx.models.timm import modules
 from featx.models.timm.attention import HEAD, Attention, find, has_class_token
 from featx.models.timm.building import SizeRefusedError, create, layout_of, looks_at_values, real, trace
@@ -90,6 +91,13 @@ def _real(plan: Plan) -> nn.Module:
     """Build with real numbers; the caller's random state stays as it was."""
     with random_state():
         return create_planned(plan)
+
+
+def modules_of(description: Description, request: ModelRequest) -> list[Module]:
+    """Look at every module of a whole network, as it runs for a request."""
+    arguments = _of_whole(description.plan.arguments)
+    skeleton = create(description.plan.reference, "meta", arguments)
+    return modules.modules_of(description, arguments, _taps(description, request, description.levels, skeleton))
 
 
 def facts(description: Description) -> dict[str, Any]:
