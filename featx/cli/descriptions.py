@@ -91,7 +91,8 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
         facts = Table.grid(padding=(0, 2))
         for name, fact in _run_facts(summary).items():
             facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
-        out.print(facts, "", levels_table(summary["levels"]), "", sep="\n")
+        maps = [*summary["levels"], *summary.get("modules", [])]
+        out.print(facts, "", levels_table(maps), "", sep="\n")
     out.print(text, markup=False, soft_wrap=True, end="")
 
 

@@ -27,6 +27,8 @@ class Capture:
         The module, by its path inside the network.
     call : int
         Which of its calls in a pass, from 0.
+    several : bool
+        Whether there are others.
     layout : str
         ``NCHW``, ``NHWC``; ``NLC`` or ``NCL``, the tokens of a map; ``tokens`` of no map, (B, L, C); ``vector``.
     shape : tuple of int
@@ -42,6 +44,7 @@ class Capture:
     level: Level
     module: str
     call: int
+    several: bool
     layout: str
     shape: tuple[int, ...]
     prefix: int = 0
@@ -104,7 +107,8 @@ class Captured(nn.Module):
 
     def forward(self, batch: Tensor) -> list[Tensor]:
         """Return the network's own arrays, and then those of the captures, in their order."""
-        self._own.outputs, self._own.calls = [None] * len(self.captures), {}
+        self._own.outputs = [None] * len(self.captures)
+        self._own.calls = {capture.module: 0 for capture in self.captures if capture.several}
         values = list(self.network(batch))
         outputs, self._own.outputs = self._own.outputs, None
         for capture, output in zip(self.captures, outputs, strict=True):
@@ -116,7 +120,9 @@ class Captured(nn.Module):
         del module, given
         if getattr(self._own, "outputs", None) is None:
             return
-        call = self._own.calls.get(name, 0)
-        self._own.calls[name] = call + 1
+        call = 0
+        if name in self._own.calls:
+            call = self._own.calls[name]
+            self._own.calls[name] += 1
         if call in places:
             self._own.outputs[places[call]] = output.clone()

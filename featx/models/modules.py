@@ -1,13 +1,8 @@
 # Modules: every module of a network with what it gives in a pass, and the choice of those whose outputs are kept.
-"""Looking into a network while shapes run through it.
-
-How an output is laid out is measured: by where the cells of the image have gone in it (`featx.models.order`), and at
-which spacing (`featx.models.tracing`).
-"""
+"""Looking into a network while shapes run through it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,60 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from featx.errors import ModelError
+from featx.models.captures import Capture
+from featx.models.descriptions import Description
+from featx.models.layouts import OF_MAPS, Output, laid_out, shape_text
 from featx.models.levels import placed
-from featx.models.order import NO_CELL, Order, is_counted
-from featx.models.tracing import Grid, Tracer
+from featx.models.order import Order
+from featx.models.tracing import Tracer
 from featx.nearest import did_you_mean
+from featx.requests import ModelRequest
 from featx.text import count_of
 from featx.values import MODULE, Level
-
-# Layouts in which an output is a map.
-OF_MAPS = ("NCHW", "NHWC", "NLC", "NCL")
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a module gave for one blank image.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Its own shape, (1, ...), if it is a tensor.
-    fault : str
-        Why it cannot be kept; empty if it can be.
-    layout : str
-        As `featx.models.captures.Capture` has it.
-    sides : (int, int)
-        Height and width of its map.
-    prefix : int
-        Tokens before those of its map.
-    grid : Grid or None
-        Where the cells of its map lie.
-    in_head : bool
-        Whether it was given after the network's last block.
-    """
-
-    shape: tuple[int, ...] = ()
-    fault: str = ""
-    layout: str = ""
-    sides: tuple[int, int] = (0, 0)
-    prefix: int = 0
-    grid: Grid | None = None
-    in_head: bool = False
-
-    @property
-    def channels(self) -> int:
-        """C of what is kept."""
-        if self.layout == "vector":
-            return math.prod(self.shape)
-        return self.shape[-1] if self.layout in ("NHWC", "NLC") else self.shape[1]
-
-    @property
-    def kept_shape(self) -> tuple[int, ...]:
-        """Shape of what is kept for an image."""
-        if self.layout == "tokens":
-            return self.shape[1:]
-        return (self.channels, *self.sides) if self.layout in OF_MAPS else (self.channels,)
 
 
 @dataclass(slots=True)
@@ -128,7 +79,7 @@ def _times(count: int) -> str:
 
 
 # Runs a network on a (B, 3, H, W) batch, and calls its last argument where the head begins.
-Run = Callable[[Tensor, Callable[[], None]], None]
+Run = Callable[[Tensor, Callable[[], None]], object]
 
 
 def survey(begin: nn.Module, run: Run, image: Tensor) -> list[Module]:
@@ -151,7 +102,7 @@ def survey(begin: nn.Module, run: Run, image: Tensor) -> list[Module]:
     order.begin(image)
 
     def note(name: str, output: Any) -> None:
-        found[name].outputs.append(_output(output, tracer, order, in_head=bool(head)))
+        found[name].outputs.append(laid_out(output, tracer, order, in_head=bool(head)))
 
     def count(name: str, output: Any) -> None:
         rows[name].append(len(output) if isinstance(output, Tensor) and output.ndim else 0)
@@ -161,14 +112,14 @@ def survey(begin: nn.Module, run: Run, image: Tensor) -> list[Module]:
     for name, module in found.items():
         for call, (output, number) in enumerate(zip(module.outputs, rows[name], strict=False)):
             if output.layout and number != 2:
-                fault = f"gives {_text(output.shape)}, which is the same for every photo"
+                fault = f"gives {shape_text(output.shape)}, which is the same for every photo"
                 module.outputs[call] = replace(output, layout="", fault=fault)
         for parent in parents(name):
             found[parent].inner |= bool(module.outputs)
     return list(found.values())
 
 
-def _pass(begin: nn.Module, paths: dict[int, str], look: Any, run: Callable[[], None], *modes: Any) -> None:
+def _pass(begin: nn.Module, paths: dict[int, str], look: Any, run: Callable[[], object], *modes: Any) -> None:
     """Run a network, and look at what each module gives."""
     hooks = [
         module.register_forward_hook(lambda module, _, output: look(paths[id(module)], output))
@@ -183,69 +134,6 @@ def _pass(begin: nn.Module, paths: dict[int, str], look: Any, run: Callable[[], 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _output(output: Any, tracer: Tracer, order: Order, *, in_head: bool) -> Output:
-    """Find out how an output is laid out."""
-    if not isinstance(output, Tensor):
-        return Output(fault=f"gives a {type(output).__name__}, not a tensor", in_head=in_head)
-    numbers, grid = order.numbers_of(output), tracer.cells_of(output)
-    found = _laid_out(Output(shape=tuple(output.shape), in_head=in_head), numbers, grid)
-    text = _text(found.shape)
-    if not found.layout and found.shape[:1] != (1,):
-        return replace(found, fault=f"gives {text} for one photo: windows or other pieces, not one array")
-    return found if found.layout else replace(found, fault=f"gives {text}, in which featx finds no cells of a map")
-
-
-def _text(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _laid_out(output: Output, numbers: Tensor | None, grid: Grid | None) -> Output:
-    shape = output.shape
-    if shape[:1] != (1,):
-        return output
-    if len(shape) == 2 or (len(shape) == 4 and numbers is None and (1, 1) in (shape[1:3], shape[2:])):
-        return replace(output, layout="vector")  # also of a map that was pooled
-    if len(shape) == 4 and numbers is not None:
-        return _map(output, numbers, grid)
-    return _tokens(output, numbers, grid) if len(shape) == 3 else output
-
-
-def _map(output: Output, numbers: Tensor, grid: Grid | None) -> Output:
-    """Recognise a map by its cells, which are counted row by row along two of its dimensions."""
-    for layout, cells in (("NCHW", numbers[0, 0]), ("NHWC", numbers[0, :, :, 0])):
-        here = _fitted(grid, *cells.shape)
-        if here and is_counted(cells.flatten()):
-            return replace(output, layout=layout, sides=(cells.shape[0], cells.shape[1]), grid=here)
-    return output
-
-
-def _tokens(output: Output, numbers: Tensor | None, grid: Grid | None) -> Output:
-    """Recognise the tokens of a map, with those before them; others are kept as they are."""
-    for layout, cells in (("NLC", numbers[0, :, 0]), ("NCL", numbers[0, 0])) if numbers is not None else ():
-        prefix = int((cells != NO_CELL).int().argmax())
-        own = cells[prefix:]
-        if len(own) > 1 and is_counted(own) and (here := _of_length(grid, len(own))):
-            sides = (here[0].length, here[1].length)
-            return replace(output, layout=layout, sides=sides, prefix=prefix, grid=here)
-    return replace(output, layout="tokens")
-
-
-def _of_length(grid: Grid | None, count: int) -> Grid | None:
-    """Bring a grid to so many cells, its neighbours having been merged in squares."""
-    if grid is None:
-        return None
-    merged = math.isqrt(grid[0].length * grid[1].length // count)
-    here = _fitted(grid, grid[0].length // max(merged, 1), grid[1].length // max(merged, 1))
-    return here if here and here[0].length * here[1].length == count else None
-
-
-def _fitted(grid: Grid | None, height: int, width: int) -> Grid | None:
-    if grid is None:
-        return None
-    first, second = grid[0].merged(height), grid[1].merged(width)
-    return None if first is None or second is None else (first, second)
 
 
 def choose(name: str, modules: Sequence[Module], asked: Sequence[str]) -> tuple[list[tuple[Module, int]], list[str]]:
@@ -286,6 +174,57 @@ def choose(name: str, modules: Sequence[Module], asked: Sequence[str]) -> tuple[
         chosen |= {(each, int(number or 1) - 1) for each in found if each not in faulty}
     every = [(module, call) for module in modules for call in module.calls]
     return [(module, call) for module, call in every if (module.name, call) in chosen], notes
+
+
+def captures_of(description: Description, request: ModelRequest, chosen: Sequence[tuple[Module, int]]) -> list[Capture]:
+    """Say how the outputs that were chosen are kept.
+
+    Raises
+    ------
+    ModelError
+        If that depends on the size of photos that have their own.
+    """
+    native = description.traced if request.fit == "native" else None
+    captures = []
+    for module, call in chosen:
+        output = module.outputs[call]
+        if native and output.layout == "tokens":
+            raise ModelError(
+                f"{module.name} of {description.name} gives tokens of no map, whose number depends on the photo",
+                "Leave out --fit native, or choose another module",
+            )
+        captures.append(
+            Capture(
+                level=module.level(call),
+                module=module.name,
+                call=call,
+                several=len(module.outputs) > 1,
+                layout=output.layout,
+                shape=output.kept_shape,
+                prefix=output.prefix,
+                keep_prefix=request.prefix_tokens,
+                traced=native,
+            )
+        )
+    return captures
+
+
+def with_captures(description: Description, captures: Sequence[Capture], notes: Sequence[str]) -> Description:
+    """Add to a description what is kept of modules, after its own arrays."""
+    return replace(
+        description,
+        modules=tuple(each.level for each in captures if each.level.height is not None),
+        captures=tuple(each.level.name for each in captures),
+        notes=tuple(notes),
+        fields=(*description.fields, *(field for each in captures for field in each.fields)),
+        plan=replace(description.plan, captures=tuple(captures)),
+    )
+
+
+def with_modules(description: Description, request: ModelRequest, modules: Sequence[Module]) -> Description:
+    """Add to a description what was asked for of the network's modules, which `choose` may refuse."""
+    chosen, notes = choose(description.name, modules, request.modules or ())
+    return with_captures(description, captures_of(description, request, chosen), notes)
 
 
 def matching(name: str, modules: Sequence[Module], patterns: Sequence[str]) -> list[Module]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from featx.errors import ModelError
 from featx.models.captures import Capture
 from featx.models.descriptions import Description
-from featx.models.modules import OF_MAPS, Module, choose, survey
+from featx.models.modules import Module, captures_of, choose, survey
 from featx.models.timm.attention import END, HEAD
 from featx.models.timm.building import SizeRefusedError, create, looks_at_values, real
 from featx.models.timm.taps import Tapped, Taps
@@ -42,27 +42,7 @@ def find(
         If there is no such module, or its output cannot be kept.
     """
     chosen, notes = choose(description.name, modules_of(description, arguments, taps), request.modules or ())
-    native = description.traced if request.fit == "native" else None
-    captures = [
-        Capture(
-            level=module.level(call),
-            module=module.name,
-            call=call,
-            layout=output.layout,
-            shape=output.kept_shape,
-            prefix=output.prefix,
-            keep_prefix=request.prefix_tokens,
-            traced=native,
-        )
-        for module, call in chosen
-        for output in [module.outputs[call]]
-    ]
-    loose = next((each.module for each in captures if native and each.layout not in (*OF_MAPS, "vector")), "")
-    if loose:
-        raise ModelError(
-            f"{loose} of {description.name} gives tokens of no map, whose number depends on the size of the photo",
-            "Leave out --fit native, or choose another module",
-        )
+    captures = captures_of(description, request, chosen)
     reach = HEAD if any(module.outputs[call].in_head for module, call in chosen) else END
     return replace(taps, reach=reach), captures, notes
 

@@ -20,7 +20,7 @@ from featx.errors import FeatxError, ModelError
 from featx.models.captures import Capture
 from featx.models.descriptions import Description
 from featx.models.levels import measure
-from featx.models.modules import Module
+from featx.models.modules import Module, with_captures
 from featx.models.timm import modules
 from featx.models.timm.attention import HEAD, Attention, find, has_class_token
 from featx.models.timm.building import SizeRefusedError, create, layout_of, looks_at_values, real, trace
@@ -61,7 +61,7 @@ def extend(description: Description, request: ModelRequest) -> Description:
     try:
         if request.modules:
             taps, captures, notes = modules.find(description, request, arguments, taps)
-        plan = replace(plan, arguments=arguments, taps=taps, captures=tuple(captures))
+        plan = replace(plan, arguments=arguments, taps=taps)
         tapped = create_planned(plan, "meta")
         tracer, arrays = trace(tapped, lambda: _real(plan), size)
     except SizeRefusedError as error:
@@ -69,22 +69,19 @@ def extend(description: Description, request: ModelRequest) -> Description:
             f"{description.name} cannot be run to the end at {size[1]}x{size[2]}: {error.__cause__}",
             "Leave out --image-size",
         ) from error
-    keys = [*taps.keys, *(field.key for capture in captures for field in capture.fields)]
-    found = dict(zip(keys, arrays, strict=True))
+    found = dict(zip(taps.keys, arrays, strict=True))
     maps = [found[level.key] for level in levels]
     declared = [structs.replace(level, channels=values.shape[1]) for level, values in zip(levels, maps, strict=True)]
-    return replace(
+    described = replace(
         description,
         levels=measure(description.name, declared, maps, tracer, size),
         parameters=sum(parameter.numel() for parameter in tapped.parameters()),
         fields=tuple(Field(key, tuple(values.shape[1:])) for key, values in found.items()),
         final=_final_level(description.name, found[FINAL], tracer, size) if taps.final else None,
-        modules=tuple(each.level for each in captures if each.level.height is not None),
-        captures=tuple(each.level.name for each in captures),
-        notes=tuple(notes),
         layout="NCHW",
         plan=plan,
     )
+    return with_captures(described, captures, notes)
 
 
 def _real(plan: Plan) -> nn.Module:
