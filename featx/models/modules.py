@@ -273,7 +273,8 @@ def _absent(name: str, path: str, by_name: Mapping[str, Module]) -> ModelError:
     """Return the error of a module that does not exist."""
     what = f"{name} has no module that matches {path}" if set(path) & set("*?[") else f"{name} has no module {path}"
     hint = did_you_mean(path, by_name)
-    return ModelError(what, f"{hint}{' ' if hint else ''}`featx info {name} --modules` lists all")
+    every = f"`featx info {name} --modules` lists"
+    return ModelError(what, f"{hint.rstrip('?')}, of those that {every}?" if hint else f"{every} all")
 
 
 def parents(name: str) -> list[str]:
