@@ -41,6 +41,7 @@ def extract(
     maps: bool | None = None,
     prefix_tokens: bool = False,
     attention: bool = False,
+    modules: Sequence[str] | str | None = None,
     norm: bool = False,
     boxes: str | PathLike[str] | None = None,
     box_size: int | tuple[int, int] | None = None,
@@ -121,6 +122,8 @@ def extract(
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
         Keep the class token's or pooling query's attention, as level_N_attention.
+    modules : Sequence[str] | str | None
+        Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, such as 'blocks.*.mlp'; featx info --modules lists them. Default: none.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -204,6 +207,7 @@ def load_pyramid(
     maps: bool | None = None,
     prefix_tokens: bool = False,
     attention: bool = False,
+    modules: Sequence[str] | str | None = None,
     norm: bool = False,
     precision: str = "fp32",
 ) -> Pyramid:
@@ -249,6 +253,8 @@ def load_pyramid(
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
         Keep the class token's or pooling query's attention, as level_N_attention.
+    modules : Sequence[str] | str | None
+        Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, such as 'blocks.*.mlp'; featx info --modules lists them. Default: none.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

@@ -140,6 +140,19 @@ def as_text(_: str, value: Any) -> str:
     return str(value)
 
 
+def texts(example: str) -> Convert:
+    """Expect texts: comma-separated, or as a sequence."""
+
+    def convert(name: str, value: Any) -> tuple[str, ...]:
+        pieces = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else ()
+        found = tuple(piece.strip() for piece in pieces if isinstance(piece, str) and piece.strip())
+        if not found:
+            raise UsageError(f"{name}: expected names, such as {example}, not {quoted(value)}")
+        return found
+
+    return convert
+
+
 def as_path(name: str, value: Any) -> Path:
     """Expect a path."""
     try:

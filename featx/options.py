@@ -23,6 +23,7 @@ from featx.declaring import (
     share,
     size,
     size_in_bytes,
+    texts,
     whole,
 )
 from featx.naming import as_model
@@ -162,6 +163,18 @@ class KeepOptions(Options):
     )
     attention: bool = option(
         default=False, help="Keep the class token's or pooling query's attention, as level_N_attention.", in_recipe=True
+    )
+    modules: tuple[str, ...] | None = option(
+        default=None,
+        help="Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, "
+        "such as 'blocks.*.mlp'; featx info --modules lists them.",
+        convert=texts("layer3.0.conv2"),
+        metavar="NAME|PATTERN",
+        flags=("--module",),
+        shown="none",
+        accepts="Sequence[str] | str | None",
+        repeated=True,
+        in_recipe=True,
     )
     norm: bool = option(
         default=False,

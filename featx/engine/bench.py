@@ -27,7 +27,8 @@ from featx.engine.room import Room
 from featx.engine.work import Batch, Computed, Work
 from featx.errors import UsageError
 from featx.images import sources
-from featx.models.pyramid import choose_devices, load
+from featx.models.devices import choose_devices
+from featx.models.pyramid import load
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import UNFINISHED

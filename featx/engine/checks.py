@@ -39,7 +39,7 @@ def completed(job: Job) -> Job:
     elif job.boxes:
         raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
     levels = {"maps": job.maps, "prefix-tokens": job.prefix_tokens, "attention": job.attention}
-    others = {**levels, "final": job.final}
+    others = {**levels, "final": job.final, "module": job.modules}
     if not job.boxes:
         others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]

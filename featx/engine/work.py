@@ -201,8 +201,7 @@ class Work:
 
     def _sizes(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return height and width of the maps."""
-        pyramid = self._computers[0].pyramid
-        maps = (*pyramid.levels, *([pyramid.final] if pyramid.final else ()))
+        maps = self._computers[0].pyramid.maps
         return {level.key: arrays[level.key].shape[1:] for level in maps if level.key in arrays}
 
     def _more_precise(self) -> str:

@@ -51,8 +51,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
         The map that embeddings are made of, if the run has it.
     fields : tuple of Field
         All arrays of every image.
+    modules : tuple of Level
+        The maps of modules, if the run has them.
     maps : tuple of Level
-        The levels, and the final map, whose maps are among the arrays.
+        The levels, the final map and those of modules, as far as they are among the arrays.
     failed : set of str
         Keys of the images that have no features because something was wrong with them.
     reader : featx.runs.formats.Reader
@@ -64,9 +66,11 @@ class Run(Mapping[str, Mapping[str, Array]]):
         self._mirror, self.folder, self.name = located(folder, self)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
+        self.modules = convert(self.summary.get("modules", ()), tuple[Level, ...])
         self.fields = convert(self.summary["arrays"], tuple[Field, ...])
         kept = {field.key for field in self.fields if len(field.shape) == 3}
-        self.maps = tuple(level for level in (*self.levels, self.final) if level and level.key in kept)
+        every = (*self.levels, self.final, *self.modules)
+        self.maps = tuple(level for level in every if level and level.key in kept)
         self.reader = self._reader()
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}

@@ -90,6 +90,7 @@ class Summary(Struct, frozen=True):
     options: dict[str, Any] = {}
     architecture: str = ""
     final: StoredLevel | None = None
+    modules: tuple[StoredLevel, ...] = ()
     unchosen: tuple[str, ...] = ()
 
 
