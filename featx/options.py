@@ -24,11 +24,13 @@ from featx.declaring import (
     size_in_bytes,
     whole,
 )
+from featx.dtypes import DTYPES
 from featx.naming import as_model
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
+from featx.smaller_options import SmallerOptions
 
-DTYPES, FORMATS = ("float32", "float16"), ("npz", "npy", "parquet")
+FORMATS = ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
 PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
@@ -211,7 +213,8 @@ class StoreOptions(Options):
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps and box features; embeddings are always float32.",
+        help="Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and "
+        "prefix tokens are float32 or float16, embeddings always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,
@@ -284,8 +287,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
-    *(NetworkOptions, RunOptions, EngineOptions, Limits),
+    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions),
+    *(OutputOptions, ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

@@ -11,14 +11,16 @@ from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
 
+from featx.dtypes import bytes_of
+
 # A number, or (y, x) where the two differ.
 Spacing = int | float | tuple[int | float, int | float]
 
 # Names of the arrays that are not levels.
 FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
 
-# A guess at the letters in a text, where they are not known.
-LETTERS = 16
+# What the name of a level's attention ends in.
+ATTENTION = "_attention"
 
 
 class Item(Struct, frozen=True, gc=False):
@@ -114,7 +116,7 @@ class Field(Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """Bytes of its numbers, in the type in which they are written; a length that differs counts as 0."""
-        return math.prod(self.lengths) * {"float16": 2, "float64": 8, "text": 4 * LETTERS}.get(self.dtype, 4)
+        return math.prod(self.lengths) * bytes_of(self.dtype or "float32")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -295,6 +297,8 @@ class Outcome:
         Of that file.
     levels : dict or None
         Height and width of each map, by the array's name, where they differ from the summary's.
+    pooled : dict or None
+        Those before ``--grid``, where they do.
     boxes : int or None
         How many boxes it has; None where no boxes were asked for.
     stage, error : str
@@ -311,6 +315,7 @@ class Outcome:
     bytes: int = 0
     sha256: str = ""
     levels: dict[str, tuple[int, int]] | None = None
+    pooled: dict[str, tuple[int, int]] | None = None
     boxes: int | None = None
     stage: str = ""
     error: str = ""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from featx.cli.streams import stdout
 from featx.cli.tables import plain_table, print_json
+from featx.dtypes import bytes_of
 from featx.errors import UsageError
 from featx.images import coverage
 from featx.runs.layout import SUMMARY
@@ -170,7 +171,7 @@ def _bytes_per_megapixel(level: dict[str, Any]) -> int | None:
     if stride is None:
         return None
     cell: float = stride[0] * stride[1] if isinstance(stride, list | tuple) else stride**2
-    each = 2 if level.get("dtype") == "float16" else 4
+    each = bytes_of(level.get("dtype", "float32"))
     return int(each * level["channels"] * 1e6 / cell)
 
 
@@ -196,7 +197,7 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
     table = plain_table(">level", "module", ">channels", ">stride", ">offset", *spread, ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
-        each = 2 if level.get("dtype") == "float16" else 4
+        each = bytes_of(level.get("dtype", "float32"))
         size = each * level["channels"] * level["height"] * level["width"] if known else None
         dense = None if known else _bytes_per_megapixel(level)
         part = level.get("part", "")

@@ -161,9 +161,18 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
                 )
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
-        setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop or Stop(), captured)
+        setting = _prepared(replace(setting, archives=found.archives), items, callers, notes)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
+
+
+def _prepared(setting: Setting, items: list[Item], callers: Callers, notes: deque[str]) -> Setting:
+    """Find out what has to be known before the first image is written, where maps are made smaller."""
+    from featx.engine.rehearsal import rehearsed  # with torch
+
+    if setting.earlier and setting.basis and setting.job.fit_on:
+        callers.listener(Note("The run keeps the components that it has: --fit-on changes nothing"))
+    return rehearsed(setting, items, callers, notes)
 
 
 def _work(
@@ -261,6 +270,8 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
     shard = setting.job.shard
+    if setting.basis:
+        setting.basis.save(output, held.unfinished)
     writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields, shard)
     if earlier:
         name = earlier["recipe"]["format"]
@@ -272,7 +283,9 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
-    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
+    facts = facts_of(setting.computers[0], setting.recipe, setting.job)
+    if setting.cost:
+        facts["cost"] = setting.cost
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))

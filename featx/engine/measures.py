@@ -6,7 +6,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from featx.engine.boxes import Boxes
-from featx.engine.reducing import reductions_of
+from featx.engine.reductions import reductions_of
 from featx.engine.resources import Memory, Workers
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
@@ -46,8 +46,8 @@ def stored_fields(
     count : int
         How many boxes the photo has.
     """
-    fields = list(blueprint.fields_at(size or blueprint.description.traced))
-    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
+    fields, made = list(blueprint.fields_at(size or blueprint.description.traced)), blueprint.description
+    for reduction in reductions_of(job, fields, made.levels, boxes, made.final):
         fields = reduction.fields(fields)
     return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
 

@@ -26,6 +26,7 @@ from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker, 
 from featx.errors import FeatxError, first_line
 from featx.images import locators
 from featx.paths import absolute, expanded, here
+from featx.runs.layout import BASIS
 from featx.runs.recipe import facts_of
 from featx.values import Item, Outcome
 
@@ -131,10 +132,13 @@ class RayEngine:
 
     def _assignment(self, images: int, place: Place) -> Assignment:
         setting = self._setting
-        pyramid, fields = setting.computers[0].pyramid, setting.computers[0].fields
         return Assignment(
-            _portable(setting.job, isolate=setting.job.isolate or bool(place.suspected)),
-            facts_of(pyramid, fields, setting.recipe, setting.job),
+            _portable(
+                setting.job,
+                isolate=setting.job.isolate or bool(place.suspected),
+                **({"basis": place.folder.absolute() / BASIS, "fit_on": None} if setting.basis else {}),
+            ),
+            facts_of(setting.computers[0], setting.recipe, setting.job),
             place.folder.absolute(),
             place.unfinished.absolute(),
             images,

@@ -53,7 +53,7 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
     from featx.images import placing  # with torch
 
     _require_one_image(os.fspath(image))
-    again = set_up_again(run.summary, device, 1)
+    again = set_up_again(run.folder, run.summary, device, 1)
     try:
         placed = placing.place(again.pyramid.preprocessor, str(image), Limits())
     except UnreadableError as error:

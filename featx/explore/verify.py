@@ -20,6 +20,7 @@ from msgspec import structs
 
 from featx import files
 from featx.command_options import VerifyOptions
+from featx.dtypes import DTYPES
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
@@ -35,8 +36,8 @@ from featx.runs.suspects import read_suspects, save_suspects
 from featx.values import Field, Item
 from featx.version import library_versions
 
-# Tolerance on another machine, relative to a level's largest value: by compute precision, and by stored type.
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
+# Tolerance on another machine, relative to a level's largest value, by compute precision.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
 
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
@@ -279,7 +280,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     from featx.engine.boxes import of_outputs
 
     recipe = run.summary["recipe"]
-    tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
+    tolerance = max(TOLERANCE[recipe["precision"]], DTYPES[recipe["dtype"]].tolerance)
     result = Recomputed(tolerance=tolerance, versions=_other_versions(run.summary))
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
@@ -289,7 +290,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     if not items:
         return result
     boxes = of_outputs({item.key: run[item.key] for item in items}, recipe["box_size"]) if recipe["boxes"] else None
-    again = set_up_again(run.summary, recipe["device"], len(items), boxes)
+    again = set_up_again(run.folder, run.summary, recipe["device"], len(items), boxes)
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)

@@ -24,10 +24,7 @@ from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
 from featx.text import spacing
-from featx.values import EMBEDDING, Level
-
-# What the names of arrays of attention end in.
-ATTENTION = "_attention"
+from featx.values import ATTENTION, EMBEDDING, Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from featx.errors import ROOM, OutputError
 from featx.runs import formats, manifest, parts
 from featx.runs.flock import in_turn, open_alone, open_locked, require_no_shards
 from featx.runs.folding import clear_up, fold, rewritten
-from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
+from featx.runs.layout import BASIS, KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary, write_summary
 
 # What may lie in a folder before the first image is done.
-EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS}
+EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS, BASIS}
 
 # What the folder of a worker is called before it is removed.
 ENDED = "ended-"
@@ -156,6 +156,7 @@ class LockedFolder:
         for folder in sorted({parent for output in outputs for parent in PurePath(output).parents}, reverse=True):
             with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
                 files.inside(self._root, str(folder)).rmdir()
+        files.remove(self._folder / BASIS)
         os.ftruncate(self._handle, 0)
 
 

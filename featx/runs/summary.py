@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from msgspec import Meta, Struct, convert, defstruct
 
 from featx import files, options
+from featx.dtypes import DTYPES
 from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
 from featx.paths import refuse_url
@@ -27,7 +28,7 @@ SHARDS = "shards"
 
 ELSEWHERE = "Check the folder, or choose another one; featx changes only what it has written"
 
-Dtype = Literal[options.DTYPES]  # type: ignore[valid-type]
+Dtype = Literal[tuple(DTYPES)]  # type: ignore[valid-type]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
@@ -57,6 +58,7 @@ def _recipe_type() -> Any:
         "precision": Literal[PRECISIONS],
         "dtype": Dtype,
         "boxes": str | None,
+        "basis": str | None,
     }
     came_to = {
         "model": str,
