@@ -27,6 +27,9 @@ class Dtype(NamedTuple):
 # int8: a value that lies halfway between two multiples may become either.
 DTYPES = {"float32": Dtype(4, 0.0), "float16": Dtype(2, 1e-3), "int8": Dtype(1, 1e-2, scaled=True)}
 
+# Their names.
+NAMES = tuple(DTYPES)
+
 # A guess at the letters in a text, where they are not known.
 LETTERS = 16
 

@@ -91,10 +91,11 @@ def set_up_again(folder: Path, summary: dict[str, Any], device: str, images: int
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])
     recipe = summary["recipe"]
-    same = {each.name: recipe[each.name] for group in (SmallerOptions, StoreOptions) for each in declared(group) if declaration(each).in_recipe}
+    smaller = [each.name for group in (SmallerOptions, StoreOptions) for each in declared(group)]
+    same = {name: recipe[name] for name in smaller if name in recipe and name != "basis"}
     basis = stored(folder, recipe["basis"]) if recipe["basis"] else None
     keep = {} if boxes is None else {"boxes": "", "maps": recipe["maps"]}
-    job = Job(model=pyramid.name, fit=pyramid.request.fit, **{**same, "basis": None}, **keep)
+    job = Job(model=pyramid.name, fit=pyramid.request.fit, **same, **keep)
     computers, workers = spread([pyramid], job, images, recipe, boxes=boxes, basis=basis)
     use_backend(computers, workers)
     return Again(devices, computers, workers, Room() if job.fit == "native" else None)

@@ -191,8 +191,13 @@ class Computer:
     def _run(self, pixels: Tensor, photos: Sequence[Photo]) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
-            values: list[Values] = list(self.pyramid.run(batch))
-            sizes = {field.key: tuple(value.shape[2:]) for field, value in zip(self.pyramid.fields, values, strict=True)}
+            maps = self.pyramid.run(batch)
+            sizes = {
+                field.key: (value.shape[2], value.shape[3])
+                for field, value in zip(self.pyramid.fields, maps, strict=True)
+                if value.ndim == 4
+            }
+            values: list[Values] = list(maps)
             for reduction in self.reductions:
                 values = reduction(values, photos)
             flags = [_finite(value) if isinstance(value, Tensor) and self._on_gpu else None for value in values]

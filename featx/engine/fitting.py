@@ -39,7 +39,7 @@ class Cells:
     levels: Mapping[int, Level]
     grid: Grid | None
 
-    def fields(self, fields: Sequence[Field]) -> list[Field]:
+    def fields(self, _: Sequence[Field]) -> list[Field]:
         """Return a (n, C) array for each map."""
         return [Field(level.key, (None, level.channels), "float32") for level in self.levels.values()]
 

@@ -45,7 +45,7 @@ class Squares:
     components: Components | None
     dtype: str
 
-    def fields(self, fields: Sequence[Field]) -> list[Field]:
+    def fields(self, _: Sequence[Field]) -> list[Field]:
         """Return an array of sums for each map."""
         return [Field(level.key, (len(SUMS),), "float64") for level in self.levels.values()]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +45,7 @@ class Grid:
 
     def _field(self, field: Field) -> Field:
         sides = zip(field.shape[1:], self.size, strict=True)
-        return replace(
-            field, shape=(field.shape[0], *(length and cells_of(length, most) for length, most in sides))
-        )
+        return replace(field, shape=(field.shape[0], *(length and cells_of(length, most) for length, most in sides)))
 
     def level(self, level: Level) -> Level:
         """Return a level as it is on the grid."""
@@ -58,16 +55,17 @@ class Grid:
 
     def __call__(self, values: Sequence[Values], photos: Sequence[Photo]) -> list[Values]:
         """Pool the maps of a batch."""
+        named = zip(values, map(self.levels.get, range(len(values))), strict=True)
         return [
-            self.pooled(value, self.levels[place], photos) if place in self.levels else value
-            for place, value in enumerate(values)
+            self.pooled(value, level, photos) if level and isinstance(value, Tensor) else value
+            for value, level in named
         ]
 
-    def pooled(self, values: Any, level: Level, photos: Sequence[Photo]) -> Tensor:
+    def pooled(self, values: Tensor, level: Level, photos: Sequence[Photo]) -> Tensor:
         """Pool (B, C, H, W) maps of a level: (B, C, rows, columns)."""
         height, width = values.shape[-2:]
         if (height, width) == self.cells((height, width)):
-            return values  # type: ignore[no-any-return]
+            return values
         on = [on_photo(photo.frame, level, (height, width)) for photo in photos]
         on += [(slice(0, height), slice(0, width))] * (len(values) - len(on))
         if self.pool == "max":
@@ -103,7 +101,8 @@ def _weights(places: Array, covered: Array, on: Sequence[slice]) -> Array:
     spans = np.array([(each.start, each.stop) for each in on])[:, :, None, None]
     weights = covered * ((places >= spans[:, 0]) & (places < spans[:, 1]))
     weights = np.where(weights.any(axis=2, keepdims=True), weights, covered)
-    return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    found: Array = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    return found
 
 
 def _largest(values: Tensor, on: Sequence[tuple[slice, slice]], cells: Size) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -52,18 +51,18 @@ class Components:
     def __call__(self, values: Sequence[Values], _: Sequence[Photo]) -> list[Values]:
         """Project the maps of a batch."""
         return [
-            self.projected(value, self.keys[place]) if place in self.keys else value
+            self.projected(value, self.keys[place]) if place in self.keys and isinstance(value, Tensor) else value
             for place, value in enumerate(values)
         ]
 
-    def projected(self, values: Any, key: str) -> Tensor:
+    def projected(self, values: Tensor, key: str) -> Tensor:
         """Project (B, C, H, W) maps of a level: (B, k, H, W)."""
         if values.shape[1] <= self.count:
-            return values  # type: ignore[no-any-return]
+            return values
         mean, components = self._on(values.device, key)
-        # The difference is a tensor of its own: multiplied in the batch, an image's bits could depend on its place there.
+        # The difference is a tensor of its own: in the batch, the bits of an image could depend on its place.
         each = [components @ (image.float().reshape(len(mean), -1) - mean[:, None]) for image in values]
-        return torch.stack(each).unflatten(2, values.shape[-2:])
+        return torch.stack(each).reshape(len(values), len(components), *values.shape[-2:])
 
     def unprojected(self, values: Tensor, key: str) -> Tensor:
         """Return maps to their channels: (B, C, H, W)."""

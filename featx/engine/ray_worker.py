@@ -26,8 +26,8 @@ from featx.errors import ROOM, FeatxError, OutputError
 from featx.models.pyramid import build, choose_devices, draw_up
 from featx.requests import Job
 from featx.runs import formats
-from featx.runs.layout import OF_WORKER
 from featx.runs.basis import read
+from featx.runs.layout import OF_WORKER
 from featx.runs.recipe import differences, recipe_of
 from featx.text import images
 from featx.values import Item, Outcome

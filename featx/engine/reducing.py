@@ -32,10 +32,10 @@ Values = Tensor | Sequence[Tensor] | Sequence[Array]
 class Reduction(Protocol):
     """A step from a batch's arrays to those that are written, or to the next step."""
 
-    def fields(self, fields: Sequence[Field]) -> list[Field]:
+    def fields(self, fields: Sequence[Field], /) -> list[Field]:
         """Return the output fields for some input fields."""
 
-    def level(self, level: Level) -> Level:
+    def level(self, level: Level, /) -> Level:
         """Return a level as its map comes out."""
 
     def __call__(self, values: Sequence[Values], photos: Sequence[Photo], /) -> list[Values]:

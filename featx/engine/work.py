@@ -209,7 +209,11 @@ class Work:
 
     def _pooled(self, before: Mapping[str, tuple[int, int]], arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return height and width of the maps before the grid, where it changes them."""
-        return {name: size for name, size in before.items() if name in self._sizes(arrays) and size != arrays[name].shape[1:]}
+        return {
+            name: size
+            for name, size in before.items()
+            if name in self._sizes(arrays) and size != arrays[name].shape[1:]
+        }
 
     def _more_precise(self) -> str:
         """Suggest what may help against values out of range."""

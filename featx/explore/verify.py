@@ -28,8 +28,9 @@ from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest, parts
+from featx.runs.basis import fault_of
 from featx.runs.formats import Array
-from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
+from featx.runs.layout import BASIS, KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import read_suspects, save_suspects
@@ -113,6 +114,8 @@ class Verified:
         Damaged lines of the manifest, and what is wrong with them.
     unfinished : int
         Temporary files of a killed run; the next one removes them.
+    basis : str
+        What is wrong with the components that its maps are projected on; empty if nothing is.
     repaired : bool
         Whether what is missing or damaged was forgotten.
     recomputed : Recomputed or None
@@ -129,6 +132,7 @@ class Verified:
     foreign: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     unfinished: int = 0
+    basis: str = ""
     repaired: bool = False
     recomputed: Recomputed | None = None
 
@@ -136,7 +140,7 @@ class Verified:
     def sound(self) -> bool:
         """Whether every output is as written, and was reproduced if recomputed."""
         same = self.recomputed is None or self.recomputed.same
-        return same and not (self.missing or self.damaged or self.unreadable)
+        return same and not (self.missing or self.damaged or self.unreadable or self.basis)
 
     @property
     def complete(self) -> bool:
@@ -174,7 +178,7 @@ def verify(
     folder = Path(folder)
     holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
     with holding as held:
-        run = open_run(folder)
+        run = open_run(folder, raw=True)
         verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
         verified.to_do = max(0, run.summary["counts"]["total"] - len(run) - len(run.failed))
         for key, fault in _faults(run, listener):
@@ -183,6 +187,8 @@ def verify(
                 verified.missing.append(key)
             elif fault:
                 verified.damaged[key] = fault
+        if sha256 := run.summary["recipe"]["basis"]:
+            verified.basis = fault_of(folder, sha256)
         _look_around(run, verified)
         if recompute:
             verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
@@ -235,7 +241,7 @@ def _look_around(run: Run, verified: Verified) -> None:
     strays = run.reader.strays(done)
     verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
     ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
-    ours |= parts.own_files(run.folder)
+    ours |= parts.own_files(run.folder) | ({BASIS} if run.summary["recipe"]["basis"] else set())
     unfinished = {home / UNFINISHED for home in (run.folder, *parts.found(run.folder).values())}
     for place, _, names in os.walk(run.folder):
         where = Path(place).relative_to(run.folder)

@@ -31,8 +31,7 @@ def pooled(level: Level, size: Size | None, grid: Size) -> Level:
     level : Level
         As the network has it.
     size : (int, int) or None
-        Height and width of its map; None where photos have sizes of their own, and the grid lies in each in another way.
-        The level is then returned as it is.
+        Height and width of its map; None where photos have sizes of their own: the level is returned as it is.
     grid : (int, int)
         The most rows and columns.
     """

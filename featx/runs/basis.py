@@ -26,9 +26,9 @@ import numpy as np
 
 from featx import files
 from featx.errors import ROOM, FeatxError, OutputError, UsageError
+from featx.requests import Job
 from featx.runs.formats import Array
 from featx.runs.formats.npz import pack_npz, read_npz
-from featx.requests import Job
 from featx.runs.layout import BASIS
 from featx.runs.recipe import Model
 from featx.values import Level
@@ -111,6 +111,20 @@ class Basis:
             return None
         return Projection(found.mean, found.components[:components])
 
+    def unprojected(self, key: str, components: int, values: Array) -> Array:
+        """Return features of a level to its channels; see `featx.runs.reading.Run.unproject`."""
+        found = self.of(key, components)
+        if found is None:
+            return values
+        axis = -1 if values.ndim < 3 else -3
+        if values.shape[axis] != components:
+            raise UsageError(
+                f"Expected features of {key} with {components} components, not of shape {values.shape}",
+                "Give arrays (C, H, W), (B, C, H, W), (C,) or (P, C)",
+            )
+        rows = np.moveaxis(values, axis, -1) @ found.components + found.mean
+        return np.moveaxis(rows, -1, axis)
+
 
 def network_of(pyramid: Model, job: Job) -> dict[str, Any]:
     """Return the facts that tell networks apart whose features have components of their own."""
@@ -175,12 +189,6 @@ def fault_of(folder: Path, sha256: str | None) -> str:
     return "" if hashlib.sha256(content).hexdigest() == sha256 else "was changed: its sha256 differs"
 
 
-def unprojected(values: Array, projection: Projection, axis: int) -> Array:
-    """Return to the channels: the mean plus the components, weighted by the values along an axis; float32."""
-    rows = np.moveaxis(np.asarray(values, np.float32), axis, -1) @ projection.components + projection.mean
-    return np.moveaxis(rows, -1, axis)
-
-
 def _basis(content: bytes, arrays: Mapping[str, Array]) -> Basis:
     """Check arrays, and make a basis of them.
 
@@ -192,12 +200,12 @@ def _basis(content: bytes, arrays: Mapping[str, Array]) -> Basis:
     keys = [name.removesuffix("_components") for name in arrays if name.endswith("_components")]
     if not keys:
         raise ValueError("it holds no components")
-    projections = {key: Projection(arrays[f"{key}_mean"], arrays[f"{key}_components"]) for key in keys}
-    for key, (mean, components) in projections.items():
+    given = {key: (arrays[f"{key}_mean"], arrays[f"{key}_components"]) for key in keys}
+    for key, (mean, components) in given.items():
         if mean.ndim != 1 or components.ndim != 2 or components.shape[1] != len(mean):
             raise ValueError(f"the components of {key} are {components.shape}, and its mean {mean.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(components).all()):
             raise ValueError(f"the components of {key} hold NaN or infinity")
-    exact = {key: Projection(*(np.ascontiguousarray(each, np.float32) for each in pair)) for key, pair in projections.items()}
+    exact = {key: Projection(*(np.ascontiguousarray(each, np.float32) for each in pair)) for key, pair in given.items()}
     fitted = json.loads(str(arrays[FITTED][0])) if FITTED in arrays else {}
     return Basis(content, hashlib.sha256(content).hexdigest(), exact, fitted.get("network", {}))

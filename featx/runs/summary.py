@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta, Struct, convert, defstruct
 
-from featx import files, options
-from featx.dtypes import DTYPES
+from featx import dtypes, files, options
 from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
 from featx.paths import refuse_url
@@ -28,7 +27,7 @@ SHARDS = "shards"
 
 ELSEWHERE = "Check the folder, or choose another one; featx changes only what it has written"
 
-Dtype = Literal[tuple(DTYPES)]  # type: ignore[valid-type]
+Dtype = Literal[dtypes.NAMES]  # type: ignore[valid-type]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
