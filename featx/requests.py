@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from featx.declaring import declared, group
 from featx.errors import UsageError
@@ -132,8 +133,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        *(_of_smaller(job) if job else ()),
-        *(_of_ray(job) if job else ()),
+        *(chain(_of_smaller(job), _of_ray(job)) if job else ()),
     )
 
 

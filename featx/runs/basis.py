@@ -15,6 +15,7 @@ Only the first two are needed: any program may write such a file.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -28,12 +29,14 @@ from featx import files
 from featx.errors import ROOM, FeatxError, OutputError, UsageError
 from featx.requests import Job
 from featx.runs.formats import Array
-from featx.runs.formats.npz import pack_npz, read_npz
 from featx.runs.layout import BASIS
 from featx.runs.recipe import Model
 from featx.values import Level
 
 FITTED = "fitted"
+
+# Bytes that the arrays of a basis may have: a hundred levels of the widest networks.
+LARGEST = 4 << 30
 
 
 class Projection(NamedTuple):
@@ -138,9 +141,9 @@ def network_of(pyramid: Model, job: Job) -> dict[str, Any]:
 
 def packed(arrays: Mapping[str, Array], fitted: Mapping[str, Any]) -> Basis:
     """Make the file of a basis that was fitted, and return it as a basis."""
-    text = np.array(json.dumps(fitted, sort_keys=True))
-    content = b"".join(pack_npz({**arrays, FITTED: text.reshape(1)}))
-    return _basis(content, {**arrays, FITTED: text.reshape(1)})
+    file = io.BytesIO()
+    np.savez(file, **arrays, **{FITTED: np.array([json.dumps(fitted, sort_keys=True)])})  # type: ignore[arg-type]
+    return _basis(file.getvalue())
 
 
 def read(place: Path) -> Basis:
@@ -153,13 +156,12 @@ def read(place: Path) -> Basis:
     """
     path = place / BASIS if place.is_dir() else place
     try:
-        content = path.read_bytes()
-        return _basis(content, {name: np.array(values) for name, values in read_npz(path).items()})
+        return _basis(path.read_bytes())
     except FileNotFoundError as error:
         where = f"{place} is a folder without a {BASIS}" if place.is_dir() else f"There is no basis {path}"
         raise UsageError(where, "Give a run that was made with --components, or its basis.npz") from error
     except OSError as error:
-        raise FeatxError(f"{path} cannot be read: {error.strerror}", "Check the path") from error
+        raise FeatxError(f"{path} cannot be read: {error.strerror or error}", "Check the path") from error
     except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise FeatxError(f"{path} is not a basis, or it is damaged: {error}", "Give another one") from error
 
@@ -189,14 +191,19 @@ def fault_of(folder: Path, sha256: str | None) -> str:
     return "" if hashlib.sha256(content).hexdigest() == sha256 else "was changed: its sha256 differs"
 
 
-def _basis(content: bytes, arrays: Mapping[str, Array]) -> Basis:
-    """Check arrays, and make a basis of them.
+def _basis(content: bytes) -> Basis:
+    """Read the content of a file.
 
     Raises
     ------
-    ValueError, LookupError, TypeError
-        If they are not those of a basis.
+    ValueError, LookupError, TypeError, OSError, zipfile.BadZipFile
+        If it is not a basis.
     """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > LARGEST:
+            raise ValueError("it is larger than any basis")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
     keys = [name.removesuffix("_components") for name in arrays if name.endswith("_components")]
     if not keys:
         raise ValueError("it holds no components")
