@@ -71,6 +71,8 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
         for name, fact in _run_facts(summary).items():
             facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
         out.print(facts, "", levels_table(summary["levels"]), "", sep="\n")
+        if cost := losses_table(summary):
+            out.print(cost, "", sep="\n")
     out.print(text, markup=False, soft_wrap=True, end="")
 
 
@@ -189,6 +191,20 @@ def fit_of(feed: dict[str, Any]) -> str:
         return f"in multiples of {feed['multiple']}"
     whole = feed["fit"] != "crop" and feed["crop_pct"] == 1
     return feed["fit"] if whole else f"{feed['fit']} {feed['crop_pct']:g}"
+
+
+def losses_table(summary: dict[str, Any]) -> Table | None:
+    """Make the table of what smaller maps lose; None if they lose nothing."""
+    cost, recipe = summary.get("cost"), summary["recipe"]
+    if not cost:
+        return None
+    steps = {"grid": recipe["grid"], "components": recipe["components"], "dtype": recipe["dtype"] != "float32"}
+    used = [step for step, value in steps.items() if value]
+    names = [recipe["dtype"] if step == "dtype" else step for step in used]
+    table = plain_table("lost", *(f">{name}" for name in names))
+    for key, errors in cost["levels"].items():
+        table.add_row(key, *(f"{errors[step]:.2%}" for step in used))
+    return table
 
 
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:

@@ -11,10 +11,11 @@ from msgspec import convert, to_builtins
 from rich.console import Console
 from rich.markup import escape
 
-from featx.cli.descriptions import fit_of, levels_table, size_of
+from featx.cli.descriptions import fit_of, levels_table, losses_table, size_of
 from featx.cli.rates import clock
 from featx.cli.streams import stdout
 from featx.cli.tables import faults, print_json
+from featx.dtypes import SCALE
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Level, Outcome, plain
 
@@ -101,7 +102,11 @@ def _print_run(out: Console, summary: dict[str, Any]) -> None:
     levels = [level for level in summary["levels"] if convert(level, Level).key in stored]
     if levels:
         out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
+    if cost := losses_table(summary):
+        out.print(cost)
     for array in summary["arrays"]:
+        if array["key"].endswith(SCALE):
+            continue
         if not levels or len(array["shape"]) != 3:
             out.print(_array(array))
     weights = summary["weights"]
