@@ -161,24 +161,16 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
                 )
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
+        setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop or Stop(), captured)
-        setting = _prepared(replace(setting, archives=found.archives), items, callers, notes)
-        return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
-
-
-def _prepared(setting: Setting, items: list[Item], callers: Callers, notes: deque[str]) -> Setting:
-    """Find out what has to be known before the first image is written, where maps are made smaller."""
-    from featx.engine.rehearsal import rehearsed  # with torch
-
-    if setting.earlier and setting.basis and setting.job.fit_on:
-        callers.listener(Note("The run keeps the components that it has: --fit-on changes nothing"))
-    return rehearsed(setting, items, callers, notes)
+        return _work(held, output, setting, items, read_summary(output), notes, forecast, boxes, callers)
 
 
 def _work(
     held: lock.LockedFolder,
     output: Path,
     setting: Setting,
+    items: list[Item],
     before: dict[str, Any] | None,
     notes: deque[str],
     forecast: Forecast,
@@ -186,15 +178,21 @@ def _work(
     callers: Callers,
 ) -> Report:
     """Do the work of a plan."""
+    from featx.engine.rehearsal import rehearsed, require_enough  # with torch
+
     plan, listener = setting.plan, callers.listener
+    require_enough(setting, items)
     with closing(engine_of(setting, boxes, callers, notes)) as engine:
         suspects = pending_suspects(held.unfinished, output, plan)
         suspected = set(suspects.keys() & marks_of(plan.to_do)) if suspects else set()
         writer = _begin(held, output, setting, before)
+        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
+        setting = engine.setting = rehearsed(setting, items, place, callers, notes)
+        if setting.basis:
+            setting.basis.save(output, held.unfinished)
         recorder = _recorder(held, output, setting, listener)
         for text in (*held.notes, *surprises(setting, suspected)):
             listener(Note(text))
-        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
         execution = Execution(engine, place, recorder, suspects, notes, callers)
         failures = list(plan.failures)
         with recording(recorder, callers.stop):
@@ -270,8 +268,6 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
     shard = setting.job.shard
-    if setting.basis:
-        setting.basis.save(output, held.unfinished)
     writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields, shard)
     if earlier:
         name = earlier["recipe"]["format"]

@@ -121,12 +121,7 @@ class Fit:
         """
         arrays: dict[str, Array] = {}
         for key, found in self._found.items():
-            if found.count <= self._components:
-                raise UsageError(
-                    f"{images(self._images)} {'has' if self._images == 1 else 'have'} "
-                    f"{count_of(found.count, 'cell')} of {key}, too few for {count_of(self._components, 'component')}",
-                    "Give more images, or fit fewer --components, or take those of another run with --basis",
-                )
+            require_cells(self._images, found.count, key, self._components)
             components, variance, share = found.components(self._components)
             arrays |= {
                 f"{key}_mean": found.mean.astype(np.float32),
@@ -136,3 +131,19 @@ class Fit:
             }
         cells = {key: found.count for key, found in self._found.items()}
         return packed(arrays, {"network": dict(network), "images": self._images, "cells": cells})
+
+
+def require_cells(count: int, cells: int, key: str, components: int) -> None:
+    """Refuse to fit components to fewer cells.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    if cells <= components:
+        raise UsageError(
+            f"{images(count)} {'has' if count == 1 else 'have'} {count_of(cells, 'cell')} of {key}, too few for "
+            f"{count_of(components, 'component')}",
+            "Give more images, or fit fewer --components, or take those of another run with --basis",
+        )

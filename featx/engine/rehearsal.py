@@ -7,14 +7,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from featx import files
 from featx.engine.computing import Computer
 from featx.engine.events import Phase
-from featx.engine.fitting import Cells, Fit
+from featx.engine.execution import Callers, Place
+from featx.engine.fitting import Cells, Fit, require_cells
 from featx.engine.isolation import Reader
 from featx.engine.local import processed
 from featx.engine.losses import Losses, Squares
@@ -22,23 +22,20 @@ from featx.engine.pooling import Grid
 from featx.engine.projecting import Components
 from featx.engine.reducing import Reduction
 from featx.engine.room import shared
+from featx.engine.setting import Setting
 from featx.engine.stopping import InterruptedByError
-from featx.errors import FeatxError
+from featx.errors import UsageError
 from featx.runs.basis import network_of
 from featx.runs.formats import Array, Record, Stored
 from featx.smaller_options import FIT_ON
 from featx.text import count_of, images
-from featx.values import Item
-
-if TYPE_CHECKING:
-    from featx.engine.execution import Callers
-    from featx.engine.setting import Setting
+from featx.values import Item, Level
 
 # Images on which losses are measured.
 SAMPLE = 16
 
 
-def rehearsed(setting: Setting, items: Sequence[Item], callers: Callers, notes: deque[str]) -> Setting:
+def rehearsed(setting: Setting, items: Sequence[Item], place: Place, callers: Callers, notes: deque[str]) -> Setting:
     """Fit the components of a run that has none yet, and measure what its options cost; returns the setting with both.
 
     Parameters
@@ -47,6 +44,8 @@ def rehearsed(setting: Setting, items: Sequence[Item], callers: Callers, notes: 
         That of the call.
     items : sequence of Item
         All of its images, in order.
+    place : Place
+        What is marked there while images are read tells the next call which of them a crash is the fault of.
     callers : Callers
         Whom to tell, and when to stop.
     notes : deque of str
@@ -57,64 +56,67 @@ def rehearsed(setting: Setting, items: Sequence[Item], callers: Callers, notes: 
     FeatxError
         If no image can be used, or there are too few for so many components.
     """
-    job, levels = setting.job, _maps(setting)
-    if not (setting.plan.to_do and levels and (job.grid or job.components or job.dtype != "float32")):
+    if not setting.plan.to_do or not (levels := _smaller(setting)):
         return setting
-    grid = next((step for step in setting.computers[0].reductions if isinstance(step, Grid)), None)
-    if job.components and setting.basis is None:
-        setting = _fitted(setting, items, levels, grid, callers, notes)
-    if (cost := (setting.earlier or {}).get("cost")) is None:
-        components = _components(setting, levels)
-        losses = Losses()
-        steps = [Squares(levels, grid, components, job.dtype)]
-        callers.listener(Phase("measuring what the smaller maps lose"))
-        _pass(setting, setting.plan.to_do[:SAMPLE], steps, losses.add, callers, notes)
-        cost = losses.summary()
+    rehearsal = _Rehearsal(setting, place, callers, notes)
+    if setting.job.components and setting.basis is None:
+        setting = _fitted(setting, items, levels, rehearsal)
+    cost = (setting.earlier or {}).get("cost") or _cost(setting, levels, rehearsal)
     return replace(setting, cost=cost)
 
 
-def _maps(setting: Setting) -> dict[int, Any]:
-    """Return the levels whose maps are kept, as the network has them, by their places among its arrays."""
-    pyramid = setting.computers[0].pyramid
+def require_enough(setting: Setting, items: Sequence[Item]) -> None:
+    """Refuse components that cannot be fitted, before anything is removed for them.
+
+    Raises
+    ------
+    UsageError
+        If no level has more channels, or the images have too few cells.
+    """
+    count, levels = setting.job.components, _smaller(setting)
+    if count is None or setting.basis is not None or not levels:
+        return
+    if not (wide := _wide(levels, count)):
+        most = max(level.channels for level in levels.values())
+        raise UsageError(
+            f"No level has more than {count_of(count, 'channel')}, so there is nothing to project",
+            f"The widest has {most}: use fewer --components, or leave them out",
+        )
+    first = len(items[: setting.job.fit_on or FIT_ON])
+    for level in map(setting.computers[0].level, wide.values()):
+        if level.height is not None and level.width is not None:
+            require_cells(first, first * level.height * level.width, level.key, count)
+
+
+def _smaller(setting: Setting) -> dict[int, Level]:
+    """Return the levels whose maps are made smaller, as the network has them, by their places among its arrays."""
+    job, pyramid = setting.job, setting.computers[0].pyramid
+    if not (job.grid or job.components or job.dtype != "float32"):
+        return {}
     every = (*pyramid.levels, *([pyramid.final] if pyramid.final else ()))
     kept = {field.key for field in setting.computers[0].fields}
     by_key = {level.key: level for level in every if level.key in kept}
     return {place: by_key[field.key] for place, field in enumerate(pyramid.fields) if field.key in by_key}
 
 
-def _components(setting: Setting, levels: Mapping[int, Any]) -> Components | None:
-    if setting.job.components is None:
-        return None
-    keys = {place: level.key for place, level in levels.items()}
-    return Components(setting.job.components, keys, setting.basis)
+def _wide(levels: Mapping[int, Level], count: int) -> dict[int, Level]:
+    return {place: level for place, level in levels.items() if level.channels > count}
 
 
-def _fitted(
-    setting: Setting,
-    items: Sequence[Item],
-    levels: Mapping[int, Any],
-    grid: Grid | None,
-    callers: Callers,
-    notes: deque[str],
-) -> Setting:
+def _grid(setting: Setting) -> Grid | None:
+    return next((step for step in setting.computers[0].reductions if isinstance(step, Grid)), None)
+
+
+def _fitted(setting: Setting, items: Sequence[Item], levels: Mapping[int, Level], rehearsal: _Rehearsal) -> Setting:
     """Fit components on the first images."""
-    job = setting.job
-    count = job.components or 0
-    wide = {place: level for place, level in levels.items() if level.channels > count}
-    if not wide:
-        least = max((level.channels for level in levels.values()), default=0)
-        raise FeatxError(
-            f"No level has more than {count_of(count, 'channel')}, so there is nothing to project",
-            f"The widest has {least}: use a smaller --components, or leave it out",
-        )
-    first = items[: job.fit_on or FIT_ON]
+    job, count = setting.job, setting.job.components or 0
+    first, wide = items[: job.fit_on or FIT_ON], _wide(levels, count)
     fit = Fit(list(wide.values()), count)
-    callers.listener(Phase(f"fitting {count_of(count, 'component')} on {images(len(first))}"))
-    used = _pass(setting, first, [Cells(wide, grid)], fit.add, callers, notes)
+    what = f"fitting {count_of(count, 'component')} on {images(len(first))}"
+    used = rehearsal(first, [Cells(wide, _grid(setting))], fit.add, what)
     if used < len(first):
-        notes.append(f"The components were fitted on {images(used)}; {images(len(first) - used)} cannot be used")
-    pyramid = setting.computers[0].pyramid
-    basis = fit.basis(network_of(pyramid, job))
+        rehearsal.notes.append(f"The components are fitted on {images(used)}: {len(first) - used} cannot be used")
+    basis = fit.basis(network_of(setting.computers[0].pyramid, job))
     for computer in setting.computers:
         computer.reductions = [
             replace(step, basis=basis) if isinstance(step, Components) else step for step in computer.reductions
@@ -122,31 +124,44 @@ def _fitted(
     return replace(setting, basis=basis, recipe={**setting.recipe, "basis": basis.sha256})
 
 
-def _pass(
-    setting: Setting,
-    items: Sequence[Item],
-    steps: Sequence[Reduction],
-    take: Callable[[Mapping[str, Array]], None],
-    callers: Callers,
-    notes: deque[str],
-) -> int:
-    """Compute images, hand what the steps make of each to `take`, in order, and return how many there were.
+def _cost(setting: Setting, levels: Mapping[int, Level], rehearsal: _Rehearsal) -> dict[str, Any]:
+    """Measure what is lost, on the first images of the call."""
+    job, keys = setting.job, {place: level.key for place, level in levels.items()}
+    components = Components(job.components, keys, setting.basis) if job.components else None
+    losses = Losses()
+    steps = [Squares(levels, _grid(setting), components, job.dtype)]
+    rehearsal(setting.plan.to_do[:SAMPLE], steps, losses.add, "measuring what smaller maps lose")
+    return losses.summary()
 
-    Images are read in processes of their own: what a bad one does to them stays there.
-    """
-    job, first = setting.job, setting.computers[0]
-    computers = [Computer(each.pyramid, steps, each.largest, each.on_note) for each in setting.computers]
-    taking = _Taking(take)
-    room = partial(shared, job, setting.blueprint, setting.workers.batch_size, first.pyramid.device)
-    with files.temporary_folder() as scratch:
-        reader = Reader(first.pyramid.preprocessor, job.limits, scratch, isolate=True)
+
+@dataclass(frozen=True, slots=True)
+class _Rehearsal:
+    """Passes of which nothing is written."""
+
+    setting: Setting
+    place: Place
+    callers: Callers
+    notes: deque[str]
+
+    def __call__(
+        self, items: Sequence[Item], steps: Sequence[Reduction], take: Callable[[Mapping[str, Array]], None], what: str
+    ) -> int:
+        """Compute images, hand what the steps make of each to `take`, in order, and return how many there were."""
+        setting, place = self.setting, self.place
+        self.callers.listener(Phase(what))
+        first = setting.computers[0]
+        computers = [Computer(each.pyramid, steps, each.largest, each.on_note) for each in setting.computers]
+        taking, stop = _Taking(take), self.callers.stop
+        room = partial(shared, setting.job, setting.blueprint, setting.workers.batch_size, first.pyramid.device)
+        isolate = setting.job.isolate or bool(place.suspected)
+        reader = Reader(first.pyramid.preprocessor, setting.job.limits, place.unfinished, place.apart, isolate=isolate)
         left = len(items)
         with closing(reader):
-            for group in processed(items, computers, taking, setting.workers, reader, room, callers.stop, notes):
+            for group in processed(items, computers, taking, setting.workers, reader, room, stop, self.notes):
                 left -= len(group)
         if left:
             raise InterruptedByError
-    return taking.count
+        return taking.count
 
 
 class _Taking:
