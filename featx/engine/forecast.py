@@ -103,7 +103,9 @@ def foresee(
     feed, memory = blueprint.description.input, resources.memory()
     sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
+    each = round(
+        formats.bytes_of(job.format, fields) * (sizes.share if (job.maps or job.final) and not job.grid else 1)
+    )
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0

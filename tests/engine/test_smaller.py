@@ -373,7 +373,7 @@ def test_losses_are_norms_of_differences(run_of, photos):
 @pytest.mark.parametrize("fit", ["squash", "native"])
 def test_places_are_found_and_drawn(run_of, tmp_path, fit):
     run = run_of(fit=fit, **ALL)
-    key = list(run)[0]
+    key = next(iter(run))
     x, y = (float(value) for value in run.cell_to_pixel(key, 1, 1, 0))
     found = similar_patches(run, key, at=(x, y), level=1, with_self=True, count=3)
     assert (found.found[0].key, found.found[0].score) == (key, pytest.approx(1, abs=1e-6))
