@@ -54,6 +54,7 @@ def extract(
     overwrite: bool = False,
     retry_failed: bool = False,
     dry_run: bool = False,
+    max_disk: int | str | None = None,
     force: bool = False,
     hash_inputs: bool = False,
     shard: str | None = None,
@@ -152,6 +153,8 @@ def extract(
         Retry images that failed before, even if unchanged.
     dry_run : bool
         Only forecast the run (images, bytes, memory); nothing is computed or written.
+    max_disk : int | str | None
+        Refuse a run that would write more; it, and --dry-run, say which options would fit.
     force : bool
         Run even if disk space or memory seems too small.
     hash_inputs : bool

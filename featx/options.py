@@ -241,6 +241,13 @@ class OutputOptions(Options):
     dry_run: bool = option(
         default=False, help="Only forecast the run (images, bytes, memory); nothing is computed or written."
     )
+    max_disk: int | None = option(
+        default=None,
+        help="Refuse a run that would write more; it, and --dry-run, say which options would fit.",
+        convert=size_in_bytes("30GB"),
+        metavar="SIZE",
+        accepts="int | str | None",
+    )
     force: bool = option(default=False, help="Run even if disk space or memory seems too small.")
     hash_inputs: bool = option(
         default=False, help="Recognise changed images by their sha256 instead of by size and modification time."

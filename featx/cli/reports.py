@@ -34,10 +34,13 @@ def forecast_lines(value: Forecast) -> list[str]:
     feed = plain(value.input)
     total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
+    made = [f"smaller  {each.options}: {amount_of(each.bytes)}" for each in value.savings]
+    made += [f"fits     {each.options}: {amount_of(each.bytes)}" for each in value.fitting]
     return [
         f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
         f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
+        *made,
     ]
 
 

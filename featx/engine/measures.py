@@ -87,6 +87,11 @@ def peak(
     return whole
 
 
+def whole(name: str, room: int) -> int:
+    """Return the bytes that an output may have for so many on the disk."""
+    return room if formats.vectors_only(name) else room // BLOCK * BLOCK
+
+
 def on_disk(name: str, size: int) -> int:
     """Return the bytes that one output takes on the disk, its line included."""
     return (size if formats.vectors_only(name) else -(-size // BLOCK) * BLOCK) + LINE

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from PIL import Image
 
 import featx
@@ -409,3 +410,32 @@ def test_a_photo_called_basis_does_not_take_the_basis_s_place(photos, tmp_path):
     extract(str(tmp_path / "s-{000..000}.tar"), out, components=5)
     assert sorted(featx.open_run(out)) == ["b", "basis"]
     assert verify(out, recompute=2).sound
+
+
+def test_the_forecast_knows_what_each_would_write(run_of, photos, tmp_path):
+    def foreseen(**options):
+        return extract(photos, tmp_path / "none", dry_run=True, batch_size=4, **options).forecast
+
+    whole = foreseen()
+    saved = dict(whole.savings)
+    assert {"--grid 1", "--grid 7", "--components 64", "--dtype float16", "--dtype int8"} <= saved.keys()
+    for options, text in (
+        ({"grid": 7}, "--grid 7"),
+        ({"dtype": "int8"}, "--dtype int8"),
+        ({"components": 64}, "--components 64"),
+    ):
+        assert foreseen(**options).bytes == saved[text]
+    for options in ({}, {"grid": "3x2"}, ALL):
+        run = run_of(**options)
+        sizes = [line["bytes"] for line in map(structs.asdict, map(run.line, run))]
+        assert foreseen(**{name: value for name, value in options.items()}).bytes_per_image == sizes[0]
+    limit = whole.bytes // 8
+    fitting = foreseen(max_disk=limit).fitting
+    assert fitting
+    assert [size for _, size in fitting] == sorted((size for _, size in fitting), reverse=True)
+    with pytest.raises(OutputError, match=r"more than --max-disk") as caught:
+        extract(photos, tmp_path / "none", max_disk=limit)
+    assert fitting[0].options in str(caught.value)
+    words = fitting[0].options.split()
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    assert extract(photos, tmp_path / "fits", max_disk=limit, **options).summary["bytes"] <= limit

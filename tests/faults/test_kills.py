@@ -72,7 +72,7 @@ def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, reques
 
 
 def test_runs_of_smaller_maps_killed_three_times_each(forge, tmp_path, request):
-    """Before the components are fitted, and after: all photos are projected on one basis, that of an undisturbed run."""
+    """Before the components are fitted, and after: all photos are projected on the basis of an undisturbed run."""
     few = make_photos(tmp_path / "photos", 60)
     smaller = ("--grid", "3x2", "--components", "5", "--fit-on", "20", "--dtype", "int8")
     assert forge.extract(tmp_path, few, "whole", *smaller)["status"] == 0
