@@ -78,14 +78,14 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, archives, folders (walked) and glob patterns.
+        Files, archives, tables (``photos.parquet::image``), folders (walked) and glob patterns, or URLs of these.
     model : str or None
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
     output : path or None
-        The run's folder; None takes ``features/<model>``.
+        The run's folder, or a URL such as ``s3://bucket/run`` as text; None takes ``features/<model>``.
     from_file : path or None
-        A list of images, one path per line.
+        A list of images, one path or URL per line.
     listener : callable or None
         Called with each event as it comes: `featx.values.Note`, `featx.values.Outcome`, and those of
         `featx.engine.events`.

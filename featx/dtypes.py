@@ -39,6 +39,9 @@ OTHERS = {"float64": 8, "text": 4 * LETTERS}
 # What the array of a map's scales is called: the map's own name, and this.
 SCALE = "_scale"
 
+# What the name of a level's attention ends in.
+ATTENTION = "_attention"
+
 
 def kept_in(dtype: str) -> str:
     """Return the type of what is stored beside maps, such as attention: a type with scales is for maps alone."""

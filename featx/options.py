@@ -10,6 +10,7 @@ from featx.declaring import (
     Options,
     amount,
     as_path,
+    as_place,
     as_text,
     bins,
     declaration,
@@ -227,10 +228,10 @@ class OutputOptions(Options):
 
     panel: ClassVar[str] = "Output"
 
-    output: Path | None = option(
+    output: Path | str | None = option(
         default=None,
-        help="Folder of the run.",
-        convert=as_path,
+        help="Folder of the run, or a URL such as s3://bucket/run.",
+        convert=as_place,
         metavar="FOLDER",
         flags=("-o",),
         shown="features/MODEL",

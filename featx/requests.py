@@ -55,7 +55,7 @@ class Job(
     Attributes
     ----------
     inputs : tuple of str
-        Files, archives, folders and glob patterns.
+        Files, archives, tables, folders and glob patterns, or URLs of these.
     listed : tuple of str
         Paths from lists (``--from-file``, standard input).
     """

@@ -19,9 +19,6 @@ Spacing = int | float | tuple[int | float, int | float]
 # Names of the arrays that are not levels.
 FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
 
-# What the name of a level's attention ends in.
-ATTENTION = "_attention"
-
 
 class Item(Struct, frozen=True, gc=False):
     """One input image.
@@ -34,11 +31,14 @@ class Item(Struct, frozen=True, gc=False):
         The file. Text, since a million `Path` objects take a gigabyte.
     alias : str
         Its output's name where that is not the one that follows from the key; empty otherwise.
+    stat : Stat or None
+        What the listing says of a remote object; None where it has to be looked up.
     """
 
     key: str
     path: str
     alias: str = ""
+    stat: Stat | None = None
 
 
 class Level(Struct, frozen=True, omit_defaults=True):
@@ -270,11 +270,12 @@ RANDOM_SIMILARITY = f"{RANDOM_WEIGHTS}, so similarity means little"
 
 
 class Stat(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Size and time of a file, and its sha256 where that was asked for, to see whether it was changed since."""
+    """Size, time and version (a remote object's ETag) of a file, and its sha256 if asked for, to notice changes."""
 
     bytes: int
     mtime_ns: int
     sha256: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +296,8 @@ class Outcome:
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
         Of that file.
-    levels : dict or None
-        Height and width of each map, by the array's name, where they differ from the summary's.
-    pooled : dict or None
-        Those before ``--grid``, where they do.
+    levels, pooled : dict or None
+        Height and width of each map, by the array's name, where they differ from the summary's; and before ``--grid``.
     boxes : int or None
         How many boxes it has; None where no boxes were asked for.
     stage, error : str

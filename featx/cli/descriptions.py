@@ -17,6 +17,7 @@ from featx.cli.tables import plain_table, print_json
 from featx.dtypes import bytes_of
 from featx.errors import UsageError
 from featx.images import coverage
+from featx.paths import is_url
 from featx.runs.layout import SUMMARY
 from featx.runs.recipe_files import options_of_run, recipe_text
 from featx.runs.summary import require_summary
@@ -52,7 +53,9 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
 
 
 def is_run(name: str) -> bool:
-    """Whether what could name a model is the path of a run's folder."""
+    """Whether what could name a model is the path of a run's folder, or a URL; those of the web name models."""
+    if is_url(name):
+        return not name.lower().startswith(("http://", "https://"))
     return os.sep in name and (Path(name) / SUMMARY).is_file()
 
 

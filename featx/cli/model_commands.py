@@ -87,7 +87,7 @@ def extract(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Files, archives, folders, quoted patterns, or - for a list on standard input."
+            metavar="INPUT", help="Files, archives, folders, quoted patterns, URLs, or - for a list on standard input."
         ),
     ] = None,
     from_file: Annotated[

@@ -201,7 +201,9 @@ def _items(job: Job, count: int, scratch: Path) -> list[Item]:
         for number in range(min(count, 32)):
             _photo(number).save(scratch / f"{number}.jpg", quality=90)
     found = sources.find(job.inputs or (str(scratch),)).items
-    return [Item(f"{number}-{item.key}", item.path) for number, item in enumerate(_repeated(found, count))]
+    return [
+        Item(f"{number}-{item.key}", item.path, stat=item.stat) for number, item in enumerate(_repeated(found, count))
+    ]
 
 
 def _photo(seed: int) -> Image.Image:

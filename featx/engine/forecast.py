@@ -18,6 +18,7 @@ from featx.images import coverage, headers
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
+from featx.runs.mirror import mirror_of
 from featx.text import amount_of
 from featx.values import Input, Item
 
@@ -158,7 +159,9 @@ def tight(forecast: Forecast) -> list[str]:
 
 
 def _free(output: Path) -> int | None:
-    """Return the free bytes where a folder is, or will be."""
+    """Return the free bytes where a folder is, or will be; nobody knows those of an object store."""
+    if mirror_of(output):
+        return None
     place = output.absolute()
     for folder in (place, *place.parents):
         try:

@@ -12,10 +12,11 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
+from featx.dtypes import ATTENTION
 from featx.engine.reducing import Photo, Values
 from featx.images.cells import Array
 from featx.images.grid import Size, cells_of, on_photo, pooled, shares
-from featx.values import ATTENTION, Field, Level
+from featx.values import Field, Level
 
 
 @dataclass(frozen=True, slots=True)

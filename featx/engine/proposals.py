@@ -8,12 +8,12 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from featx.dtypes import SCALE
+from featx.dtypes import ATTENTION, SCALE
 from featx.engine.measures import stored_fields
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
-from featx.values import ATTENTION, Field
+from featx.values import Field
 
 # What is proposed of each option, from the value that leaves the most to the one that leaves the least.
 DTYPES, COMPONENTS, GRIDS = ("float16", "int8"), (256, 64), (14, 7, 1)

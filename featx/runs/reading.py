@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
@@ -18,6 +17,7 @@ from featx.runs import formats, manifest
 from featx.runs.formats import Array
 from featx.runs.located import Located
 from featx.runs.manifest import Done, Line
+from featx.runs.mirror import located
 from featx.runs.parts import Texts
 from featx.runs.restored import Restored, needed, restored_fields
 from featx.runs.summary import require_summary
@@ -40,7 +40,9 @@ class Run(Located):
     Attributes
     ----------
     folder : Path
-        Where it lies.
+        Where it lies; of a run behind a URL, where its manifest is as long as it is open.
+    name : str
+        Its folder, or its URL.
     summary : dict
         Its ``summary.json``.
     raw : bool
@@ -61,8 +63,9 @@ class Run(Located):
     """
 
     def __init__(self, folder: str | PathLike[str], *, raw: bool = False) -> None:
-        self.folder, self.raw = Path(folder), raw
+        self.raw = raw
         self.summary = require_summary(folder)
+        self._mirror, self.folder, self.name = located(folder, self)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
         self._stored = convert(self.summary["arrays"], tuple[Field, ...])
@@ -153,7 +156,7 @@ class Run(Located):
             If the run has none, or one of them is missing or cannot be read.
         """
         if EMBEDDING not in (field.key for field in self.fields):
-            raise FeatxError(f"The run {self.folder} has no embeddings", "Extract it with --embedding")
+            raise FeatxError(f"The run {self.name} has no embeddings", "Extract it with --embedding")
         return self._blocks()
 
     def _blocks(self) -> Iterator[tuple[list[str], Array]]:
@@ -161,7 +164,7 @@ class Run(Located):
             yield from self.reader.vectors(self._outputs.items())
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatxError(
-                f"An embedding in {self.folder} is missing or damaged: {error}",
+                f"An embedding in {self.name} is missing or damaged: {error}",
                 REPAIR,
             ) from error
 
@@ -200,11 +203,11 @@ class Run(Located):
         except (OSError, ValueError):
             line = None
         if not isinstance(line, Done) or line.key != key:
-            raise FeatxError(f"The run {self.folder} has changed since it was opened", "Open it again")
+            raise FeatxError(f"The run {self.name} has changed since it was opened", "Open it again")
         return line
 
     def __repr__(self) -> str:
-        return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"
+        return f"<featx run {self.name!r}: {len(self)} images, {self.summary['model']}>"
 
 
 def damaged(key: str, why: object) -> FeatxError:
@@ -226,7 +229,7 @@ def require_format(summary: dict[str, Any]) -> str:
 
 
 def open_run(folder: str | PathLike[str], *, raw: bool = False) -> Run:
-    """Open the folder that ``featx extract`` wrote.
+    """Open the folder that ``featx extract`` wrote, or a run behind a URL; its outputs are fetched when they are read.
 
     Parameters
     ----------
