@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from featx.declaring import declared, group
 from featx.errors import UsageError
@@ -18,6 +19,7 @@ from featx.options import (
 )
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
+from featx.smaller_options import SmallerOptions
 
 
 @group
@@ -39,6 +41,7 @@ class Job(
     ImageOptions,
     KeepOptions,
     BoxOptions,
+    SmallerOptions,
     StoreOptions,
     OutputOptions,
     ShardOptions,
@@ -116,7 +119,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        *(_of_ray(job) if job else ()),
+        *(chain(_of_smaller(job), _of_ray(job)) if job else ()),
     )
 
 
@@ -140,6 +143,20 @@ def _without_levels(asked: ModelRequest | Job, job: Job | None) -> Iterator[tupl
         "--dtype is about maps, and none are kept",
         "Leave out --dtype; embeddings are always float32",
     )
+
+
+def _of_smaller(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between the options that make maps smaller."""
+    nothing = job.maps is False and not (job.final or job.modules)
+    for name in ("grid", "components"):
+        wrong = nothing and getattr(job, name) is not None
+        yield wrong, f"--{name} is about maps, and none are kept", f"Leave out --{name} or --no-maps"
+    yield job.grid_pool != "avg" and job.grid is None, "--grid-pool needs --grid", "Add --grid, such as --grid 7"
+    for name in ("fit_on", "basis"):
+        wrong, option = getattr(job, name) is not None and job.components is None, f"--{name.replace('_', '-')}"
+        yield wrong, f"{option} needs --components", "Add --components, such as --components 64"
+    both = job.fit_on is not None and job.basis is not None
+    yield both, "--fit-on fits components, and --basis takes those of another run", ONE
 
 
 def _of_ray(job: Job) -> Iterator[tuple[bool, str, str]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from featx.declaring import Options, above_zero, as_path, as_place, as_text, group, one_of, option, whole
+from featx.conversions import above_zero, as_path, as_place, as_text, one_of, whole
+from featx.declaring import Options, group, option
 from featx.naming import device_name
 
 PRECISIONS, BACKENDS = ("fp32", "bf16", "fp16"), ("torch", "compile", "openvino")

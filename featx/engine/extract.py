@@ -173,13 +173,14 @@ def _run(job: Job, listener: Listener, stop: Stop, captured: Callable[[], int]) 
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop, captured)
-        return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
+        return _work(held, output, setting, items, read_summary(output), notes, forecast, boxes, callers)
 
 
 def _work(
     held: lock.LockedFolder,
     output: Path,
     setting: Setting,
+    items: list[Item],
     before: dict[str, Any] | None,
     notes: deque[str],
     forecast: Forecast,
@@ -187,15 +188,21 @@ def _work(
     callers: Callers,
 ) -> Report:
     """Do the work of a plan."""
+    from featx.engine.rehearsal import rehearsed, require_enough  # with torch
+
     plan, listener = setting.plan, callers.listener
+    require_enough(setting, items)
     with closing(engine_of(setting, boxes, callers, notes)) as engine:
         suspects = pending_suspects(held.unfinished, output, plan)
         suspected = set(suspects.keys() & marks_of(plan.to_do)) if suspects else set()
         writer = _begin(held, output, setting, before)
+        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
+        setting = engine.setting = rehearsed(setting, items, place, callers, notes)
+        if setting.basis:
+            held.keep(setting.basis)
         recorder = _recorder(held, output, setting, listener)
         for text in (*held.notes, *surprises(setting, suspected)):
             listener(Note(text))
-        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
         execution = Execution(engine, place, recorder, suspects, notes, callers)
         failures = list(plan.failures)
         with recording(recorder, callers.stop):
@@ -282,7 +289,9 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
-    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
+    facts = facts_of(setting.computers[0], setting.recipe, setting.job)
+    if setting.cost:
+        facts["cost"] = setting.cost
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))

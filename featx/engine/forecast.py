@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.engine import resources
+from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import pass_memory, peak, stored_fields
+from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, whole
+from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
 from featx.images import coverage, headers
@@ -58,6 +59,9 @@ class Forecast:
         The share of its area that the model sees.
     elsewhere : bool
         Whether other processes compute it, perhaps on other machines, whose memory is not known.
+    savings, fitting : tuple of Proposal
+        Of a dry run, what each option that makes maps smaller would write for all images; where there is a limit, which
+        options would keep to it, those that keep the most first.
     """
 
     input: Input
@@ -74,6 +78,8 @@ class Forecast:
     largest: tuple[int, int] | None
     seen: float | None
     elsewhere: bool = False
+    savings: tuple[Proposal, ...] = ()
+    fitting: tuple[Proposal, ...] = ()
 
 
 def foresee(
@@ -104,7 +110,8 @@ def foresee(
     feed, memory = blueprint.description.input, resources.memory()
     sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final or job.modules else 1))
+    grows = (job.maps or job.final or job.modules) and not job.grid
+    each = round(formats.bytes_of(job.format, fields) * (sizes.share if grows else 1))
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
@@ -124,7 +131,22 @@ def foresee(
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
         elsewhere=job.engine != "local",
+        **_proposals(blueprint, job, len(items), each, sizes),
     )
+
+
+def _proposals(blueprint: Blueprint, job: Job, count: int, each: int, sizes: Sizes) -> dict[str, tuple[Proposal, ...]]:
+    """Return what would be written with other options, where that is asked for."""
+
+    def of_all(found: list[Proposal]) -> tuple[Proposal, ...]:
+        return tuple(Proposal(proposal.options, proposal.bytes * count) for proposal in found)
+
+    limit = job.max_disk
+    too_much = limit is not None and on_disk(job.format, each) * count > limit
+    room = (limit or 0) // max(1, count) - on_disk(job.format, 0)  # for each output, in whole blocks
+    fits = proposals.fitting(blueprint, job, whole(job.format, room), sizes.typical) if too_much else []
+    saves = proposals.alone(blueprint, job, sizes.typical) if job.dry_run else []
+    return {"savings": of_all(saves), "fitting": of_all(fits)}
 
 
 def tight(forecast: Forecast) -> list[str]:

@@ -34,7 +34,7 @@ class LocalEngine:
 
     def __init__(self, setting: Setting, boxes: Boxes | None, callers: Callers, notes: deque[str]) -> None:
         del boxes  # which the computers know
-        self._setting, self._callers, self._notes = setting, callers, notes
+        self.setting, self._callers, self._notes = setting, callers, notes
         self._reader: Reader | None = None
         if setting.plan.to_do and setting.job.backend != "torch":
             callers.listener(Phase(f"preparing the network for {setting.job.backend}"))
@@ -43,7 +43,7 @@ class LocalEngine:
 
     def processed(self, items: list[Item], place: Place) -> Generator[list[Outcome]]:
         """Have the pipeline process items."""
-        setting, job = self._setting, self._setting.job
+        setting, job = self.setting, self.setting.job
         self._reader = Reader(
             setting.computers[0].pyramid.preprocessor,
             job.limits,
@@ -61,7 +61,7 @@ class LocalEngine:
     @property
     def largest_pass(self) -> int:
         """The most images in one pass of the size that took the fewest."""
-        return min(computer.smallest for computer in self._setting.computers)
+        return min(computer.smallest for computer in self.setting.computers)
 
     def close(self) -> None:
         """End the processes that images are read in."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.engine import resources
+from featx.engine import proposals, resources
 from featx.engine.measures import on_disk, pass_memory, peak, stored_fields
 from featx.engine.resources import Workers
 from featx.engine.room import Needs, Room, available
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # In the search for a size that fits, sides are multiples of the first; it ends within one part in the second.
 SIDE, PRECISION = 32, 20
+
+# Options that are proposed where the disk has no room.
+SAID = ("--strides", "--grid 7", "--components 64", "--dtype float16")
 
 # A forecast of memory is never too low, and too high by up to this factor; a run is refused only beyond it.
 MARGIN = 1.25
@@ -53,12 +56,16 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
             f"{_smaller(blueprint, job, workers, there)}; --force tries it all the same",
         )
     size = on_disk(job.format, forecast.bytes_per_image) * forecast.images
+    what = f"The features of {images(forecast.images)} take {amount_of(size)}"
     if forecast.free is not None and size > forecast.free:
         raise OutputError(
-            f"The features of {images(forecast.images)} take {amount_of(size)}, and {amount_of(forecast.free)} are "
-            f"free for {output}",
+            f"{what}, and {amount_of(forecast.free)} are free for {output}",
             f"{_savings(blueprint, job, forecast.images)}; --force begins all the same",
         )
+    if job.max_disk is not None and size > job.max_disk:
+        fits = " or ".join(each.options for each in forecast.fitting[:3])
+        hint = f"These fit: {fits}" if fits else _savings(blueprint, job, forecast.images)
+        raise OutputError(f"{what}, more than --max-disk {amount_of(job.max_disk)}", hint)
 
 
 def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers) -> None:
@@ -133,17 +140,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
     """Yield options that write less, and the bytes of an output with them; boxes take little."""
     if job.boxes:
         return
-    fields = stored_fields(blueprint, job)
-    if job.dtype == "float32" and not all(field.is_vector for field in fields):
-        halved = stored_fields(blueprint, replace(job, dtype="float16"))
-        yield "--dtype float16", formats.bytes_of(job.format, halved)
-    levels = blueprint.description.levels
-    strides = sorted({level.stride for level in levels if isinstance(level.stride, int | float)})
-    if len(strides) > 2 and job.maps and job.part != "all":
-        coarse = strides[len(strides) // 2 :]
-        finer = {level.key for level in levels if level.stride not in coarse}
-        fewer = [field for field in fields if field.key.removesuffix("_prefix").removesuffix("_attention") not in finer]
-        yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
+    yield from (each for each in proposals.alone(blueprint, job) if each.options.startswith(SAID))
     if job.maps or job.final or job.modules:
         try:
             vector = draw_up(_only_embedding(blueprint.request))

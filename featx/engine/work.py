@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from msgspec import structs
 
+from featx.dtypes import SCALE
 from featx.engine.batching import Ready, by_size, in_order
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer, TooLargeError
@@ -173,7 +174,7 @@ class Work:
         image, fields = value.image, self._computers[0].fields
         for field, finite in zip(fields, value.arrays.finite, strict=True):
             if not finite[value.position]:
-                error = f"{field.key} holds NaN or infinity{self._more_precise()}"
+                error = f"{field.key.removesuffix(SCALE)} holds NaN or infinity{self._more_precise()}"
                 return Outcome(image.item, image.stat, stage="forward", error=error, messages=image.messages)
         named = zip(fields, value.arrays.values, strict=True)
         arrays = {field.key: np.asarray(values[value.position]) for field, values in named}
@@ -194,6 +195,7 @@ class Work:
             bytes=stored.bytes,
             sha256=stored.sha256,
             levels=self._sizes(arrays) if self._room else None,
+            pooled=self._pooled(value.arrays.sizes, arrays) if self._room else None,
             boxes=len(arrays[BOXES]) if BOXES in arrays else None,
             messages=image.messages,
         )
@@ -203,6 +205,14 @@ class Work:
         """Return height and width of the maps."""
         maps = self._computers[0].pyramid.maps
         return {level.key: arrays[level.key].shape[1:] for level in maps if level.key in arrays}
+
+    def _pooled(self, before: Mapping[str, tuple[int, int]], arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return height and width of the maps before the grid, where it changes them."""
+        return {
+            name: size
+            for name, size in before.items()
+            if name in self._sizes(arrays) and size != arrays[name].shape[1:]
+        }
 
     def _more_precise(self) -> str:
         """Suggest what may help against values out of range."""

@@ -14,7 +14,7 @@ import numpy as np
 from featx.errors import FeatxError
 from featx.runs import parts
 from featx.runs.formats import Array
-from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
+from featx.runs.layout import BASIS, KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
 from featx.runs.mirror import is_own, mirror_of
 from featx.runs.reading import Run
 from featx.values import Field
@@ -36,7 +36,7 @@ def leftovers(run: Run) -> Leftovers:
     done = {key: run.output(key) for key in run}
     strays = run.reader.strays(done)
     ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
-    ours |= parts.own_files(run.folder)
+    ours |= parts.own_files(run.folder) | ({BASIS} if run.summary["recipe"]["basis"] else set())
     if mirror := mirror_of(run.folder):
         others, unfinished = [name for name in mirror.store.walk() if name not in ours and not is_own(name)], 0
     else:

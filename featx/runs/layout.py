@@ -20,6 +20,9 @@ VECTORS, KEYS = "embeddings.npy", "keys.txt"
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
 
+# The components that its maps are projected on.
+BASIS = "basis.npz"
+
 # The folder of the manifests of shards.
 PARTS = "manifest.parts"
 
@@ -54,6 +57,7 @@ def output_of(key: str, *, apart: bool = False) -> str:
     """
     *folders, name = key.split("/")
     places = [_fitted(folder, "~" if _TAKEN.fullmatch(folder) else "", "") for folder in folders]
+    apart = apart or f"{key}{SUFFIX}".casefold() == BASIS
     return "/".join([*places, _fitted(name, _mark(key) if apart else "", SUFFIX)])
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from featx.declaring import one_of
+from featx.conversions import one_of
 from featx.errors import UsageError
 from featx.runs.formats import store as remote
 from featx.runs.manifest import Done

@@ -20,10 +20,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx import files
+from featx.dtypes import LETTERS
 from featx.runs.formats import Array, Record, Stored, read_header
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, LETTERS, Field
+from featx.values import EMBEDDING, Field
 
 # Vectors that are read together.
 BLOCK = 1024
