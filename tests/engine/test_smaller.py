@@ -433,3 +433,21 @@ def test_the_forecast_knows_what_each_would_write(run_of, photos, tmp_path):
     words = fitting[0].options.split()
     options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     assert extract(photos, tmp_path / "fits", max_disk=limit, **options).summary["bytes"] <= limit
+
+
+def test_a_run_behind_a_url_has_its_basis_there(run_of, photos):
+    fsspec = pytest.importorskip("fsspec")
+    url, paths = "memory://smaller/run", sorted(photos.glob("*.png"))
+    extract(paths[: FITTED + 1], url, batch_size=4, **ALL)
+    extract(paths, url, batch_size=4, **ALL)
+    run, local = featx.open_run(url), run_of(**ALL)
+    for key in run:
+        values = run[key]["level_3"]
+        np.testing.assert_array_equal(values, local[f"photos/{key}"]["level_3"])
+        np.testing.assert_array_equal(run.unproject(3, values), local.unproject(3, values))
+    checked = verify(url, recompute=2)
+    assert (checked.sound, checked.foreign) == (True, [])
+    fsspec.filesystem("memory").rm_file("/smaller/run/basis.npz")
+    assert verify(url).basis == "is missing"
+    extract(paths, url, batch_size=4, overwrite=True)
+    assert not fsspec.filesystem("memory").exists("/smaller/run/basis.npz")
