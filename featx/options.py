@@ -25,7 +25,7 @@ from featx.declaring import (
     whole,
 )
 from featx.naming import as_model
-from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
 
 DTYPES, FORMATS = ("float32", "float16"), ("npz", "npy", "parquet")
@@ -255,7 +255,8 @@ class Limits(Options):
 
     max_pixels: int = option(
         default=179_000_000,
-        help="Width times height, as stored and as resized; an image that exceeds it fails.",
+        help="Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what "
+        "has to be decoded at once.",
         convert=amount("179M"),
         metavar="N",
         shown="179M",
@@ -284,8 +285,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
-    *(NetworkOptions, RunOptions, EngineOptions, Limits),
+    *(ModelOptions, RecipeOptions, ImageOptions, TileOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions),
+    *(ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

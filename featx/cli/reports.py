@@ -35,9 +35,18 @@ def forecast_lines(value: Forecast) -> list[str]:
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
     return [
         f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
+        *_tiles(value),
         f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
     ]
+
+
+def _tiles(value: Forecast) -> list[str]:
+    if value.tiles is None:
+        return []
+    tile, halo, count, longest = value.tiles
+    what = "every photo in one pass" if count == 1 else f"{count:,} of the largest photo, each seen in {longest:,}"
+    return [f"tiles    {tile:,} and a halo of {halo:,} pixels: {what}"]
 
 
 def _seen(value: Forecast) -> str:

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featx.declaring import declaration, declared
+from featx.engine.mosaic import Equipment, Tiles
 from featx.engine.resources import Workers, spread, use_backend
 from featx.engine.room import Room
+from featx.engine.tiling import tiling_again
 from featx.errors import UsageError
+from featx.images.tiles import Tiling
 from featx.models.pyramid import Pyramid, choose_devices, load
-from featx.options import StoreOptions
+from featx.options import Limits, StoreOptions
 from featx.requests import Job, ModelRequest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
+    from featx.engine.isolation import Reader
+    from featx.runs.formats import Writer
 
 
 def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
@@ -68,6 +75,15 @@ class Again:
     computers: list[Computer]
     workers: Workers
     room: Room | None
+    tiling: Tiling | None
+
+    def tiles(self, reader: Reader, limits: Limits, writer: Writer, folder: Path) -> Tiles | None:
+        """Make what runs large images, as then, and has a folder for maps that memory does not hold."""
+        if self.tiling is None:
+            return None
+        batch_size, forwards = self.workers.batch_size, self.workers.forwards
+        kit = Equipment(self.computers, batch_size, forwards, reader, limits, folder, writer.largest)
+        return Tiles(self.tiling, kit, {})
 
     @property
     def pyramid(self) -> Pyramid:
@@ -87,7 +103,8 @@ def set_up_again(summary: dict[str, Any], device: str, images: int, boxes: Boxes
     pyramid = load_again(summary, devices[0])
     stored = {each.name: summary["recipe"][each.name] for each in declared(StoreOptions)}
     keep = {} if boxes is None else {"boxes": "", "maps": summary["recipe"]["maps"]}
+    tiling = tiling_again(summary)
     job = Job(model=pyramid.name, fit=pyramid.request.fit, **stored, **keep)
     computers, workers = spread([pyramid], job, images, summary["recipe"], boxes=boxes)
     use_backend(computers, workers)
-    return Again(devices, computers, workers, Room() if job.fit == "native" else None)
+    return Again(devices, computers, workers, Room() if job.fit == "native" else None, tiling)

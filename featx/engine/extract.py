@@ -19,6 +19,7 @@ from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
+from featx.engine.tiling import facts_of as facts_of_tiles
 from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
@@ -193,6 +194,8 @@ def _work(
             if plan.again or len(failures) > len(plan.failures):
                 collect_garbage(writer, output, setting.job.format)
         recorder.facts["largest_pass"] = engine.largest_pass
+        if setting.tiling:
+            recorder.facts["tiling"] = facts_of_tiles(setting.tiling, engine.deviation, setting.job.precision)
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
@@ -275,6 +278,9 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
+    if setting.tiling:
+        known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
+        facts["tiling"] = facts_of_tiles(setting.tiling, known, setting.job.precision)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,11 +120,21 @@ class Room:
             f"{amount_of(self._total)} are available{help_}"
         )
 
-    def take(self, height: int, width: int) -> Need:
-        """Wait until there is enough memory for a batch of images of a size, and take it."""
+    def passes(self, height: int, width: int, most: int) -> int:
+        """Return how many passes of batches of images of a size fit at a time: one at least."""
+        if self._needs is None or self._total is None:
+            return most
+        return min(most, max(1, self._total // max(1, self._needs(height, width).all)))
+
+    def take(self, height: int, width: int, passes: int = 1, more: Callable[[int], int] = lambda _: 0) -> Need:
+        """Wait until there is enough memory for passes of batches of images of a size, and take it.
+
+        `more` says what else is taken, given the bytes of the arrays of one pass.
+        """
         if self._needs is None or self._total is None:
             return Need(0, 0)
-        need, total = self._needs(height, width), self._total
+        one, total = self._needs(height, width), self._total
+        need = Need(one.passing * passes + more(one.arrays), one.arrays * passes)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._taken or self._taken + need.all <= total)
             self._taken += need.all

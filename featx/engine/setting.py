@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.images.archives import Contents
+    from featx.images.tiles import Tiling
     from featx.models.pyramid import Blueprint, Pyramid
 
 
@@ -32,6 +33,7 @@ class Loaded:
 
     blueprint: Blueprint
     pyramids: list[Pyramid]
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Setting:
     earlier: dict[str, Any] | None
     done_again: int = 0
     archives: Sequence[Contents] = ()
+    tiling: Tiling | None = None
 
 
 def set_up(
@@ -64,14 +67,14 @@ def set_up(
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
-    pyramids, digest = loaded.pyramids, boxes.digest if boxes else None
+    pyramids, digest, tiling = loaded.pyramids, boxes.digest if boxes else None, loaded.tiling
     before = taken_over(job, earlier, pyramids[0].device)
     computers, workers = spread(pyramids, job, len(items), before, on_note, boxes)
-    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest)
+    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest, tiling)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     if job.like:
         require_alike(job, recipe, pyramids[0].architecture, on_note)
-    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier)
+    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier, tiling=tiling)
     if not may_do_again(job, earlier, plan):
         return setting
     computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note, boxes)
@@ -80,8 +83,8 @@ def set_up(
     job = replace(job, overwrite=True)
     done_again = plan.kept_done + plan.again
     plan = plan_work(output, plan.renamed(items), job)
-    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest)
-    return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
+    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest, tiling)
+    return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again, tiling=tiling)
 
 
 def continued(job: Job, output: Path, before: dict[str, Any] | None, *, binding: bool = False) -> dict[str, Any] | None:

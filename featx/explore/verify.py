@@ -223,7 +223,7 @@ def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> st
         dtype = "text" if values.dtype.kind == "U" else str(values.dtype)
         if not expected.fits(values.shape) or dtype != expected.dtype:
             return f"{expected.key} is {dtype} {values.shape}, not {expected.dtype} {expected.shape}"
-        if dtype != "text" and not np.isfinite(values).all():
+        if dtype != "text" and not all(np.isfinite(part).all() for part in values):  # a mask of large maps takes memory
             return f"{expected.key} holds NaN or infinity"
     return ""
 
@@ -292,12 +292,15 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     again = set_up_again(run.summary, recipe["device"], len(items), boxes)
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
-        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED, tiling=again.tiling)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
+        tiles = again.tiles(reader, LIMITS, writer, scratch / UNFINISHED)
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(
-                pipeline.run(again.computers, in_order(items), writer, again.workers, reader, room=again.room)
+                pipeline.run(
+                    again.computers, in_order(items), writer, again.workers, reader, room=again.room, tiles=tiles
+                )
             ):
                 key = outcome.item.key
                 if not outcome.done:
@@ -326,9 +329,11 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
     for name, values in then.items():
         if values.dtype.kind == "U":
             continue
-        old, new = values.astype(np.float64), now[name].astype(np.float64)
-        largest = max(np.abs(old).max(initial=0), np.finfo(np.float32).tiny)
-        deviation = float(np.abs(new - old).max(initial=0) / largest)
+        largest, apart = float(np.finfo(np.float32).tiny), 0.0
+        for old, new in zip(np.atleast_2d(values), np.atleast_2d(now[name]), strict=True):  # large maps part by part
+            largest = max(largest, float(np.abs(old.astype(np.float64)).max(initial=0)))
+            apart = max(apart, float(np.abs(new.astype(np.float64) - old).max(initial=0)))
+        deviation = apart / largest
         if deviation > result.deviation:
             result.deviation, result.where = deviation, f"{name} of {key}"
 

@@ -12,10 +12,11 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
+from featx.images.tiles import Tiling
 from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
-from featx.run_options import NetworkOptions
+from featx.run_options import NetworkOptions, TileOptions
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
@@ -117,7 +118,9 @@ ORDER = (
 )
 
 
-def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: str | None = None) -> dict[str, Any]:
+def recipe_of(
+    pyramid: Model, job: Job, batch_size: int, threads: int, boxes: str | None = None, tiling: Tiling | None = None
+) -> dict[str, Any]:
     """Everything that changes the numbers: the options that say so of themselves, and what they came to.
 
     Boxes are in it by a digest of what is in their file.
@@ -126,6 +129,8 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: st
         **{name: getattr(job, name) for name in RECIPE},
         "strides": job.strides if job.part == "all" else None,  # elsewhere the levels say it
         "boxes": boxes,
+        "tile": tiling and tiling.tile,
+        "halo": tiling and tiling.halo,
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
@@ -166,7 +171,7 @@ def options_of(job: Job) -> dict[str, Any]:
 
     The file of boxes is not among them: what is in it matters.
     """
-    groups = (ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, NetworkOptions)
+    groups = (ModelOptions, ImageOptions, TileOptions, KeepOptions, BoxOptions, StoreOptions, NetworkOptions)
     options = {each.name: getattr(job, each.name) for group in groups for each in declared(group, without=["boxes"])}
     if job.weights not in ("pretrained", "random"):
         options["weights"] = absolute(expanded(job.weights))
