@@ -20,7 +20,7 @@ from PIL import Image
 from featx import files
 from featx.command_options import BenchOptions
 from featx.engine import checks, isolation, pipeline, resources
-from featx.engine.batching import Value, by_size, in_order
+from featx.engine.batching import Ready, Value, by_size, in_order
 from featx.engine.computing import Computer
 from featx.engine.resources import Workers
 from featx.engine.room import Room

@@ -17,7 +17,18 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 from featx.images.colours import loaded, to_rgb
 from featx.images.containers import orientation_of
 from featx.images.pieces import Notes
-from featx.images.tiff import COMPRESSION, PLANAR, TILE_LENGTH, TILE_WIDTH, UNCOMPRESSED, Tiff
+from featx.images.tiff import (
+    BITS,
+    COMPRESSION,
+    PHOTOMETRIC,
+    PLANAR,
+    SAMPLES,
+    TILE_LENGTH,
+    TILE_WIDTH,
+    UNCOMPRESSED,
+    YCBCR,
+    Tiff,
+)
 
 # Tags (TIFF 6.0) of an image's size, and of where its blocks are.
 WIDTH, LENGTH, STRIP_OFFSETS, ROWS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS = 256, 257, 273, 278, 279, 324, 325
@@ -26,6 +37,9 @@ WIDTH, LENGTH, STRIP_OFFSETS, ROWS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS = 25
 # colour map, inks, extra samples, sample format, JPEG tables, YCbCr.
 STORAGE = (258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 332, 338, 339, 347, 529, 530, 531, 532)
 
+# Bytes of the strips into which one that is not compressed is cut.
+STRIP = 1 << 20
+
 # Compressions whose blocks are not complete by themselves: JPEG as it was before TIFF's technical note 2.
 OLD_JPEG = 6
 
@@ -33,16 +47,18 @@ OLD_JPEG = 6
 def has_blocks(image: Tiff, file: BinaryIO, largest: int) -> bool:
     """Whether a TIFF, opened, is stored in several blocks that can be decoded alone, each of so many pixels at most."""
     tags = _tags(file)
-    width, height = _block(tags)
+    try:
+        (width, height), places = _layout(tags)
+    except (KeyError, TypeError, ValueError):  # the decoder of the whole will say what is wrong
+        return False
     columns, rows = -(-image.width // width), -(-image.height // height)
-    offsets, counts = _places(tags)
     return (
-        columns * rows == len(offsets) == len(counts) > 1
+        columns * rows == len(places) > 1
         and width * height <= largest
         and tags.get(PLANAR, 1) == 1
         and tags.get(COMPRESSION, UNCOMPRESSED) != OLD_JPEG
         and orientation_of(image) == 1
-        and all(counts)
+        and all(count for _, count in places)
     )
 
 
@@ -55,8 +71,7 @@ class TiffBlocks:
         self.size = self.original = image.size
         self.notes = notes
         self._file, self._tags = file, _tags(file)
-        self._block = _block(self._tags)
-        self._places = list(zip(*_places(self._tags), strict=True))
+        self._block, self._places = _layout(self._tags)
 
     def read(self, box: tuple[int, int, int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Decode the blocks that a part touches."""
@@ -102,15 +117,22 @@ def _tags(file: BinaryIO) -> Any:
     return tags
 
 
-def _block(tags: Any) -> tuple[int, int]:
-    """Return the width and height of a block."""
-    if TILE_WIDTH in tags:
-        return tags[TILE_WIDTH], tags[TILE_LENGTH]
-    return tags[WIDTH], min(tags.get(ROWS, tags[LENGTH]), tags[LENGTH])
+def _layout(tags: Any) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Return the width and height of a block, and where each begins and how long it is.
 
-
-def _places(tags: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return where blocks begin, and how long they are."""
-    names = (TILE_OFFSETS, TILE_COUNTS) if TILE_WIDTH in tags else (STRIP_OFFSETS, STRIP_COUNTS)
-    offsets, counts = (tags.get(name, ()) for name in names)
-    return (offsets if isinstance(offsets, tuple) else (offsets,)), (counts if isinstance(counts, tuple) else (counts,))
+    A single strip that is not compressed is cut into several.
+    """
+    is_tiled = TILE_WIDTH in tags
+    names = (TILE_OFFSETS, TILE_COUNTS) if is_tiled else (STRIP_OFFSETS, STRIP_COUNTS)
+    offsets, counts = ((found if isinstance(found, tuple) else (found,)) for found in map(tags.get, names))
+    if is_tiled:
+        return (tags[TILE_WIDTH], tags[TILE_LENGTH]), list(zip(offsets, counts, strict=True))
+    width, length = tags[WIDTH], tags[LENGTH]
+    is_plain = tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED and tags.get(PHOTOMETRIC) != YCBCR
+    if not is_plain or len(offsets) > 1:
+        return (width, min(tags.get(ROWS, length), length)), list(zip(offsets, counts, strict=True))
+    bits = tags.get(BITS, (1,))
+    across = -(-width * sum(bits if len(bits) > 1 else bits * tags.get(SAMPLES, 1)) // 8)
+    rows = max(1, STRIP // across)
+    places = [(offsets[0] + top * across, min(rows, length - top) * across) for top in range(0, length, rows)]
+    return (width, rows), places

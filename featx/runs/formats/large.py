@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -36,8 +37,10 @@ class OnDisk:
     def __init__(self, folder: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = tuple(shape), dtype
         self.nbytes = math.prod(self.shape) * dtype.itemsize
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed with the array
-        os.truncate(self._file.fileno(), self.nbytes)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            self._handle = os.dup(file.fileno())
+        finalize(self, os.close, self._handle)
+        os.truncate(self._handle, self.nbytes)
 
     def put(self, row: int, values: Array) -> None:
         """Fill rows, (C, rows, W), from one on.
@@ -52,17 +55,18 @@ class OnDisk:
             data = memoryview(rows.reshape(-1).view(np.uint8))
             place = (channel * height + row) * width * self.dtype.itemsize
             while data:
-                count = os.pwrite(self._file.fileno(), data, place)
+                count = os.pwrite(self._handle, data, place)
                 data, place = data[count:], place + count
 
     def blocks(self) -> Iterator[bytes]:
         """Read its bytes, in C's order."""
         for place in range(0, self.nbytes, BLOCK):
-            yield os.pread(self._file.fileno(), min(BLOCK, self.nbytes - place), place)
+            yield os.pread(self._handle, min(BLOCK, self.nbytes - place), place)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """Map it, for those who need an array."""
-        mapped: Array = np.memmap(self._file, self.dtype, "r", shape=self.shape)
+        with os.fdopen(os.dup(self._handle), "rb") as file:
+            mapped: Array = np.memmap(file, self.dtype, "r", shape=self.shape)
         return mapped.astype(dtype) if dtype or copy else mapped
 
 
