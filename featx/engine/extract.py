@@ -20,6 +20,7 @@ from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.engine.tiling import facts_of as facts_of_tiles
+from featx.engine.tiling import measured
 from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
@@ -195,7 +196,9 @@ def _work(
                 collect_garbage(writer, output, setting.job.format)
         recorder.facts["largest_pass"] = engine.largest_pass
         if setting.tiling:
-            recorder.facts["tiling"] = facts_of_tiles(setting.tiling, engine.deviation, setting.job.precision)
+            facts = recorder.facts["tiling"] = facts_of_tiles(setting.tiling, engine.deviation, setting.job.precision)
+            for text in measured(facts):
+                listener(Note(text))
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))

@@ -110,7 +110,8 @@ def foresee(
         How large photos are cut.
     """
     feed, memory = blueprint.description.input, resources.memory()
-    sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE), tiling)
+    sample = MANY if feed.height is None else headers.SAMPLE
+    sizes = Sizes.of(blueprint, headers.sizes_of(items, sample, job.limits), tiling)
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
     each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
     one = pass_memory(blueprint, workers, sizes.passed) if workers and items else None

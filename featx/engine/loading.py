@@ -55,7 +55,7 @@ def load(
     forecast = foresee(blueprint, job, to_compute, output, workers, boxes, tiling)
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:
-        require_room(forecast, blueprint, job, output, workers)
+        require_room(forecast, blueprint, job, output, workers, tiling)
     said = said_of(tiling, blueprint, job) if tiling else ()
     for text in (*tight(forecast), *slow_precision(job, devices[0]), *said):
         listener(Note(text))

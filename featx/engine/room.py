@@ -106,15 +106,15 @@ class Room:
         self._closed = False
         self._changed = threading.Condition()
 
-    def refusal(self, height: int, width: int) -> str:
-        """Say why a batch of images of a size cannot be computed, and what would help; return "" if it can."""
+    def refusal(self, height: int, width: int, *, tiled: bool = False) -> str:
+        """Say why a batch of images, or tiles, of a size cannot be computed, and what would help; "" if it can."""
         if self._needs is None or self._total is None:
             return ""
         need = self._needs(height, width)
         if need.all <= self._total:
             return ""
-        side = self._needs.longest_side(height, width, self._total)
-        help_ = f"; --max-side {side} fits" if side else ""
+        side = None if tiled else self._needs.longest_side(height, width, self._total)
+        help_ = "; a smaller --tile or --halo takes less" if tiled else f"; --max-side {side} fits" if side else ""
         return (
             f"a pass of {width} x {height} pixels takes about {amount_of(need.all)} of memory, but "
             f"{amount_of(self._total)} are available{help_}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import ModelError
@@ -82,6 +83,17 @@ def facts_of(tiling: Tiling, deviation: Mapping[str, float] | None, precision: s
     exact = not tiling.blends and measured <= ROUNDING[precision]
     facts = {"tile": tiling.tile, "halo": tiling.halo, "reach": tiling.reach, "exact": exact}
     return {**facts, **({"deviation": dict(deviation)} if deviation else {})}
+
+
+def measured(facts: dict[str, Any]) -> Iterator[str]:
+    """Say by how much maps of tiles differ, where they do."""
+    if facts["exact"] or not facts.get("deviation"):
+        return
+    key, largest = max(facts["deviation"].items(), key=itemgetter(1))
+    yield (
+        f"Maps of tiles differ from those of one pass by up to {largest:.2g} of the largest value ({key}), measured "
+        "on a part of a picture"
+    )
 
 
 def tiling_again(summary: dict[str, Any]) -> Tiling | None:

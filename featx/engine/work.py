@@ -142,7 +142,7 @@ class Work:
             size = next((self._size_of_pass(value) for value in group if not isinstance(value, Outcome)), None)
             if size is None:
                 yield Batch(group)
-            elif refusal := self._room.refusal(*size):
+            elif refusal := self._room.refusal(*size, tiled=self._tiles is not None):
                 yield Batch([value if isinstance(value, Outcome) else _failed(value, refusal) for value in group])
             else:
                 yield self._taken(self._room, group, size)

@@ -27,7 +27,9 @@ REPLACE = {
     "strides": ("out_indices",),
     "image_size": ("test_size",),
     "test_size": ("image_size",),
-    "fit": ("crop_pct", "max_side"),
+    "fit": ("crop_pct", "max_side", "tile", "halo", "level_mpp"),
+    "max_side": ("tile", "halo", "level_mpp"),
+    "tile": ("max_side", "halo"),
     "model": ("weights", "seed"),
     "weights": ("seed",),
 }

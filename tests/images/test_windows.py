@@ -18,10 +18,12 @@ from tests.images import tiffs
 from tests.images.test_tiff import SUPPORTED, layouts
 from tests.images.tiffs import YCBCR
 
+ANY = Limits()
+
 BOXES = [(0, 0, 21, 17), (3, 5, 21, 6), (15, 15, 17, 17), (0, 16, 1, 17)]
 
 
-def parts(data, boxes, name="a.tif", limits=Limits(), mpp=None):
+def parts(data, boxes, name="a.tif", limits=ANY, mpp=None):
     with windows.opened(io.BytesIO(data), name, limits, nullcontext, mpp) as source:
         return source, [source.read(box) for box in boxes]
 
