@@ -131,8 +131,7 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        *(_of_ray(job) if job else ()),
-        *(_of_tiles(job) if job else ()),
+        *((*_of_ray(job), *_of_tiles(job)) if job else ()),
     )
 
 

@@ -102,20 +102,6 @@ def test_where_the_whole_picture_counts_the_deviation_is_told(name, tmp_path, li
     assert tiling["deviation"] == pytest.approx(expected)
 
 
-def test_halves_of_a_blend_hide_their_seams(photo, tmp_path, lively):
-    """Blended tiles deviate less from the whole picture's map than tiles that are cut off where they meet."""
-    options = {"model": "test_vit", "weights": lively("test_vit"), "tile": 96}
-    native(photo, tmp_path / "cut", halo=0, **options)
-    native(photo, tmp_path / "blend", halo=32, **options)
-    native(photo, tmp_path / "whole", **{**options, "tile": None})
-    steps = {}
-    for name in ("cut", "blend", "whole"):
-        run = featx.open_run(tmp_path / name)
-        level = run["photo.tif"][run.levels[-1].key]
-        steps[name] = np.diff(level, axis=2)[:, :, 5]  # from the first column of tiles to the next
-    assert np.abs(steps["blend"] - steps["whole"]).mean() < np.abs(steps["cut"] - steps["whole"]).mean() / 2
-
-
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
 def test_the_reach_is_that_of_a_change_of_pixels(name, lively):
     """Brute force: pixels beyond the reach change no cell, and those within it do, as far as numbers can show."""

@@ -57,6 +57,18 @@ def test_a_mosaic_of_cuts_is_the_map(tiling, height, width):
     np.testing.assert_allclose(mosaic.target.values, whole, atol=0 if not tiling.blends else 2e-6)
 
 
+def test_blending_is_a_raised_cosine():
+    """From a tile of zeros to one of ones, across the border between them, as far as each sees beyond it."""
+    tiling = Tiling(64, 32, None)
+    shares = tiling.shares(64, 1), tiling.shares(128, 32)
+    mosaic = Mosaic(InMemory((1, 1, 32), np.dtype(np.float32)), *shares, np.dtype(np.float32))
+    for column, value in enumerate((0, 1)):
+        mosaic.add(0, column, np.full((1, 1, 24), value, np.float32))
+    mosaic.finish(0)
+    distance = np.clip((4 * np.arange(32) + 2 - 64) / 32, -1, 1)
+    np.testing.assert_allclose(mosaic.target.values[0, 0], np.cos(np.pi / 4 * (1 - distance)) ** 2, atol=1e-6)
+
+
 @given(tilings, sides, sides)
 def test_the_part_to_measure_has_several_tiles(tiling, height, width):
     if not tiling.cuts((height, width)):
