@@ -27,7 +27,8 @@ ALONE = {
         *("models.timm.outputs", "models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
     },
     "ultralytics": {"models.yolo.importing"},
-    "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},
+    "pyarrow": {"explore.vector_tables", "images.tables", "runs.formats.parquet"},
+    "fsspec": {"filesystems"},
     "huggingface_hub": {"models.hub"},
     "ray": {"engine.cluster", "engine.ray"},
 }

@@ -13,7 +13,8 @@ from featx.engine.room import Room
 from featx.engine.tiling import tiling_again
 from featx.errors import UsageError
 from featx.images.tiles import Tiling
-from featx.models.pyramid import Pyramid, choose_devices, load
+from featx.models.devices import choose_devices
+from featx.models.pyramid import Pyramid, load
 from featx.options import Limits, StoreOptions
 from featx.requests import Job, ModelRequest
 

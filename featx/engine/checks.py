@@ -24,6 +24,8 @@ def completed(job: Job) -> Job:
             f"--engine ray writes files where its workers are, and --format {job.format} has one file for all images",
             "Leave out --format: featx similar reads embeddings from .npz files as well",
         )
+    if isinstance(job.output, str):
+        _require_uploadable(job)
     if job.shard:
         _require_divisible(job)
     if job.boxes:
@@ -37,7 +39,7 @@ def completed(job: Job) -> Job:
     elif job.boxes:
         raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
     levels = {"maps": job.maps, "prefix-tokens": job.prefix_tokens, "attention": job.attention}
-    others = {**levels, "final": job.final}
+    others = {**levels, "final": job.final, "module": job.modules}
     if not job.boxes:
         others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]
@@ -46,6 +48,22 @@ def completed(job: Job) -> Job:
     if not (job.embedding or job.boxes):
         raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_uploadable(job: Job) -> None:
+    """Refuse what cannot be done behind a URL."""
+    if not formats.takes_shards(job.format):
+        raise UsageError(
+            f"--format {job.format} keeps one file that grows, and objects behind a URL cannot grow",
+            "Use --format npz or parquet, or write to a folder and copy it",
+        )
+    if job.engine == "ray":
+        raise UsageError("--engine ray writes to a folder that all machines see, not to a URL", "Give such a folder")
+    if job.shard:
+        raise UsageError(
+            "--shard divides a folder, and a URL belongs to one run at a time",
+            "Give every shard a URL of its own, or a folder that all of them see",
+        )
 
 
 def _require_divisible(job: Job) -> None:

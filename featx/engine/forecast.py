@@ -19,6 +19,7 @@ from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
+from featx.runs.mirror import mirror_of
 from featx.text import amount_of
 from featx.values import Input, Item
 
@@ -113,7 +114,7 @@ def foresee(
     sample = MANY if feed.height is None else headers.SAMPLE
     sizes = Sizes.of(blueprint, headers.sizes_of(items, sample, job.limits), tiling)
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
+    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final or job.modules else 1))
     one = pass_memory(blueprint, workers, sizes.passed) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
@@ -150,7 +151,9 @@ def tight(forecast: Forecast) -> list[str]:
 
 
 def _free(output: Path) -> int | None:
-    """Return the free bytes where a folder is, or will be."""
+    """Return the free bytes where a folder is, or will be; nobody knows those of an object store."""
+    if mirror_of(output):
+        return None
     place = output.absolute()
     for folder in (place, *place.parents):
         try:

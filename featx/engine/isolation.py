@@ -20,7 +20,7 @@ from typing import Any
 from featx.engine.children import Child
 from featx.errors import UnreadableError
 from featx.images.fitting import Native, Preprocessor
-from featx.images.placing import Large, Placed, place, place_in_tiles, read_member
+from featx.images.placing import Large, Placed, place, place_in_tiles, read_elsewhere
 from featx.images.tiles import Tiling
 from featx.options import Limits
 from featx.runs.suspects import Marks, mark_of
@@ -146,6 +146,7 @@ class Reader:
                     "hashed": self._hashed,
                     "alone": alone,
                     "going_on": partial(self._goes_on, item),
+                    "known": item.stat,
                 }
                 if self._tiling and isinstance(self._preprocessor, Native):
                     return place_in_tiles(self._preprocessor, self._tiling, item.path, self._limits, **how)
@@ -167,7 +168,7 @@ class Reader:
             self._own.child = Child(self._preprocessor.config, self._limits, hashed=self._hashed)
             self._children.append(self._own.child)
         with self.timed(item):
-            data = read_member(item.path, self._limits, partial(self._goes_on, item))
+            data = read_elsewhere(item.path, self._limits, partial(self._goes_on, item), item.stat)
         return self._own.child.read(item.path, data)  # type: ignore[no-any-return]
 
     def _goes_on(self, item: Item) -> None:

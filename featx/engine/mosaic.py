@@ -215,7 +215,7 @@ class Tiles:
             return
         try:
             with (
-                locators.opened(image.item.path, self._with.limits) as file,
+                locators.opened(image.item.path, self._with.limits, known=image.item.stat) as file,
                 windows.opened(file, image.item.path, self._with.limits, nullcontext, self.tiling.mpp) as source,
             ):
                 self._require_memory(image, source)

@@ -122,12 +122,14 @@ def beside_passes(tiling: Tiling, size: Size, arrays: int) -> int:
 
 
 def _require_in_step(blueprint: Blueprint, tile: int) -> None:
-    """Refuse a network whose maps are not twice as large for a picture twice as large (inception)."""
+    """Refuse arrays that are no maps, and maps that are not twice as large for a picture twice as large (inception)."""
     once, twice = (blueprint.fields_at((side, side)) for side in (tile, 2 * tile))
     for small, large in zip(once, twice, strict=True):
-        if len(small.shape) == 3 and any(
-            2 * (length or 0) != other for length, other in zip(small.shape[1:], large.shape[1:], strict=True)
-        ):
+        if len(small.shape) != 3:
+            raise ModelError(
+                f"{small.key} is no map, and --tile puts maps together", "Leave out --tile, or what adds that array"
+            )
+        if any(2 * (length or 0) != other for length, other in zip(small.shape[1:], large.shape[1:], strict=True)):
             raise ModelError(
                 f"{blueprint.description.name} cannot be run in tiles: its {small.key} does not grow in step with its "
                 "input, so the cells of tiles lie elsewhere than those of the whole picture",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def opened(path: str, mpp: float | None) -> Iterator[Slide]:
         If OpenSlide is not installed or does not know the file, or the slide has no such resolution.
     """
     SLIDES.require()
+    if not Path(path).is_file():
+        raise DecodeError("OpenSlide reads files on this machine, neither URLs nor members of archives")
     openslide = import_module("openslide")
     try:
         slide = openslide.OpenSlide(path)

@@ -19,7 +19,9 @@ import numpy as np
 
 from featx.declaring import one_of
 from featx.errors import UsageError
+from featx.runs.formats import store as remote
 from featx.runs.manifest import Done
+from featx.runs.mirror import mirror_of
 from featx.sharding import Shard
 from featx.text import amount_of
 from featx.values import Field, Item
@@ -276,10 +278,21 @@ def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field], s
     """Make what writes a run's outputs, or a shard's; `unfinished` is where it may put what is not complete."""
     own = {"shard": shard} if shard and FORMATS[name].numbered else {}
     made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields, **own)
-    return made
+    mirror = mirror_of(folder)
+    return remote.Writer(made, mirror, _shared(name)) if mirror else made
 
 
 def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "") -> Reader:
     """Make what reads a run's outputs; `digest` gives the sha256 of a key's output, in case several rows have it."""
-    made: Reader = import_module(FORMATS[name].module).Reader(folder, digest)
-    return made
+
+    def made(place: Path) -> Reader:
+        found: Reader = import_module(FORMATS[name].module).Reader(place, digest)
+        return found
+
+    mirror = mirror_of(folder)
+    return remote.Reader(made, mirror, _shared(name)) if mirror else made(folder)
+
+
+def _shared(name: str) -> str:
+    """Return the suffix of files that images share; empty where each has its own."""
+    return FORMATS[name].suffix if FORMATS[name].vectors_only else ""
