@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import ModelError
 from featx.images.tiles import Size, Tiling
-from featx.models.reach import reach_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +34,8 @@ def tiling_of(blueprint: Blueprint, job: Job) -> Tiling | None:
     """
     if job.tile is None:
         return None
+    from featx.models.reach import reach_of  # which loads torch
+
     multiple, least = blueprint.description.input.multiple or 1, blueprint.description.input.least or 1
     tile = _up(max(job.tile, least), multiple)
     _require_in_step(blueprint, tile)
