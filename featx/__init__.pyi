@@ -35,6 +35,9 @@ def extract(
     fit: str | None = None,
     max_side: int | None = None,
     crop_pct: float | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    level_mpp: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
@@ -116,6 +119,12 @@ def extract(
         With --fit native, shrink photos whose longer side exceeds N pixels to N.
     crop_pct : float | None
         Share of each side of the resized photo that the crop keeps, such as 0.9; 1 crops the least. Default: the model's own.
+    tile : int | None
+        With --fit native, process pictures in tiles of N x N pixels, and put their maps together; the summary says whether that is exact.
+    halo : int | None
+        Pixels around each tile that the network sees as well. Default: as far as the network looks, up to half a tile; a quarter of a tile if it looks farther.
+    level_mpp : float | None
+        With --tile, read slides (featx\[slides]) at this resolution, in microns a pixel. Default: all pixels.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
@@ -185,7 +194,7 @@ def extract(
     gpus_per_worker : float | None
         GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 on GPUs.
     max_pixels : int | str
-        Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
+        Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what has to be decoded at once. Default: 179M.
     max_bytes : int | str
         Size of the file; a larger one fails. Default: 1GB.
     time_limit : float

@@ -24,7 +24,7 @@ from featx.conversions import (
 from featx.declaring import Options, declaration, declared, group, option
 from featx.dtypes import DTYPES
 from featx.naming import as_model
-from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
 from featx.smaller_options import SmallerOptions
 
@@ -275,7 +275,8 @@ class Limits(Options):
 
     max_pixels: int = option(
         default=179_000_000,
-        help="Width times height, as stored and as resized; an image that exceeds it fails.",
+        help="Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what "
+        "has to be decoded at once.",
         convert=amount("179M"),
         metavar="N",
         shown="179M",
@@ -304,7 +305,7 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions),
+    *(ModelOptions, RecipeOptions, ImageOptions, TileOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions),
     *(OutputOptions, ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 

@@ -17,7 +17,7 @@ from featx.options import (
     OutputOptions,
     StoreOptions,
 )
-from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
 from featx.smaller_options import SmallerOptions
 
@@ -39,6 +39,7 @@ class Job(
     ModelOptions,
     RecipeOptions,
     ImageOptions,
+    TileOptions,
     KeepOptions,
     BoxOptions,
     SmallerOptions,
@@ -119,8 +120,28 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        *(chain(_of_smaller(job), _of_ray(job)) if job else ()),
+        *(chain(_of_smaller(job), _of_ray(job), _of_tiles(job)) if job else ()),
     )
+
+
+def _of_tiles(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between tiles and other options."""
+    tiled, native = job.tile is not None, job.fit == "native"
+    yield tiled and not native, "--tile is for --fit native", "Add --fit native, or leave out --tile"
+    yield job.halo is not None and not tiled, "--halo is for tiles", "Add --tile N, or leave out --halo"
+    yield job.level_mpp is not None and not tiled, "--level-mpp is for slides, which take tiles", "Add --tile 1024"
+    yield (
+        tiled and job.max_side is not None,
+        "--tile takes pictures with all their pixels, and --max-side shrinks them",
+        ONE,
+    )
+    for name in ("embedding", "prefix_tokens", "attention", "boxes"):
+        option = f"--{name.replace('_', '-')}"
+        wrong = tiled and bool(getattr(job, name))
+        yield wrong, f"{option} needs the whole picture at once, and --tile shows the network a part at a time", ONE
+    for name, given in (("--grid", job.grid), ("--components", job.components), ("--dtype int8", job.dtype == "int8")):
+        yield tiled and bool(given), f"{name} needs whole maps, and --tile makes them a part at a time", ONE
+    yield tiled and job.engine != "local", "--tile is for --engine local", "Leave out --engine, or --tile"
 
 
 def _without_levels(asked: ModelRequest | Job, job: Job | None) -> Iterator[tuple[bool, str, str]]:

@@ -41,6 +41,38 @@ class RecipeOptions(Options):
 
 
 @group
+class TileOptions(Options):
+    """How pictures are processed that are too large for one pass."""
+
+    panel: ClassVar[str] = "Image"
+
+    tile: int | None = option(
+        default=None,
+        help="With --fit native, process pictures in tiles of N x N pixels, and put their maps together; the summary "
+        "says whether that is exact.",
+        convert=whole(1, 1 << 20),
+        metavar="N",
+        in_recipe=True,
+    )
+    halo: int | None = option(
+        default=None,
+        help="Pixels around each tile that the network sees as well.",
+        convert=whole(0, 1 << 20),
+        metavar="N",
+        shown="as far as the network looks, up to half a tile; a quarter of a tile if it looks farther",
+        in_recipe=True,
+    )
+    level_mpp: float | None = option(
+        default=None,
+        help="With --tile, read slides (featx\\[slides]) at this resolution, in microns a pixel.",
+        convert=above_zero("0.5"),
+        metavar="MPP",
+        shown="all pixels",
+        in_recipe=True,
+    )
+
+
+@group
 class NetworkOptions(Options):
     """The network's precision, and the backend that runs it."""
 

@@ -38,10 +38,19 @@ def forecast_lines(value: Forecast) -> list[str]:
     made += [f"fits     {each.options}: {amount_of(each.bytes)}" for each in value.fitting]
     return [
         f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
+        *_tiles(value),
         f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
         *made,
     ]
+
+
+def _tiles(value: Forecast) -> list[str]:
+    if value.tiles is None:
+        return []
+    tile, halo, count, longest = value.tiles
+    what = "every photo in one pass" if count == 1 else f"{count:,} of the largest photo, each seen in {longest:,}"
+    return [f"tiles    {tile:,} and a halo of {halo:,} pixels: {what}"]
 
 
 def _seen(value: Forecast) -> str:

@@ -85,6 +85,11 @@ class Engine(Protocol):
         """The most images in one pass of the size that took the fewest."""
         ...
 
+    @property
+    def deviation(self) -> dict[str, float] | None:
+        """By how much maps of tiles differ from those of one pass, by level; None where none were put together."""
+        ...
+
     def close(self) -> None:
         """End what the engine has begun."""
         ...

@@ -19,6 +19,8 @@ from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
+from featx.engine.tiling import facts_of as facts_of_tiles
+from featx.engine.tiling import measured
 from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
@@ -210,6 +212,10 @@ def _work(
             if plan.again or len(failures) > len(plan.failures):
                 collect_garbage(writer, output, setting.job.format)
         recorder.facts["largest_pass"] = engine.largest_pass
+        if setting.tiling:
+            facts = recorder.facts["tiling"] = facts_of_tiles(setting.tiling, engine.deviation, setting.job.precision)
+            for text in measured(facts):
+                listener(Note(text))
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
@@ -294,6 +300,9 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
         facts["cost"] = setting.cost
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
+    if setting.tiling:
+        known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
+        facts["tiling"] = facts_of_tiles(setting.tiling, known, setting.job.precision)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)

@@ -14,7 +14,9 @@ from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, who
 from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
+from featx.engine.tiling import beside_passes
 from featx.images import coverage, headers
+from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
@@ -57,6 +59,9 @@ class Forecast:
         Those of the largest photo of a sample, where photos keep their own sizes.
     seen : float or None
         The share of its area that the model sees.
+    tiles : (int, int, int, int) or None
+        Where large photos are cut: side and halo of a tile, how many tiles the largest one has, and the longer side of
+        what is seen of one.
     elsewhere : bool
         Whether other processes compute it, perhaps on other machines, whose memory is not known.
     savings, fitting : tuple of Proposal
@@ -77,6 +82,7 @@ class Forecast:
     photo: tuple[int, int] | None
     largest: tuple[int, int] | None
     seen: float | None
+    tiles: tuple[int, int, int, int] | None = None
     elsewhere: bool = False
     savings: tuple[Proposal, ...] = ()
     fitting: tuple[Proposal, ...] = ()
@@ -89,6 +95,7 @@ def foresee(
     output: Path,
     workers: Workers | None,
     boxes: Boxes | None = None,
+    tiling: Tiling | None = None,
 ) -> Forecast:
     """Work out what a run will write, and how much memory it will take.
 
@@ -106,16 +113,23 @@ def foresee(
         How the work is spread over a processor; None for a GPU.
     boxes : Boxes or None
         Those whose features are kept.
+    tiling : Tiling or None
+        How large photos are cut.
     """
     feed, memory = blueprint.description.input, resources.memory()
-    sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
+    sample = MANY if feed.height is None else headers.SAMPLE
+    sizes = Sizes.of(blueprint, headers.sizes_of(items, sample, job.limits), tiling)
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
     grows = (job.maps or job.final or job.modules) and not job.grid
     each = round(formats.bytes_of(job.format, fields) * (sizes.share if grows else 1))
-    one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
+    one = pass_memory(blueprint, workers, sizes.passed) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
-    whole = peak(blueprint, job, one, workers, memory, sizes.largest, boxes, most) if one and workers else None
+    whole = peak(blueprint, job, one, workers, memory, sizes.passed, boxes, most) if one and workers else None
+    if whole is not None and tiling and tiling.cuts(sizes.largest):
+        whole += beside_passes(
+            tiling, sizes.largest, sum(field.bytes for field in stored_fields(blueprint, job, sizes.passed))
+        )
     return Forecast(
         input=feed,
         images=len(items),
@@ -130,6 +144,7 @@ def foresee(
         photo=sizes.photo,
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
+        tiles=(tiling.tile, tiling.halo, tiling.count(sizes.largest), max(sizes.passed)) if tiling else None,
         elsewhere=job.engine != "local",
         **_proposals(blueprint, job, len(items), each, sizes),
     )

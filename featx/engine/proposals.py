@@ -68,12 +68,13 @@ def _choices(blueprint: Blueprint, job: Job) -> Iterator[Sequence[_Choice]]:
         finer = {each.key for each in blueprint.description.levels if each.stride not in strides}
         text = f"--strides {','.join(f'{stride:g}' for stride in strides)}"
         yield nothing, _Choice(text, {}, lambda field: _base(field) not in finer)
-    if job.grid is None:
+    whole = job.tile is None  # which leaves no choice but half precision
+    if whole and job.grid is None:
         yield nothing, *(_Choice(f"--grid {cells}", {"grid": (cells, cells)}) for cells in GRIDS)
-    if job.components is None:
+    if whole and job.components is None:
         yield nothing, *(_Choice(f"--components {count}", {"components": count}) for count in COMPONENTS)
     if job.dtype == "float32":
-        yield nothing, *(_Choice(f"--dtype {dtype}", {"dtype": dtype}) for dtype in DTYPES)
+        yield nothing, *(_Choice(f"--dtype {dtype}", {"dtype": dtype}) for dtype in DTYPES[: None if whole else 1])
 
 
 def _coarse(blueprint: Blueprint, job: Job) -> list[float]:

@@ -89,6 +89,11 @@ class RayEngine:
                 if self._stop.asked() and not begun():
                     return
 
+    @property
+    def deviation(self) -> None:
+        """None, since tiles are for the local engine."""
+        return None
+
     def close(self) -> None:
         """Leave the cluster, or end it if it was started here."""
         self._connection.close()

@@ -91,7 +91,7 @@ def require_enough(setting: Setting, items: Sequence[Item]) -> None:
 def _smaller(setting: Setting) -> dict[int, Level]:
     """Return the levels whose maps are made smaller, as the network has them, by their places among its arrays."""
     job, pyramid = setting.job, setting.computers[0].pyramid
-    if not (job.grid or job.components or job.dtype != "float32"):
+    if job.tile or not (job.grid or job.components or job.dtype != "float32"):
         return {}
     kept = {field.key for field in setting.computers[0].fields}
     by_key = {level.key: level for level in pyramid.maps if level.key in kept}

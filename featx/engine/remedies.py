@@ -15,6 +15,7 @@ from featx.engine.resources import Workers
 from featx.engine.room import Needs, Room, available
 from featx.engine.sizes import Sizes
 from featx.errors import FeatxError, ModelError, OutputError
+from featx.images.tiles import Tiling
 from featx.models import catalogue
 from featx.models.pyramid import Blueprint, draw_up
 from featx.requests import Job
@@ -34,7 +35,14 @@ SAID = ("--strides", "--grid 7", "--components 64", "--dtype float16")
 MARGIN = 1.25
 
 
-def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Path, workers: Workers | None) -> None:
+def require_room(
+    forecast: Forecast,
+    blueprint: Blueprint,
+    job: Job,
+    output: Path,
+    workers: Workers | None,
+    tiling: Tiling | None = None,
+) -> None:
     """Refuse a run that cannot fit into memory or onto the disk.
 
     Raises
@@ -48,7 +56,7 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
         return
     needed, there = forecast.memory, forecast.available_memory
     if workers and blueprint.description.input.height is None:
-        _require_room_for_photo(forecast, blueprint, workers)
+        _require_room_for_photo(forecast, blueprint, workers, tiling)
     elif workers and needed and there is not None and needed > there * MARGIN:
         raise ModelError(
             f"{blueprint.description.name} at {_size(blueprint)} takes about {amount_of(needed)} of memory, and "
@@ -68,13 +76,13 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
         raise OutputError(f"{what}, more than --max-disk {amount_of(job.max_disk)}", hint)
 
 
-def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers) -> None:
+def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers, tiling: Tiling | None) -> None:
     """Refuse a run whose typical photo, at its own size, does not fit into memory by itself."""
     if forecast.photo is None or forecast.available_memory is None:
         return
     name, (width, height) = blueprint.description.name, forecast.photo
     room = Room(Needs(blueprint, workers.batch_size, on_cpu=True), available())
-    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)]).typical):
+    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)], tiling).passed, tiled=tiling is not None):
         raise ModelError(f"{name} cannot take a photo of {width} x {height} pixels: {refusal}", "--force tries it")
 
 

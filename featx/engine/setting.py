@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.images.archives import Contents
+    from featx.images.tiles import Tiling
     from featx.models.pyramid import Blueprint, Pyramid
 
 
@@ -33,6 +34,7 @@ class Loaded:
 
     blueprint: Blueprint
     pyramids: list[Pyramid]
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Setting:
     archives: Sequence[Contents] = ()
     basis: Basis | None = None
     cost: dict[str, Any] | None = None
+    tiling: Tiling | None = None
 
 
 def set_up(
@@ -70,16 +73,16 @@ def set_up(
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
-    pyramids, digest = loaded.pyramids, boxes.digest if boxes else None
+    pyramids, digest, tiling = loaded.pyramids, boxes.digest if boxes else None, loaded.tiling
     before = taken_over(job, earlier, pyramids[0].device)
     basis = basis_of(job, pyramids[0], output, earlier)
     computers, workers = spread(pyramids, job, len(items), before, on_note, boxes, basis)
     of_basis = basis.sha256 if basis else None
-    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest, of_basis)
+    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest, of_basis, tiling)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     if job.like:
         require_alike(job, recipe, pyramids[0].architecture, on_note)
-    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier, basis=basis)
+    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier, basis=basis, tiling=tiling)
     if not may_do_again(job, earlier, plan):
         return setting
     basis = basis_of(job, pyramids[0], output, None)
@@ -90,8 +93,9 @@ def set_up(
     done_again = plan.kept_done + plan.again
     plan = plan_work(output, plan.renamed(items), job)
     of_basis = basis.sha256 if basis else None
-    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest, of_basis)
-    return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again, basis=basis)
+    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest, of_basis, tiling)
+    made = (job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
+    return Setting(*made, basis=basis, tiling=tiling)
 
 
 def basis_of(job: Job, pyramid: Pyramid, output: Path, earlier: dict[str, Any] | None) -> Basis | None:

@@ -19,6 +19,9 @@ from featx.runs.mirror import is_own, mirror_of
 from featx.runs.reading import Run
 from featx.values import Field
 
+# Bytes of an array that are looked at together.
+PART = 1 << 28
+
 # What reading a file that is not an output can raise.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
 
@@ -47,6 +50,11 @@ def leftovers(run: Run) -> Leftovers:
     return Leftovers(rows + uncommitted, [path for path in others if path in foreign], unfinished)
 
 
+def parts_of(values: Array) -> list[Array]:
+    """Cut an array into parts, so that what is worked out for one does not take much memory."""
+    return np.array_split(values, 1 + values.nbytes // PART)
+
+
 def fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str:
     """Say how arrays differ from those that a run has of every image; empty if they do not."""
     names = [expected.key for expected in fields]
@@ -57,7 +65,7 @@ def fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str
         dtype = "text" if values.dtype.kind == "U" else str(values.dtype)
         if not expected.fits(values.shape) or dtype != expected.dtype:
             return f"{expected.key} is {dtype} {values.shape}, not {expected.dtype} {expected.shape}"
-        if dtype != "text" and not np.isfinite(values).all():
+        if dtype != "text" and not all(np.isfinite(part).all() for part in parts_of(values)):
             return f"{expected.key} holds NaN or infinity"
     return ""
 

@@ -23,7 +23,7 @@ from featx.dtypes import DTYPES
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
-from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers
+from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers, parts_of
 from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
@@ -263,12 +263,15 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     again = set_up_again(run.folder, run.summary, recipe["device"], len(items), boxes)
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
-        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED, tiling=again.tiling)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
+        tiles = again.tiles(reader, LIMITS, writer, scratch / UNFINISHED)
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(
-                pipeline.run(again.computers, in_order(items), writer, again.workers, reader, room=again.room)
+                pipeline.run(
+                    again.computers, in_order(items), writer, again.workers, reader, room=again.room, tiles=tiles
+                )
             ):
                 key = outcome.item.key
                 if not outcome.done:
@@ -296,9 +299,11 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
     for name, values in then.items():
         if values.dtype.kind == "U":
             continue
-        old, new = values.astype(np.float64), now[name].astype(np.float64)
-        largest = max(np.abs(old).max(initial=0), np.finfo(np.float32).tiny)
-        deviation = float(np.abs(new - old).max(initial=0) / largest)
+        largest, apart = float(np.finfo(np.float32).tiny), 0.0
+        for old, new in zip(parts_of(values), parts_of(now[name]), strict=True):
+            largest = max(largest, float(np.abs(old.astype(np.float64)).max(initial=0)))
+            apart = max(apart, float(np.abs(new.astype(np.float64) - old).max(initial=0)))
+        deviation = apart / largest
         if deviation > result.deviation:
             result.deviation, result.where = deviation, f"{name} of {key}"
 

@@ -12,10 +12,11 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
+from featx.images.tiles import Tiling
 from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
-from featx.run_options import NetworkOptions
+from featx.run_options import NetworkOptions, TileOptions
 from featx.smaller_options import SmallerOptions
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
@@ -124,7 +125,13 @@ ORDER = (
 
 
 def recipe_of(
-    pyramid: Model, job: Job, batch_size: int, threads: int, boxes: str | None = None, basis: str | None = None
+    pyramid: Model,
+    job: Job,
+    batch_size: int,
+    threads: int,
+    boxes: str | None = None,
+    basis: str | None = None,
+    tiling: Tiling | None = None,
 ) -> dict[str, Any]:
     """Everything that changes the numbers: the options that say so of themselves, and what they came to.
 
@@ -135,6 +142,8 @@ def recipe_of(
         "strides": job.strides if job.part == "all" else None,  # elsewhere the levels say it
         "boxes": boxes,
         "basis": basis,
+        "tile": tiling and tiling.tile,
+        "halo": tiling and tiling.halo,
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
@@ -196,7 +205,8 @@ def options_of(job: Job) -> dict[str, Any]:
 
     The files of boxes and of a basis are not among them: what is in them matters.
     """
-    groups = (ModelOptions, ImageOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions, NetworkOptions)
+    models = (ModelOptions, ImageOptions, TileOptions, NetworkOptions)
+    groups = (*models, KeepOptions, BoxOptions, SmallerOptions, StoreOptions)
     named = [each.name for group in groups for each in declared(group, without=["boxes", "basis"])]
     options = {name: getattr(job, name) for name in named}
     if job.weights not in ("pretrained", "random"):

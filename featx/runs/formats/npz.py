@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
 from io import BufferedReader, FileIO
 from itertools import count, islice
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from featx import files
 from featx.dtypes import LETTERS
 from featx.runs.formats import Array, Record, Stored, read_header
+from featx.runs.formats.large import OnDisk
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
@@ -75,9 +77,10 @@ class Writer:
     def write(self, record: Record) -> Stored:
         """Write the file, hashing it on the way."""
         pieces = pack_npz(record.arrays)
-        digest = hashlib.sha256()
-        for piece in pieces:
+        digest, size = hashlib.sha256(), 0
+        for piece in in_blocks(pieces):
             digest.update(piece)
+            size += len(piece)
         output = record.item.alias or output_of(record.item.key)
         temporary = self._unfinished / f"{next(TEMPORARIES)}"
         path = self._folder / output
@@ -88,11 +91,11 @@ class Writer:
             self._folders.add(path.parent)
         self._begun.add(temporary)
         try:
-            files.write(temporary, pieces)
+            files.write(temporary, in_blocks(pieces))
         except OSError:
             self._remove(temporary)  # half a file, whose room those that are finished may need
             raise
-        return Stored(sum(map(len, pieces)), digest.hexdigest(), (temporary, path))
+        return Stored(size, digest.hexdigest(), (temporary, path))
 
     def commit(self, group: Sequence[Stored]) -> list[str]:
         """Rename the files; those that have been already are left alone."""
@@ -174,7 +177,7 @@ class Reader:
         return np.array(read_npz(files.inside(self._root, output), [EMBEDDING])[EMBEDDING])
 
 
-def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
+def pack_npz(arrays: Mapping[str, Array | OnDisk]) -> list[bytes | memoryview | OnDisk]:
     """Lay out a file of arrays, uncompressed, in the order given; the arrays themselves are not copied.
 
     Parameters
@@ -184,38 +187,49 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
 
     Returns
     -------
-    list of bytes or memoryview
-        What to write, one after the other.
+    list of bytes, memoryview or OnDisk
+        What to write, one after the other; see `in_blocks`.
 
     Raises
     ------
     ValueError
         If the file would pass 4 GiB, from which on zip files are laid out in another way.
     """
-    pieces: list[bytes | memoryview] = []
+    pieces: list[bytes | memoryview | OnDisk] = []
     directory: list[bytes] = []
     position = 0
     for name, values in arrays.items():
         header, data, filename = (
             _npy_header(values.dtype, values.shape),
-            values.reshape(-1).view(np.uint8).data,
+            values if isinstance(values, OnDisk) else values.reshape(-1).view(np.uint8).data,
             f"{name}.npy".encode("ascii"),
         )
         padding = _padding(position + LOCAL_HEADER + len(filename))
-        size = len(header) + len(data)
+        size = len(header) + values.nbytes
         if position + size >= LARGEST:
             raise ValueError(f"{position + size} bytes are more than an npz file can hold")
         # Version 2.0, no flags, stored, no time, checksum, size twice: the part that both headers share.
-        common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, zlib.crc32(data, zlib.crc32(header)), size, size)
+        checksum = reduce(lambda before, block: zlib.crc32(block, before), in_blocks([header, data]), 0)
+        common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, checksum, size, size)
         lengths = struct.pack("<2H", len(filename), len(padding))
-        pieces += [b"PK\3\4" + common + lengths + filename + padding + header, data]
+        start = b"PK\3\4" + common + lengths + filename + padding + header
+        pieces += [start, data]
         made_by = struct.pack("<2B", 20, 3)  # Unix, whose rights are in the upper half of the attributes
         attributes = struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, position)
         directory.append(b"PK\1\2" + made_by + common + lengths + attributes + filename + padding)
-        position += len(pieces[-2]) + len(data)
+        position += len(start) + values.nbytes
     ending = b"".join(directory)
     count = len(directory)
     return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]
+
+
+def in_blocks(pieces: Iterable[bytes | memoryview | OnDisk]) -> Iterator[bytes | memoryview]:
+    """Yield what `pack_npz` lays out; arrays on the disk are read on the way."""
+    for piece in pieces:
+        if isinstance(piece, OnDisk):
+            yield from piece.blocks()
+        else:
+            yield piece
 
 
 def bytes_of(fields: Sequence[Field]) -> int:
