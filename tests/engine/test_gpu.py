@@ -185,6 +185,15 @@ def test_ray_s_workers_share_a_card_and_give_the_same_bytes(mixed, tmp_path):
             np.testing.assert_allclose(mapped[line["path"]][name], values, atol=1e-5 * abs(values).max())
 
 
+def test_tiles_agree_with_the_whole_picture(tmp_path):
+    natural_image(0, 1500, 1100).save(tmp_path / "large.png")
+    extract(tmp_path / "large.png", tmp_path / "tiled", fit="native", tile=512)
+    extract(tmp_path / "large.png", tmp_path / "whole", fit="native")
+    tiled, whole = (featx.open_run(tmp_path / name) for name in ("tiled", "whole"))
+    assert tiled.summary["tiling"]["exact"]
+    assert difference(tiled, whole) < 1e-5
+
+
 def test_memory_that_runs_out(mixed, tmp_path):
     """With little memory passes are halved; a photo that does not fit even alone fails by itself."""
     for number in range(8):
