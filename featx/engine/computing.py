@@ -122,7 +122,7 @@ class Computer:
             part = self._halved.get(size, self.largest)
             try:
                 places = range(0, len(pixels), part)
-                parts = [self._run(pixels[at : at + part], photos[at : at + part]) for at in places]
+                parts = [self._run(pixels[at : at + part], photos[at : at + part], self.reductions) for at in places]
                 return parts[0] if len(parts) == 1 else _joined(parts)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -183,17 +183,18 @@ class Computer:
     def best_batch_size(self) -> int:
         """Find the best number of images per pass by trying, on blank images."""
         height, width = self.pyramid.traced
+        steps = [step for step in self.reductions if step.is_ready]  # components may have to be fitted yet
 
         def seconds(size: int) -> float:
             batch = self.stack([torch.zeros(height, width, 3, dtype=torch.uint8)], size)
-            self._run(batch, ())
+            self._run(batch, (), steps)
             began = time.perf_counter()
-            self._run(batch, ())
+            self._run(batch, (), steps)
             return time.perf_counter() - began
 
         return largest_worthwhile(seconds)
 
-    def _run(self, pixels: Tensor, photos: Sequence[Photo]) -> Arrays:
+    def _run(self, pixels: Tensor, photos: Sequence[Photo], steps: Sequence[Reduction]) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
             maps = self.pyramid.run(batch)
@@ -203,8 +204,8 @@ class Computer:
                 if value.ndim == 4
             }
             values: list[Values] = list(maps)
-            for reduction in self.reductions:
-                values = reduction(values, photos)
+            for step in steps:
+                values = step(values, photos)
             flags = [_finite(value) if isinstance(value, Tensor) and self._on_gpu else None for value in values]
             host = [self._to_host(value, field.dtype) for value, field in zip(values, self.fields, strict=True)]
             if self._on_gpu:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from featx.engine.pooling import Grid
-from featx.engine.reducing import Photo, Values
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.errors import UsageError
 from featx.images.cells import Array
 from featx.images.grid import on_photo, pooled
@@ -25,7 +25,7 @@ from featx.values import Field, Level
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(Reduction):
     """Take a map apart into the features of its cells, (n, C): those that lie on the photo, or all if none does.
 
     Attributes

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from featx.dtypes import DTYPES
 from featx.engine.pooling import Grid
 from featx.engine.projecting import Components
-from featx.engine.reducing import Photo, Values
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.engine.scaling import scaled
 from featx.images.cells import Array
 from featx.values import Field, Level
@@ -27,7 +27,7 @@ SUMS = ("map", "pooled", "grid", "components", "dtype", "together")
 
 
 @dataclass(frozen=True, slots=True)
-class Squares:
+class Squares(Reduction):
     """Sum the squares of maps, and of what each step takes away from them: (6,) float64 for each map, as in `SUMS`.
 
     Attributes

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from featx.dtypes import ATTENTION
-from featx.engine.reducing import Photo, Values
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.images.cells import Array
 from featx.images.grid import Size, cells_of, on_photo, pooled, shares
 from featx.values import Field, Level
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Reduction):
     """Pool maps, and the attention beside them, to at most so many cells.
 
     Each number depends on its own image alone, bit for bit: sums are made one cell after the other.

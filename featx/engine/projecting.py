@@ -10,13 +10,13 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from featx.engine.reducing import Photo, Values
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.runs.basis import Basis, Projection
 from featx.values import Field, Level
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class Components(Reduction):
     """Project maps on components; a map with no more channels than these keeps its channels.
 
     Each image is projected by itself, so that its numbers do not depend on the others, bit for bit.
@@ -34,6 +34,11 @@ class Components:
     count: int
     keys: Mapping[int, str]
     basis: Basis | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the components are known."""
+        return self.basis is not None
 
     def fields(self, fields: Sequence[Field]) -> list[Field]:
         """Return the fields with the channels that are left."""

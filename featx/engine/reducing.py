@@ -32,6 +32,11 @@ Values = Tensor | Sequence[Tensor] | Sequence[Array]
 class Reduction(Protocol):
     """A step from a batch's arrays to those that are written, or to the next step."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be taken; if not, only its fields and levels are known."""
+        return True
+
     def fields(self, fields: Sequence[Field], /) -> list[Field]:
         """Return the output fields for some input fields."""
 
@@ -43,7 +48,7 @@ class Reduction(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InBoxes:
+class InBoxes(Reduction):
     """Add the features in each photo's boxes, level by level; the maps themselves may be dropped.
 
     Attributes
@@ -100,7 +105,7 @@ class InBoxes:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredType:
+class StoredType(Reduction):
     """Cast arrays to the stored type; vectors keep full precision, and what has a type already keeps that.
 
     Attributes

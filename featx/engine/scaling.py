@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from featx.dtypes import SCALE
-from featx.engine.reducing import Photo, Values
+from featx.engine.reducing import Photo, Reduction, Values
 from featx.values import Field, Level
 
 # The largest whole number: as many below zero as above it.
@@ -21,7 +21,7 @@ LARGEST = 127
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(Reduction):
     """Store maps as int8: each value divided by its channel's scale, the largest magnitude there by `LARGEST`.
 
     The (C,) float32 scales of a map follow it as an array of their own, so that a map is the product of both. A channel

@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 import featx
 from featx.engine import computing, resources
 from featx.engine.computing import Computer, largest_worthwhile
+from featx.engine.projecting import Components
 from featx.engine.reducing import StoredType
 from featx.errors import ModelError
 from featx.models.pyramid import Pyramid
@@ -216,6 +217,8 @@ def test_batches_grow_while_that_pays_and_fits():
 def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
     monkeypatch.setattr(computing, "BATCHES", (1, 2))
     assert Computer(pyramid, [StoredType("float32")], 8).best_batch_size() in (1, 2)
+    unfitted = [Components(2, {0: pyramid.fields[0].key}), StoredType("float32")]
+    assert Computer(pyramid, unfitted, 8).best_batch_size() in (1, 2)
 
 
 def test_several_devices_take_turns(tmp_path, monkeypatch):
