@@ -19,13 +19,19 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
-    if job.engine == "ray" and formats.vectors_only(job.format):
+    if job.engine == "ray" and formats.shares_files(job.format):
         raise UsageError(
-            f"--engine ray writes files where its workers are, and --format {job.format} has one file for all images",
-            "Leave out --format: featx similar reads embeddings from .npz files as well",
+            f"--engine ray writes files where its workers are, and in --format {job.format} images share files",
+            "Use --format npz or safetensors; featx similar reads embeddings from them as well",
         )
     if job.shard:
         _require_divisible(job)
+    if formats.FORMATS[job.format].uniform and (job.boxes or job.fit == "native"):
+        raise UsageError(
+            f"--format {job.format} stores arrays of one shape for all images, which "
+            f"{'--boxes' if job.boxes else '--fit native'} does not give",
+            formats.OTHERWISE,
+        )
     if job.boxes:
         job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):

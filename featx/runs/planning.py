@@ -140,7 +140,7 @@ class _Planner:
     def __init__(self, folder: Path, job: Job, stale: set[str]) -> None:
         self.plan = Plan()
         self._reader = formats.reader(job.format, folder)
-        self._own_files = not formats.vectors_only(job.format)
+        self._own_files = not formats.shares_files(job.format)
         self._job = job
         self.stale = stale
 

@@ -40,24 +40,38 @@ class Row(NamedTuple):
         Whether it holds nothing but a vector of each image.
     boxes : bool
         Whether it also holds vectors of each of an image's boxes, where it holds nothing else of it.
+    shared : bool
+        Whether images share files.
     numbered : bool
-        Whether images share files that are numbered; a shard writes to those whose numbers belong to it.
+        Whether those files are numbered; a shard writes to those whose numbers belong to it.
+    uniform : bool
+        Whether each array must have one shape in all images.
     """
 
     module: str
     suffix: str
     vectors_only: bool = False
     boxes: bool = False
+    shared: bool = False
     numbered: bool = False
+    uniform: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
-    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True),
-    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, numbered=True),
+    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True),
+    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
+    "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, numbered=True, uniform=True),
 }
 
-SUFFIXES = {row.suffix for row in FORMATS.values()}
+# Of files that can be outputs; a Zarr store is a folder.
+SUFFIXES = {row.suffix for row in FORMATS.values()} - {".zarr"}
+
+# Of files that hold one image each.
+OF_ONE_IMAGE = tuple(row.suffix for row in FORMATS.values() if not row.shared)
+
+# What to do about arrays whose shapes differ.
+OTHERWISE = "Use --format npz, safetensors or webdataset"
 
 _PARSING = threading.Lock()
 
@@ -226,6 +240,8 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
         raise UsageError(
             f"{name} stores one vector per image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
+    if row.uniform and (varying := next((field.key for field in fields or () if None in field.shape), "")):
+        raise UsageError(f"{name} stores arrays of one shape, and {varying} differs from image to image", OTHERWISE)
     size = sum(field.bytes for field in fields or ())
     if size > module.Writer.largest:
         raise UsageError(
@@ -250,9 +266,14 @@ def vectors_only(name: str) -> bool:
     return name in FORMATS and FORMATS[name].vectors_only
 
 
+def shares_files(name: str) -> bool:
+    """Whether images share files in a format."""
+    return name in FORMATS and FORMATS[name].shared
+
+
 def takes_shards(name: str) -> bool:
     """Whether several processes can write it at once."""
-    return FORMATS[name].numbered or not FORMATS[name].vectors_only
+    return FORMATS[name].numbered or not FORMATS[name].shared
 
 
 def bytes_of(name: str, fields: Sequence[Field]) -> int:
@@ -265,7 +286,7 @@ def bytes_of(name: str, fields: Sequence[Field]) -> int:
 
 def bytes_held(name: str, size: int, count: int) -> int:
     """Return the most bytes that wait in memory to be committed, of so many images of that size."""
-    if not vectors_only(name):  # files of their own are on the disk
+    if not shares_files(name):  # files of their own are on the disk
         return 0
     made = import_module(FORMATS[name].module).Writer
     held: int = min(size * min(count, made.group), made.room)
