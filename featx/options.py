@@ -28,7 +28,8 @@ from featx.naming import as_model
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
 
-DTYPES, FORMATS = ("float32", "float16"), ("npz", "npy", "parquet")
+DTYPES = ("float32", "float16")
+FORMATS = ("npz", "npy", "parquet", "safetensors", "webdataset", "zarr")
 FITS = ("crop", "squash", "pad", "native")
 PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
@@ -203,8 +204,8 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one "
-        "table (parquet).",
+        help="One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all "
+        "embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
