@@ -234,6 +234,13 @@ class OutputOptions(Options):
         shown="features/MODEL",
         accepts="str | PathLike[str] | None",
     )
+    shard_mb: int | None = option(
+        default=None,
+        help="Size of the tar files of --format webdataset, in megabytes.",
+        convert=whole(1, 1_000_000),
+        metavar="N",
+        shown="500",
+    )
     overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
     retry_failed: bool = option(default=False, help="Retry images that failed before, even if unchanged.")
     dry_run: bool = option(

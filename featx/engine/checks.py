@@ -24,6 +24,11 @@ def completed(job: Job) -> Job:
             f"--engine ray writes files where its workers are, and in --format {job.format} images share files",
             "Use --format npz or safetensors; featx similar reads embeddings from them as well",
         )
+    if job.shard_mb and not formats.FORMATS[job.format].sized:
+        raise UsageError(
+            f"--shard-mb is about tar files, and --format {job.format} has none",
+            "Leave out --shard-mb, or use --format webdataset",
+        )
     if job.shard:
         _require_divisible(job)
     if formats.FORMATS[job.format].uniform and (job.boxes or job.fit == "native"):

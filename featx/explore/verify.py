@@ -28,7 +28,7 @@ from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest, parts
 from featx.runs.formats import Array
-from featx.runs.layout import KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
+from featx.runs.layout import KEPT, LEASE, MANIFEST, SUMMARY, UNFINISHED
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import read_suspects, save_suspects
@@ -247,7 +247,8 @@ def _look_around(run: Run, verified: Verified) -> None:
 
 def _is_output(run: Run, path: str) -> bool:
     """Whether a file could be an output of the run that is not in the manifest."""
-    if not path.endswith(SUFFIX) or run.summary["recipe"]["format"] != "npz":
+    row = formats.FORMATS[run.summary["recipe"]["format"]]
+    if row.shared or not path.endswith(row.suffix):
         return False
     try:
         return not _fault_of_arrays(run.reader.read("", path), run.fields)

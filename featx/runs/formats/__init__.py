@@ -8,6 +8,7 @@ the same numbers, bit for bit.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Row(NamedTuple):
         Whether those files are numbered; a shard writes to those whose numbers belong to it.
     uniform : bool
         Whether each array must have one shape in all images.
+    sized : bool
+        Whether the size of its files can be chosen.
     """
 
     module: str
@@ -55,12 +58,15 @@ class Row(NamedTuple):
     shared: bool = False
     numbered: bool = False
     uniform: bool = False
+    sized: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
+    "safetensors": Row("featx.runs.formats.safetensors", ".safetensors"),
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True),
     "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
+    "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, numbered=True, sized=True),
     "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, numbered=True, uniform=True),
 }
 
@@ -72,6 +78,9 @@ OF_ONE_IMAGE = tuple(row.suffix for row in FORMATS.values() if not row.shared)
 
 # What to do about arrays whose shapes differ.
 OTHERWISE = "Use --format npz, safetensors or webdataset"
+
+# Kinds of numpy's types that are read: signed, unsigned, floating, Unicode.
+PLAIN = "iufU"
 
 _PARSING = threading.Lock()
 
@@ -207,6 +216,14 @@ class Reader(Protocol):
         ...
 
 
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Lay out the head of a ``.npy``, a multiple of 64 bytes."""
+    header = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
+
+
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the head of a ``.npy``: shape, whether in Fortran's order, type; the data follow.
 
@@ -293,9 +310,21 @@ def bytes_held(name: str, size: int, count: int) -> int:
     return held
 
 
-def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard | None = None) -> Writer:
-    """Make what writes a run's outputs, or a shard's; `unfinished` is where it may put what is not complete."""
-    own = {"shard": shard} if shard and FORMATS[name].numbered else {}
+def writer(
+    name: str,
+    folder: Path,
+    unfinished: Path,
+    fields: Sequence[Field],
+    shard: Shard | None = None,
+    megabytes: int | None = None,
+) -> Writer:
+    """Make what writes a run's outputs, or a shard's, to files of a size where that can be chosen.
+
+    `unfinished` is where it may put what is not complete.
+    """
+    own: dict[str, Any] = {"shard": shard} if shard and FORMATS[name].numbered else {}
+    if megabytes and FORMATS[name].sized:
+        own["megabytes"] = megabytes
     made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields, **own)
     return made
 
