@@ -49,6 +49,8 @@ class Row(NamedTuple):
         Whether each array must have one shape in all images.
     sized : bool
         Whether the size of its files can be chosen.
+    at_once : bool
+        Whether it is written as a whole, by ``featx convert`` alone.
     """
 
     module: str
@@ -59,6 +61,7 @@ class Row(NamedTuple):
     numbered: bool = False
     uniform: bool = False
     sized: bool = False
+    at_once: bool = False
 
 
 FORMATS = {
@@ -67,6 +70,7 @@ FORMATS = {
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True),
     "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
     "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, numbered=True, sized=True),
+    "hdf5": Row("featx.runs.formats.hdf5", ".h5", shared=True, at_once=True),
     "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, numbered=True, uniform=True),
 }
 
