@@ -51,6 +51,7 @@ def extract(
     dry_run: bool = False,
     force: bool = False,
     hash_inputs: bool = False,
+    shard_mb: int | None = None,
     shard: str | None = None,
     precision: str = "fp32",
     backend: str = "torch",
@@ -128,7 +129,7 @@ def extract(
     box_size : int | tuple[int, int] | None
         Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level. Default: 1.
     format : str
-        One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
+        One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
     dtype : str
         Data type of the stored maps and box features; embeddings are always float32.
     overwrite : bool
@@ -141,6 +142,8 @@ def extract(
         Run even if disk space or memory seems too small.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
+    shard_mb : int | None
+        Size of the tar files of --format webdataset, in megabytes. Default: 500.
     shard : str | None
         Compute part I of N of the images, so that N tasks of a job array, on any machines, fill one folder at once; slurm reads I and N from the task.
     precision : str

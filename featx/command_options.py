@@ -1,5 +1,5 @@
 # Options of a single command and of the function behind it, declared and checked as those in featx.options.
-"""Options of `list_models`, `similar`, `sample`, `view`, `convert`, `bench` and `verify` as frozen values in groups."""
+"""Options of `list_models`, `similar`, `sample`, `view`, `bench` and `verify` as frozen values in groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featx.declaring import (
     whole,
 )
 from featx.errors import UsageError
-from featx.options import FORMATS, ImageOptions, KeepOptions, OutputOptions
+from featx.options import ImageOptions, KeepOptions, OutputOptions
 from featx.text import listed
 
 SOURCES, ORDERS = ("timm", "ultralytics"), ("name", "params")
@@ -116,26 +116,6 @@ def _only_levels(verb: str) -> Any:
         flags=("--level",),
         shown="all",
         repeated=True,
-    )
-
-
-@group
-class ConvertOptions(Options):
-    """The format that a run is converted to."""
-
-    panel: ClassVar[str] = OutputOptions.panel
-
-    format: str = option(
-        help="Format of the new run: one of those of featx extract, or one HDF5 file with a group per image (hdf5).",
-        convert=one_of(*FORMATS, "hdf5"),
-        metavar="|".join((*FORMATS, "hdf5")),
-    )
-    shard_mb: int | None = option(
-        default=None,
-        help="Size of the tar files of --format webdataset, in megabytes.",
-        convert=whole(1, 1_000_000),
-        metavar="N",
-        shown="500",
     )
 
 

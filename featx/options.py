@@ -24,12 +24,12 @@ from featx.declaring import (
     size_in_bytes,
     whole,
 )
+from featx.format_options import FORMATS, TarOptions
 from featx.naming import as_model
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
 from featx.sharding import ShardOptions
 
 DTYPES = ("float32", "float16")
-FORMATS = ("npz", "npy", "parquet", "safetensors", "webdataset", "zarr")
 FITS = ("crop", "squash", "pad", "native")
 PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
@@ -234,13 +234,6 @@ class OutputOptions(Options):
         shown="features/MODEL",
         accepts="str | PathLike[str] | None",
     )
-    shard_mb: int | None = option(
-        default=None,
-        help="Size of the tar files of --format webdataset, in megabytes.",
-        convert=whole(1, 1_000_000),
-        metavar="N",
-        shown="500",
-    )
     overwrite: bool = option(default=False, help="Start from scratch: remove what earlier calls left in the folder.")
     retry_failed: bool = option(default=False, help="Retry images that failed before, even if unchanged.")
     dry_run: bool = option(
@@ -292,8 +285,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, ShardOptions),
-    *(NetworkOptions, RunOptions, EngineOptions, Limits),
+    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, TarOptions),
+    *(ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

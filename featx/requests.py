@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from featx.declaring import declared, group
 from featx.errors import UsageError
+from featx.format_options import TarOptions
 from featx.options import (
     BoxOptions,
     ImageOptions,
@@ -41,6 +42,7 @@ class Job(
     BoxOptions,
     StoreOptions,
     OutputOptions,
+    TarOptions,
     ShardOptions,
     NetworkOptions,
     RunOptions,

@@ -11,9 +11,10 @@ import typer
 from featx.cli import pictures, progress, tables
 from featx.cli.application import command
 from featx.cli.arguments import Debug, Json, switch, takes, written_to
-from featx.command_options import ConvertOptions, SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
+from featx.command_options import SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
 from featx.declaring import declared
 from featx.errors import UsageError
+from featx.format_options import ConvertOptions
 from featx.options import ImageOptions, ModelOptions, OutputOptions
 from featx.requests import ONE
 from featx.run_options import RunOptions

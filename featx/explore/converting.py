@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from featx import paths
-from featx.command_options import ConvertOptions
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, UsageError
+from featx.format_options import ConvertOptions
 from featx.runs import formats, layout, lock, manifest
 from featx.runs.formats import Record, Stored, Writer
 from featx.runs.garbage import collect_garbage

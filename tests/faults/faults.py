@@ -16,7 +16,7 @@ import numpy as np
 from featx.cli import commands
 from featx.engine import stopping
 from featx.engine.computing import Computer
-from featx.runs.formats import npy, npz, parquet, zarr_store
+from featx.runs.formats import npy, npz, parquet, webdataset, zarr_store
 from tests.helpers import wait_until
 
 # What writes, and all that touches the disk, below pathlib and the standard library, which call these by their names.
@@ -130,7 +130,7 @@ def _call(
 ) -> None:
     """Strike a call about the run's folder, or those given; of those that write, or of `every` kind."""
     if group:  # so that few images make several groups
-        npy.Writer.group = parquet.Writer.group = zarr_store.ROWS = group
+        npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr_store.ROWS = group
     below = below or (os.path.abspath("out"), os.path.abspath("whole"))
     Faults(number, kind, counter, only, below, CALLS if every else WRITES)
 

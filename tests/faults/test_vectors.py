@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from featx.explore.verify import verify
 from tests.faults.conftest import make_photos
 from tests.helpers import lines
 
-FORMATS = ("npy", "parquet", "boxes", "zarr")
+FORMATS = ("npy", "parquet", "boxes", "webdataset", "zarr")
 
 # The files that hold vectors.
-PLACES = ("embeddings*", "features.zarr/embedding/c.*")
+PLACES = ("embeddings*", "*.tar", "features.zarr/embedding/c.*")
 
 KINDS = ("ENOSPC", "EIO", "kill")
 
@@ -62,6 +63,12 @@ def rows_in_files(folder):
         return len(keys), len(set(keys) - {""})
     if (folder / "embeddings.npy").exists():
         return len(np.load(folder / "embeddings.npy", mmap_mode="r")), len((folder / "keys.txt").read_text().split())
+    if tars := list(folder.glob("*.tar")):
+        names = []
+        for path in tars:
+            with tarfile.open(path) as tar:
+                names += [name for name in tar.getnames() if name.endswith(".json")]
+        return len(names), len(set(names))
     from pyarrow import parquet
 
     counts = [parquet.read_metadata(path).num_rows for path in folder.glob("*.parquet")]

@@ -70,8 +70,8 @@ FORMATS = {
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True),
     "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
     "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, numbered=True, sized=True),
-    "hdf5": Row("featx.runs.formats.hdf5", ".h5", shared=True, at_once=True),
     "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, numbered=True, uniform=True),
+    "hdf5": Row("featx.runs.formats.hdf5", ".h5", shared=True, at_once=True),
 }
 
 # Of files that can be outputs; a Zarr store is a folder.

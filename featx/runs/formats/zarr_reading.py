@@ -44,9 +44,9 @@ class Reader:
 
     def read(self, key: str, output: str, names: Collection[str] | None = None) -> Mapping[str, Array]:
         """Map the arrays of a row."""
-        index = self._open()
         if output != STORE:
             raise KeyError(output)
+        index = self._open()
         number, place = divmod(self._row(key), index.store.layout.rows)
         rows = {name: index.rows(name, number) for name in (index.store.layout.arrays if names is None else names)}
         if any(place >= len(each) for each in rows.values()):
@@ -82,7 +82,10 @@ class Reader:
 
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Map blocks of rows, in the array's order."""
-        order = sorted((self._row(key), key) for key, _ in places)
+        found = list(places)
+        if elsewhere := {output for _, output in found} - {STORE}:
+            raise KeyError(*elsewhere)
+        order = sorted((self._row(key), key) for key, _ in found)
         if not order:
             return
         index, rows = self._open(), self._open().store.layout.rows

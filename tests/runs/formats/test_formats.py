@@ -21,7 +21,8 @@ from featx.runs.manifest import Done
 from featx.values import Field, Item
 
 FIELDS = (Field("embedding", (6,), "float32"),)
-SHARED = [name for name in formats.FORMATS if formats.shares_files(name)]
+APPENDED = [name for name, row in formats.FORMATS.items() if not row.at_once]
+SHARED = [name for name in APPENDED if formats.shares_files(name)]
 
 
 def vector(number):
@@ -85,7 +86,7 @@ class Shelf:
         return output / "embedding" / "c.0.0" if output.is_dir() else output
 
 
-@pytest.fixture(params=formats.FORMATS)
+@pytest.fixture(params=APPENDED)
 def shelf(request, tmp_path):
     return Shelf(request.param, tmp_path / "run")
 
@@ -101,7 +102,7 @@ def test_what_was_committed_is_read(shelf):
     shelf.enter(9)
     shelf.require({3: 0, 1: 0, 2: 0, 9: 0})
     reader = formats.reader(shelf.name, shelf.folder)
-    assert not reader.holds("4.jpg", shelf.done["3.jpg"] if shelf.name != "npz" else "4.jpg.npz", 24)
+    assert not reader.holds("4.jpg", shelf.done["3.jpg"] if shelf.name in SHARED else f"4.jpg.{shelf.name}", 24)
     assert not reader.holds("3.jpg", shelf.done["3.jpg"], shelf.bytes["3.jpg"] + 1)
 
 
@@ -188,11 +189,13 @@ def test_what_a_format_cannot_hold_is_refused():
     level = Field("level_0", (3, 4, 5))
     formats.require("npz", [level, *FIELDS])
     formats.require("npy", FIELDS)
+    with pytest.raises(UsageError, match="zarr stores arrays of one shape, and level_1 differs from image to image"):
+        formats.require("zarr", [level, Field("level_1", (3, None, None))])
     for fields in ([level], [level, *FIELDS], []):
         with pytest.raises(UsageError, match="stores one vector per image"):
             formats.require("parquet", fields)
-    with pytest.raises(UsageError, match="--format: expected npz, npy or parquet, not 'hdf5'"):
-        formats.require("hdf5")
+    with pytest.raises(UsageError, match=r"--format: expected npz, safetensors, .* or zarr, not 'csv'"):
+        formats.require("csv")
 
 
 # The array
