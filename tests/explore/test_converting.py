@@ -116,7 +116,7 @@ def test_what_is_refused(run, tmp_path):
         featx.convert(run, run / "inside", format="zarr")
     with pytest.raises(UsageError, match="parquet stores one vector per image"):
         featx.convert(run, tmp_path / "made", format="parquet")
-    with pytest.raises(UsageError, match="--format: expected npz, .* or hdf5, not 'csv'"):
+    with pytest.raises(UsageError, match=r"--format: expected npz, .* or hdf5, not 'csv'"):
         featx.convert(run, tmp_path / "made", format="csv")
     assert not (tmp_path / "made").exists()
     featx.convert(run, tmp_path / "made", format="npz")
@@ -135,7 +135,7 @@ def test_what_is_refused(run, tmp_path):
 def test_boxes_and_photos_of_their_own_sizes(tmp_path):
     photos = make_photos(tmp_path / "photos", 4)
     (tmp_path / "boxes.csv").write_text(
-        "key,x1,y1,x2,y2,label\n0.jpg,10,10,60,50,cät\n2.jpg,1,1,9,9,\n2.jpg,2,2,30,30,x\n"
+        "key,x1,y1,x2,y2,label\n0.jpg,10,10,60,50,cät\n2.jpg,1,1,9,9,\n2.jpg,2,2,30,9,x\n"
     )
     extract(photos, tmp_path / "run", boxes=str(tmp_path / "boxes.csv"), fit="native", image_size=None)
     for name in ("safetensors", "webdataset", "hdf5"):

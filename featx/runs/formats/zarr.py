@@ -104,13 +104,15 @@ class Writer:
         with self._alone:
             if not done:
                 self._remove_all()
-            elif self._store.folder("").is_dir():
+                self._next = Place(self._shard.remainder, 0)
+                return
+            if self._store.folder("").is_dir():
                 live = self._live(done, digests)
                 self._forget(live)
-                if self._shard == WHOLE and self._close_gaps(live):
-                    self._forget(live)
                 if len(live) == len(done):  # then nothing needs what cannot be read
                     self._remove_unreadable()
+                if self._shard == WHOLE and self._close_gaps(live):
+                    self._forget(live)
                 self._describe()
             self._next = self._end()
 

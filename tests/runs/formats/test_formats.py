@@ -194,7 +194,7 @@ def test_what_a_format_cannot_hold_is_refused():
     for fields in ([level], [level, *FIELDS], []):
         with pytest.raises(UsageError, match="stores one vector per image"):
             formats.require("parquet", fields)
-    with pytest.raises(UsageError, match=r"--format: expected npz, safetensors, .* or zarr, not 'csv'"):
+    with pytest.raises(UsageError, match=r"--format: expected npz, safetensors, .* zarr or hdf5, not 'csv'"):
         formats.require("csv")
 
 

@@ -37,9 +37,8 @@ import xarray
 store = xarray.open_zarr(folder + "/features.zarr", consolidated=True)
 assert store.level_2.dims == ("image", "level_2_channel", "level_2_y", "level_2_x")
 assert list(store.coords) == ["key"]
-found = {
-    key: {name: store[name].values[row] for name in store.data_vars} for row, key in enumerate(store.key.values.tolist())
-}
+keys = store.key.values.tolist()
+found = {key: {name: store[name].values[row] for name in store.data_vars} for row, key in enumerate(keys)}
 """,
     "webdataset": """
 from glob import glob
