@@ -34,11 +34,14 @@ def test_models_are_proved_once(tmp_path):
     assert len(output.read_text().splitlines()) == 4
 
 
-def test_planning_skips_what_is_done():
-    printed = run("plan_a_million.py", "--count", 1500).splitlines()
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_planning_skips_what_is_done(kind):
+    printed = run("plan_a_million.py", "--count", 1500, "--kind", kind).splitlines()
     assert [line.partition("; ")[2] for line in printed] == [
+        "0 done, 1500 to do",
+        "750 done, 750 to do",
         "1500 done, 0 to do",
-        "1500 done, 0 to do",
+        *(["1500 done, 0 to do"] if kind == "folder" else []),
         "1500 images, the last (500, 375)",
     ]
 

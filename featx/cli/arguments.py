@@ -29,7 +29,9 @@ def switch(*spellings: str, help: str, **more: Any) -> Any:  # noqa: A002 - as t
 def written_to(metavar: str, help: str, default: str = "") -> Any:  # noqa: A002 - as typer has it
     """Declare the --output of a command that writes no run; the default is only shown."""
     panel = OutputOptions.panel
-    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=default, rich_help_panel=panel)
+    return typer.Option(
+        "--output", "-o", metavar=metavar, help=help, show_default=default or False, rich_help_panel=panel
+    )
 
 
 # In the order of the help.

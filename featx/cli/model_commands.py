@@ -104,6 +104,7 @@ def extract(
 ) -> None:
     """Write the feature maps of images.
 
+    The model is named by --model, or by the recipe that --like or --recipe reads.
     Run the same command again to resume.
 
     Exit status: 0 all done, 1 could not run, 2 wrong usage, 3 some images failed

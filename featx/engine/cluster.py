@@ -165,7 +165,8 @@ def layout_of(nodes: Sequence[Mapping[str, Any]], job: Job, *, on_gpu: bool) -> 
         size = f"{gpus:g} GPU and a processor" if on_gpu else "one processor"
         raise UsageError(f"The Ray cluster has no node with {size} for a worker", "See `ray status`")
     most = max(int(node.get("CPU", 0)) for node in nodes)
-    cpus = next((cpus for cpus in range(most, 1, -1) if sum(room(cpus)) >= workers), 1)
+    at_once = min(workers, sum(room(1)))  # GPUs may be too few for all, however small they are
+    cpus = next(cpus for cpus in range(most, 0, -1) if sum(room(cpus)) >= at_once)
     return Layout(workers, min(workers, sum(room(cpus))), cpus, gpus, min(workers, max(room(cpus))))
 
 
@@ -174,4 +175,5 @@ def shortage(layout: Layout) -> list[str]:
     if layout.room >= layout.workers:
         return []
     now = count_of(layout.room, "worker")
-    return [f"The Ray cluster has room for {now} now, not {layout.workers}; the others begin where it grows"]
+    share = "; --gpus-per-worker 0.5 has two share a GPU" if layout.gpus == 1 else ""
+    return [f"The Ray cluster has room for {now} now, not {layout.workers}; the others begin where it grows{share}"]

@@ -115,6 +115,48 @@ def test_boxes_agree_with_those_of_the_maps(mixed, tmp_path):
                 np.testing.assert_allclose(boxes[key][f"{name}_boxes"], values, atol=1e-5 * np.nanmax(abs(values)))
 
 
+def test_attention_agrees_with_the_processor_s_and_leaves_the_maps_as_they_are(mixed, tmp_path):
+    paths = sorted(mixed.iterdir())[:9]
+    for name, more in {"gpu": {}, "cpu": {"device": "cpu"}, "alone": {"attention": False}}.items():
+        extract(paths, tmp_path / name, model="test_vit", batch_size=4, **{"attention": True, **more})
+    gpu, cpu, alone = (featx.open_run(tmp_path / name) for name in ("gpu", "cpu", "alone"))
+    assert difference(gpu, cpu) < 1e-4
+    for key in gpu:
+        for name, values in alone[key].items():
+            np.testing.assert_array_equal(gpu[key][name], values)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ray_s_workers_share_a_card_and_give_the_same_bytes(mixed, tmp_path):
+    ray = pytest.importorskip("ray", reason="featx[ray] is not installed", exc_type=ImportError)
+    options = {"batch_size": 8, "fit": "native", "embedding": True}
+    extract(mixed, tmp_path / "local", **options)
+    heard = []
+    shared = {"engine": "ray", "ray_workers": 2, "gpus_per_worker": 0.5}
+    extract(mixed, tmp_path / "ray", listener=heard.append, **options, **shared)
+    assert outputs(tmp_path / "ray") == outputs(tmp_path / "local")
+    assert [note.text for note in heard if isinstance(note, Note) and "worker" in note.text] == []
+    ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        rows = ray.data.from_items([{"path": str(path)} for path in sorted(mixed.iterdir())[:20]]).map_batches(
+            featx.ray.FeaturePyramid,
+            fn_constructor_args=("resnet18",),
+            fn_constructor_kwargs={"weights": "random", "batch_size": 8},
+            concurrency=1,
+            num_gpus=1,
+            batch_size=10,
+        )
+        mapped = {row["path"]: row for row in rows.take_all()}
+    finally:
+        ray.shutdown()
+    extract(sorted(mixed.iterdir())[:20], tmp_path / "few", batch_size=8)
+    run = featx.open_run(tmp_path / "few")
+    for line in lines(tmp_path / "few"):
+        for name, values in run[line["key"]].items():
+            np.testing.assert_allclose(mapped[line["path"]][name], values, atol=1e-5 * abs(values).max())
+
+
 def test_memory_that_runs_out(mixed, tmp_path):
     """With little memory passes are halved; a photo that does not fit even alone fails by itself."""
     for number in range(8):
