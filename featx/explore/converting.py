@@ -206,7 +206,8 @@ class _Conversion:
         line = self._source.line(key)
         try:
             fault = self._source.reader.fault(line)
-            arrays = {name: np.array(values) for name, values in self._source[key].items()}
+            read = self._source.reader.read(key, line.output)  # as they are stored
+            arrays = {name: np.array(values) for name, values in read.items()}
         except (OSError, KeyError, ValueError) as error:
             fault = str(error)
         if fault:
