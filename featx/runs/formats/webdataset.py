@@ -11,39 +11,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import sys
-import tarfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-from urllib.parse import unquote
+from typing import NamedTuple
 
 import numpy as np
 
 from featx import files
 from featx.errors import OutputError
 from featx.runs.formats import PLAIN, Array, Record, Stored, npy_header, read_header
+from featx.runs.formats.tar_samples import (
+    END,
+    NOTHING,
+    SHARD,
+    UNIT,
+    Index,
+    copied,
+    escaped,
+    heads,
+    index_of,
+    member_of,
+    name_of,
+    shards,
+)
 from featx.runs.manifest import Done
 from featx.sharding import Shard
 from featx.values import EMBEDDING, LETTERS, Field
 
-SHARD = re.compile(r"features-(\d{5,})\.tar")
-
-# A tar's unit, and its end.
-UNIT, END = tarfile.BLOCKSIZE, bytes(2 * tarfile.BLOCKSIZE)
-
 # All numbers of files.
 WHOLE = Shard(1, 1)
 
-# Vectors that are read together, and bytes that are copied together.
-BLOCK, PIECE = 1024, 1 << 20
-
-# What reading a damaged file raises.
-UNSOUND = (OSError, ValueError, OutputError, tarfile.TarError)
+# Vectors that are read together.
+BLOCK = 1024
 
 
 class Sample(NamedTuple):
@@ -56,33 +58,6 @@ class Sample(NamedTuple):
     def bytes(self) -> int:
         """How many bytes it has."""
         return sum(map(len, self.pieces))
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """The samples of a shard.
-
-    Attributes
-    ----------
-    numbers : dict of str to int
-        Of keys to places in `starts`.
-    starts : ndarray
-        Where each sample begins, and where the last one ends.
-    sound : bool
-        Whether the shard is complete.
-    """
-
-    numbers: dict[str, int]
-    starts: Array
-    sound: bool
-
-    def range(self, key: str) -> tuple[int, int]:
-        """Return where a sample begins and ends."""
-        start, end = self.starts[self.numbers[key] :][:2].tolist()
-        return start, end
-
-
-NOTHING = Index({}, np.zeros(1, np.int64), sound=False)
 
 
 class Writer:
@@ -106,10 +81,10 @@ class Writer:
         width, height = record.size
         facts = {"key": record.item.key, "path": record.path, "width": width, "height": height}
         name = escaped(record.item.key)
-        pieces = _member(f"{name}.json", [json.dumps(facts).encode()])
+        pieces = member_of(f"{name}.json", [json.dumps(facts).encode()])
         for field, values in record.arrays.items():
             header, data = npy_header(values.dtype, values.shape), values.reshape(-1).view(np.uint8).data
-            pieces += _member(f"{name}.{field}.npy", [header, data])
+            pieces += member_of(f"{name}.{field}.npy", [header, data])
         digest = hashlib.sha256()
         for piece in pieces:
             digest.update(piece)
@@ -185,7 +160,7 @@ class Writer:
             self._number, self._keys, self._size = last, set(index.numbers), int(index.starts[-1])
 
     def _own(self) -> list[Path]:
-        return [path for number, path in _shards(self._folder) if self._is_own(number)]
+        return [path for number, path in shards(self._folder) if self._is_own(number)]
 
     def _is_own(self, number: int) -> bool:
         return number % self._shard.count == self._shard.remainder
@@ -212,14 +187,14 @@ class Reader:
         prefix = f"{escaped(key)}."
         arrays: dict[str, Array] = {}
         with files.inside(self._root, output).open("rb") as file:
-            for member in _members(file, start, end):
+            for member in heads(file, start, end):
                 name = member.name.removeprefix(prefix).removesuffix(".npy")
                 if member.name == f"{prefix}{name}.npy" and (names is None or name in names):
-                    file.seek(member.offset_data)
+                    file.seek(member.data)
                     shape, _, dtype = read_header(file)
                     if dtype.kind not in PLAIN:  # an array of objects would be memory addresses out of the file
                         raise ValueError(f"{member.name} is an array of {dtype}, which are neither numbers nor text")
-                    empty = member.size == file.tell() - member.offset_data
+                    empty = member.size == file.tell() - member.data
                     place = file.tell()
                     arrays[name] = np.empty(shape, dtype) if empty else np.memmap(file, dtype, "r", place, shape)
         return arrays if names is None else {name: arrays[name] for name in names}
@@ -244,7 +219,7 @@ class Reader:
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
         """Look through all shards."""
         found = {}
-        for _, path in _shards(Path(self._root)):
+        for _, path in shards(Path(self._root)):
             keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
@@ -274,74 +249,3 @@ def bytes_of(fields: Sequence[Field]) -> int:
         length = len(npy_header(dtype, field.lengths)) + field.bytes
         size += UNIT + length + -length % UNIT
     return size
-
-
-def escaped(key: str) -> str:
-    """Return a key as a sample has it, whose name ends at the first dot after the last slash; see `unescaped`."""
-    folder, slash, name = key.replace("%", "%25").rpartition("/")
-    return f"{folder}{slash}{name.replace('.', '%2E')}"
-
-
-def unescaped(name: str) -> str:
-    """Return the key of a sample's name."""
-    return unquote(name, errors="surrogateescape")
-
-
-def name_of(number: int) -> str:
-    """Return the file of a shard."""
-    return f"features-{number:05d}.tar"
-
-
-def index_of(path: Path) -> Index:
-    """Find the samples of a shard that are there in full; of a file that is not one, none."""
-    keys: list[str] = []
-    starts: list[int] = []
-    end, sound = 0, False
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            for member in _members(file, 0, size):
-                folder, slash, name = member.name.rpartition("/")
-                key = unescaped(f"{folder}{slash}{name.partition('.')[0]}")
-                if not keys or key != keys[-1]:
-                    keys.append(key)
-                    starts.append(member.offset)
-                end = member.offset_data + member.size + -member.size % UNIT
-            file.seek(end)
-            sound = file.read() == END
-    except UNSOUND:
-        pass
-    if not sound and keys:  # the last one may not be complete
-        end = starts.pop()
-        keys.pop()
-    return Index({key: number for number, key in enumerate(keys)}, np.array([*starts, end], np.int64), sound)
-
-
-def copied(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """Read parts of a file, piece by piece; neighbouring ones as one."""
-    with path.open("rb") as file:
-        for start, end in ranges:
-            file.seek(start)
-            for position in range(start, end, PIECE):
-                yield file.read(min(PIECE, end - position))
-
-
-def _member(name: str, contents: Sequence[files.Piece]) -> list[files.Piece]:
-    """Lay out a member of a tar: a head without time and owner, the contents, and zeros up to a whole unit."""
-    info = tarfile.TarInfo(name)
-    info.size = sum(map(len, contents))
-    head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-    return [head, *contents, bytes(-info.size % UNIT)]
-
-
-def _members(file: BinaryIO, start: int, end: int) -> Iterator[tarfile.TarInfo]:
-    """Read the heads of a tar's members from one place to another."""
-    file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while tar.offset < end and (member := tar.next()):
-            yield member
-
-
-def _shards(folder: Path) -> list[tuple[int, Path]]:
-    found = ((SHARD.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)

@@ -13,7 +13,7 @@ import pytest
 import featx
 from featx.errors import OutputError
 from featx.runs import formats
-from featx.runs.formats import Record, webdataset, zarr, zarr_store
+from featx.runs.formats import Record, tar_samples, webdataset, zarr, zarr_store
 from featx.values import Field, Item
 from tests.helpers import extract, make_photos
 
@@ -265,9 +265,9 @@ def test_tar_files_grow_to_their_size(tmp_path):
 
 @pytest.mark.parametrize("key", ["a.jpg", "cats.v1/1.jpg", ".hidden.jpg", "50%2Ejpg", "a b/é%.x.tar.gz", "%", "x"])
 def test_a_key_comes_back_from_its_sample_s_name(key):
-    name = webdataset.escaped(key)
+    name = tar_samples.escaped(key)
     assert "." not in name.rpartition("/")[2]
-    assert webdataset.unescaped(name) == key
+    assert tar_samples.unescaped(name) == key
 
 
 def test_long_and_foreign_names_are_found_again(tmp_path):
