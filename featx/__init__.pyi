@@ -41,6 +41,7 @@ def extract(
     maps: bool | None = None,
     prefix_tokens: bool = False,
     attention: bool = False,
+    modules: Sequence[str] | str | None = None,
     norm: bool = False,
     boxes: str | PathLike[str] | None = None,
     box_size: int | tuple[int, int] | None = None,
@@ -73,14 +74,14 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, archives, folders (walked) and glob patterns.
+        Files, archives, tables (``photos.parquet::image``), folders (walked) and glob patterns, or URLs of these.
     model : str or None
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
     output : path or None
-        The run's folder; None takes ``features/<model>``.
+        The run's folder, or a URL such as ``s3://bucket/run`` as text; None takes ``features/<model>``.
     from_file : path or None
-        A list of images, one path per line.
+        A list of images, one path or URL per line.
     listener : callable or None
         Called with each event as it comes: `featx.values.Note`, `featx.values.Outcome`, and those of
         `featx.engine.events`.
@@ -122,6 +123,8 @@ def extract(
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
         Keep the class token's or pooling query's attention, as level_N_attention.
+    modules : Sequence[str] | str | None
+        Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, such as 'blocks.*.mlp'; featx info --modules lists them. Default: none.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     boxes : str | PathLike[str] | None
@@ -207,6 +210,7 @@ def load_pyramid(
     maps: bool | None = None,
     prefix_tokens: bool = False,
     attention: bool = False,
+    modules: Sequence[str] | str | None = None,
     norm: bool = False,
     precision: str = "fp32",
 ) -> Pyramid:
@@ -252,6 +256,8 @@ def load_pyramid(
         Keep the class and register tokens of every level, as level_N_prefix.
     attention : bool
         Keep the class token's or pooling query's attention, as level_N_attention.
+    modules : Sequence[str] | str | None
+        Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, such as 'blocks.*.mlp'; featx info --modules lists them. Default: none.
     norm : bool
         Apply a transformer's final norm to its levels; featx info shows whether it has one.
     precision : str

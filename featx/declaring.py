@@ -17,6 +17,8 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from featx.errors import UsageError
 from featx.nearest import did_you_mean
+from featx.paths import is_url
+from featx.stores import Store
 from featx.text import listed
 
 # Converts what was given, text or a value, to the option's value; it gets the option's name for its error messages.
@@ -138,12 +140,35 @@ def as_text(_: str, value: Any) -> str:
     return str(value)
 
 
+def texts(example: str) -> Convert:
+    """Expect texts: comma-separated, or as a sequence."""
+
+    def convert(name: str, value: Any) -> tuple[str, ...]:
+        pieces = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else ()
+        found = tuple(piece.strip() for piece in pieces if isinstance(piece, str) and piece.strip())
+        if not found:
+            raise UsageError(f"{name}: expected names, such as {example}, not {quoted(value)}")
+        return found
+
+    return convert
+
+
 def as_path(name: str, value: Any) -> Path:
     """Expect a path."""
     try:
         return Path(value)
     except TypeError as error:
         raise UsageError(f"{name}: expected a path, not {quoted(value)}") from error
+
+
+def as_place(name: str, value: Any) -> Path | str:
+    """Expect a path, or a URL as text."""
+    if isinstance(value, str) and is_url(value):
+        return Store.of(value).url
+    path = as_path(name, value)
+    if isinstance(value, Path) and len(path.parts) > 1 and path.parts[0].endswith(":") and not path.exists():
+        raise UsageError(f"{name}: {value} is what pathlib makes of a URL", "Give the URL as text")
+    return path
 
 
 def _switch(name: str, value: Any) -> bool:

@@ -66,6 +66,13 @@ class BusyError(OutputError):
     exit_status = 11
 
 
+class StoreError(OutputError):
+    """An object store that does not do what it was asked to, after all tries of its library."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint or "Check the URL, the credentials and the network, and run the command again")
+
+
 class DecodeError(Exception):
     """An image that featx refuses to process; the message is the reason."""
 

@@ -10,6 +10,7 @@ from featx.declaring import (
     Options,
     amount,
     as_path,
+    as_place,
     as_text,
     bins,
     declaration,
@@ -22,6 +23,7 @@ from featx.declaring import (
     share,
     size,
     size_in_bytes,
+    texts,
     whole,
 )
 from featx.format_options import FORMATS, TarOptions
@@ -163,6 +165,18 @@ class KeepOptions(Options):
     attention: bool = option(
         default=False, help="Keep the class token's or pooling query's attention, as level_N_attention.", in_recipe=True
     )
+    modules: tuple[str, ...] | None = option(
+        default=None,
+        help="Keep the output of this module, such as layer3.0.conv2, as module_NAME, or of all that match a pattern, "
+        "such as 'blocks.*.mlp'; featx info --modules lists them.",
+        convert=texts("layer3.0.conv2"),
+        metavar="NAME|PATTERN",
+        flags=("--module",),
+        shown="none",
+        accepts="Sequence[str] | str | None",
+        repeated=True,
+        in_recipe=True,
+    )
     norm: bool = option(
         default=False,
         help="Apply a transformer's final norm to its levels; featx info shows whether it has one.",
@@ -225,10 +239,10 @@ class OutputOptions(Options):
 
     panel: ClassVar[str] = "Output"
 
-    output: Path | None = option(
+    output: Path | str | None = option(
         default=None,
-        help="Folder of the run.",
-        convert=as_path,
+        help="Folder of the run, or a URL such as s3://bucket/run.",
+        convert=as_place,
         metavar="FOLDER",
         flags=("-o",),
         shown="features/MODEL",

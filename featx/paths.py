@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from urllib.parse import unquote
 
 from featx.errors import FeatxError, UsageError
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://([^/]*)", re.IGNORECASE)
+_MEMBER = re.compile(
+    r"(https?://[^?#]*?\.(?:tar|tar\.gz|tgz|tar\.bz2|tar\.xz|zip|parquet))(?:[?#].*?)?(::.*)", re.IGNORECASE | re.DOTALL
+)
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
@@ -49,13 +53,15 @@ def here() -> str:
 
 
 def absolute(path: str) -> str:
-    """Make a path absolute and normalised; links stay links.
+    """Make a path absolute and normalised; links stay links, and URLs as they are.
 
     Raises
     ------
     FeatxError
         If that takes the current folder, and it was removed.
     """
+    if is_url(path):
+        return path
     whole = os.path.normpath(path if path.startswith("/") else f"{here()}/{path}")
     return whole[1:] if whole.startswith("//") else whole
 
@@ -74,18 +80,58 @@ def fold(name: str) -> str:
 
 
 def path_text(path: str) -> str:
-    """Write an image's path as the manifest has it: whole, as text."""
+    """Write an image's path as the manifest has it: whole, as text; a URL without its query, which may be a secret."""
+    if is_url(path):
+        return to_text(without_query(path))
     return to_text(path if path.startswith("/") else f"{here()}/{path}")
 
 
-def refuse_url(text: str) -> None:
-    """Refuse a URL given in place of a file or folder.
+def is_url(path: str) -> bool:
+    """Whether a path is a URL."""
+    return "://" in path and _URL.match(path) is not None
+
+
+def without_query(url: str) -> str:
+    """Return a URL without its query and fragment, which only the web's have; a member's name behind it stays."""
+    if not is_web(url):
+        return url
+    if found := _MEMBER.fullmatch(url):
+        return f"{found[1]}{found[2]}"
+    return re.split("[?#]", url, maxsplit=1)[0]
+
+
+def is_web(url: str) -> bool:
+    """Whether a URL is of the web, where queries have a meaning."""
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def unquoted(path: str) -> str:
+    """Undo the escapes of the web in a path, except where they hide a slash or a way up."""
+    parts = ((part, unquote(part)) for part in path.split("/"))
+    return "/".join(part if "/" in plain or "\0" in plain or plain in (".", "..") else plain for part, plain in parts)
+
+
+def protocol_of(url: str) -> str:
+    """Return what stands before ``://``, in lower case."""
+    return url.partition("://")[0].lower()
+
+
+def require_plain_url(url: str) -> None:
+    """Refuse a URL with a password in it, which would be written down, one of nothing, and one of a local file.
 
     Raises
     ------
     UsageError
         With what to do instead.
     """
-    if found := _URL.match(text):
-        hint = "Give its path" if found[1].lower() == "file" else "Download it first, and give its path"
-        raise UsageError(f"featx reads files, and {text} is a URL", hint)
+    found = _URL.match(url)
+    if found and found[1].lower() in ("file", "local"):
+        raise UsageError(f"{url} is the URL of a local file", "Give its path")
+    if not url.partition("://")[2].strip("/"):
+        raise UsageError(f"{url} names no bucket or server", "Give a whole URL, such as s3://bucket/photos")
+    user, at, host = found[2].rpartition("@") if found else ("", "", "")
+    if at and (":" in user or is_web(url)):
+        raise UsageError(
+            f"{protocol_of(url)}://***@{host} has credentials in it, which would be written down",
+            "Leave them out; fsspec takes them from the environment and from ~/.config/fsspec",
+        )

@@ -54,7 +54,7 @@ class Job(
     Attributes
     ----------
     inputs : tuple of str
-        Files, archives, folders and glob patterns.
+        Files, archives, tables, folders and glob patterns, or URLs of these.
     listed : tuple of str
         Paths from lists (``--from-file``, standard input).
     """
@@ -86,7 +86,6 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
     """Return the contradictions to check: whether each was requested, what is wrong, and how to fix it."""
     by_index, by_stride = asked.out_indices is not None, asked.strides is not None
     job = asked if isinstance(asked, Job) else None
-    no_levels = asked.maps is False and not (job and job.boxes)
     native = asked.fit == "native"
     return (
         (by_index and by_stride, "--out-indices and --strides both choose the levels", ONE),
@@ -113,26 +112,35 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
         ),
         (asked.seed != 0 and asked.weights != "random", "--seed is for --weights random", "Leave out --seed"),
         (asked.pool is not None and not asked.embedding, "--pool needs --embedding", "Add --embedding"),
-        (
-            no_levels and not (asked.final or asked.embedding),
-            "--no-maps leaves nothing to keep",
-            "Add --embedding, --final or --boxes" if job else "Add --embedding or --final",
-        ),
-        (no_levels and (by_index or by_stride), "Levels were chosen, but --no-maps keeps none", ONE),
-        (no_levels and asked.norm, "--norm needs levels, but --no-maps keeps none", ONE),
-        (no_levels and asked.prefix_tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE),
-        (no_levels and asked.attention, "--attention needs levels, but --no-maps keeps none", ONE),
-        (
-            job is not None and job.dtype != "float32" and no_levels and not asked.final,
-            "--dtype is about maps, and none are kept",
-            "Leave out --dtype; embeddings are always float32",
-        ),
+        *_without_levels(asked, job),
         (
             job is not None and job.box_size is not None and job.boxes is None,
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
         *(_of_ray(job) if job else ()),
+    )
+
+
+def _without_levels(asked: ModelRequest | Job, job: Job | None) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions of keeping no levels."""
+    if asked.maps is not False or (job and job.boxes):
+        return
+    yield (
+        not (asked.final or asked.embedding or asked.modules),
+        "--no-maps leaves nothing to keep",
+        "Add --embedding, --final, --module or --boxes" if job else "Add --embedding, --final or --module",
+    )
+    chosen = asked.out_indices is not None or asked.strides is not None
+    yield chosen, "Levels were chosen, but --no-maps keeps none", ONE
+    yield asked.norm, "--norm needs levels, but --no-maps keeps none", ONE
+    tokens = asked.prefix_tokens and not asked.modules
+    yield tokens, "--prefix-tokens needs levels, but --no-maps keeps none", ONE
+    yield asked.attention, "--attention needs levels, but --no-maps keeps none", ONE
+    yield (
+        job is not None and job.dtype != "float32" and not (asked.final or asked.modules),
+        "--dtype is about maps, and none are kept",
+        "Leave out --dtype; embeddings are always float32",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from featx.declaring import Options, above_zero, as_path, as_text, group, one_of, option, whole
+from featx.declaring import Options, above_zero, as_path, as_place, as_text, group, one_of, option, whole
 from featx.naming import device_name
 
 PRECISIONS, BACKENDS = ("fp32", "bf16", "fp16"), ("torch", "compile", "openvino")
@@ -22,11 +22,11 @@ class RecipeOptions(Options):
 
     panel: ClassVar[str] = "Model"
 
-    like: Path | None = option(
+    like: Path | str | None = option(
         default=None,
         help="Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. "
         "Options that are typed win.",
-        convert=as_path,
+        convert=as_place,
         metavar="RUN",
         accepts="str | PathLike[str] | None",
     )

@@ -17,6 +17,9 @@ Spacing = int | float | tuple[int | float, int | float]
 # Names of the arrays that are not levels.
 FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
 
+# What the names of arrays of modules begin with.
+MODULE = "module"
+
 # A guess at the letters in a text, where they are not known.
 LETTERS = 16
 
@@ -32,11 +35,14 @@ class Item(Struct, frozen=True, gc=False):
         The file. Text, since a million `Path` objects take a gigabyte.
     alias : str
         Its output's name where that is not the one that follows from the key; empty otherwise.
+    stat : Stat or None
+        What the listing says of a remote object; None where it has to be looked up.
     """
 
     key: str
     path: str
     alias: str = ""
+    stat: Stat | None = None
 
 
 class Level(Struct, frozen=True, omit_defaults=True):
@@ -61,7 +67,8 @@ class Level(Struct, frozen=True, omit_defaults=True):
         H and W of the map at the planned input size; None where they cannot be known beforehand.
     part : str
         Where levels of several parts of a network are together: ``backbone`` or ``neck``. ``final`` for the map that a
-        network makes its embedding of, which is not a level. Empty otherwise.
+        network makes its embedding of, and ``module`` for the output of a module, which are not levels. Empty
+        otherwise.
     ratio : (float, float) or None
         Input size by map size, (y, x), where it is not the stride that the network declares; None where they agree.
     """
@@ -80,6 +87,8 @@ class Level(Struct, frozen=True, omit_defaults=True):
     @property
     def key(self) -> str:
         """Name of the level's array in an output file."""
+        if self.part == MODULE:
+            return f"{MODULE}_{self.name}"
         return self.part if self.part == FINAL else f"{self.part or 'level'}_{self.index}"
 
     @property
@@ -94,7 +103,8 @@ class Field(Struct, frozen=True):
     Attributes
     ----------
     key : str
-        Its name: ``level_2``, ``level_2_prefix``, ``level_2_attention``, ``final``, ``embedding``.
+        Its name: ``level_2``, ``level_2_prefix``, ``level_2_attention``, ``final``, ``embedding``,
+        ``module_layer3.0.conv2``.
     shape : tuple of int or None
         (C, H, W) of a map, (heads, H, W) of attention, (tokens, C) of prefix tokens, (D,) of a vector; None for a
         length that differs from image to image.
@@ -173,61 +183,6 @@ class Input(Struct, frozen=True, omit_defaults=True):
     max_side: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A pyramid before it has weights.
-
-    Attributes
-    ----------
-    name : str
-        The model as it was asked for.
-    source : str
-        The library that it comes from.
-    architecture : str
-        That library's name for the network.
-    levels : tuple of Level
-        The chosen levels, in network order.
-    depth : int
-        How many levels there are to choose from.
-    input : Input
-        What the model is fed.
-    preprocessing : dict
-        What `featx.images.fitting.make` is to be given.
-    parameters : int
-        Of what is run; for plain levels that is the pyramid without the head.
-    fields : tuple of Field
-        What comes out for an image, in this order: the levels first, if they are wanted.
-    final : Level or None
-        The final map, if it is wanted.
-    layout : str
-        ``NCHW`` or ``NHWC``: how the network itself lays out its maps.
-    rebuilt : bool
-        Whether the network is rebuilt for an input size that it would not take otherwise.
-    traced : (int, int)
-        Height and width of the input at which its levels were measured.
-    plan : object
-        What the source builds it from.
-    files : tuple of str
-        The files that it was read from, apart from its weights: a folder's or repository's configuration.
-    """
-
-    name: str
-    source: str
-    architecture: str
-    levels: tuple[Level, ...]
-    depth: int
-    input: Input
-    preprocessing: dict[str, Any]
-    parameters: int
-    fields: tuple[Field, ...]
-    final: Level | None = None
-    layout: str = "NCHW"
-    rebuilt: bool = False
-    traced: tuple[int, int] = (0, 0)
-    plan: Any = None
-    files: tuple[str, ...] = ()
-
-
 class Weights(Struct, frozen=True, omit_defaults=True):
     """Where the parameters of a pyramid came from.
 
@@ -268,11 +223,12 @@ RANDOM_SIMILARITY = f"{RANDOM_WEIGHTS}, so similarity means little"
 
 
 class Stat(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Size and time of a file, and its sha256 where that was asked for, to see whether it was changed since."""
+    """Size, time and version (a remote object's ETag) of a file, and its sha256 if asked for, to notice changes."""
 
     bytes: int
     mtime_ns: int
     sha256: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,12 @@ from torch.overrides import TorchFunctionMode
 
 from featx.engine import resources
 from featx.models import catalogue
+from featx.models.descriptions import Description
 from featx.models.levels import to_nchw
 from featx.models.timm import building
 from featx.models.timm.description import Plan, describe
 from featx.requests import ModelRequest
-from featx.values import Description, Level, Spacing
+from featx.values import Level, Spacing
 
 # Sides at which networks that take any size are measured. The next one, with more initialisations, is for those that
 # deviate by more than a part of a cell: cells in the middle may see borders, and few channels lean to a side by chance.

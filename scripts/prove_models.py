@@ -33,9 +33,9 @@ from torch.overrides import TorchFunctionMode
 from featx import load_pyramid
 from featx.engine import resources
 from featx.models import catalogue
+from featx.models.descriptions import Description
 from featx.models.timm.description import describe
 from featx.requests import ModelRequest
-from featx.values import Description
 
 # Parameters times pixels up to which a model runs at its own size: about two seconds for a network of matrices.
 LARGEST_WORK = 0.2e9 * 224**2

@@ -34,6 +34,7 @@ from contextlib import redirect_stdout, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
+import s3fs  # noqa: F401 - before forking, since it takes its time
 import torch
 from huggingface_hub import constants
 from PIL import Image

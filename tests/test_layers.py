@@ -28,7 +28,8 @@ ALONE = {
     },
     "ultralytics": {"models.yolo.importing"},
     "h5py": {"runs.formats.hdf5"},
-    "pyarrow": {"explore.vector_tables", "runs.formats.parquet"},
+    "pyarrow": {"explore.vector_tables", "images.tables", "runs.formats.parquet"},
+    "fsspec": {"filesystems"},
     "huggingface_hub": {"models.hub"},
     "ray": {"engine.cluster", "engine.ray"},
 }

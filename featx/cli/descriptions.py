@@ -16,6 +16,7 @@ from featx.cli.streams import stdout
 from featx.cli.tables import plain_table, print_json
 from featx.errors import UsageError
 from featx.images import coverage
+from featx.paths import is_url
 from featx.runs.layout import SUMMARY
 from featx.runs.recipe_files import options_of_run, recipe_text
 from featx.runs.summary import require_summary
@@ -50,8 +51,32 @@ def description(value: dict[str, Any], *, as_json: bool) -> None:
     out.print(_tags(value) if value["pretrained"] else f"[dim]{_no_weights(value)}[/]")
 
 
+def modules(values: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Show modules, with what is kept of them, or why nothing is."""
+    if as_json:
+        print_json(values)
+        return
+    table = plain_table("module", "type", ">stride", ">offset", "kept")
+    for value in values:
+        place = [spacing(value["stride"]), spacing(value["offset"])] if value["stride"] is not None else ["", ""]
+        table.add_row(escape(value["name"]), value["type"], *place, _kept(value))
+    stdout().print(table)
+
+
+def _kept(value: dict[str, Any]) -> str:
+    """Say what is kept of a module's output."""
+    if value["fault"]:
+        return f"[dim]no: {escape(value['fault'])}[/]"
+    text = " x ".join(map(str, value["shape"]))
+    named = {"NCHW": "", "NHWC": "", "NLC": "", "NCL": "", "tokens": "tokens ", "vector": "vector "}
+    before = f", {count_of(value['prefix_tokens'], 'prefix token')}" if value["prefix_tokens"] else ""
+    return f"{named[value['layout']]}{text}{before}"
+
+
 def is_run(name: str) -> bool:
-    """Whether what could name a model is the path of a run's folder."""
+    """Whether what could name a model is the path of a run's folder, or a URL; those of the web name models."""
+    if is_url(name):
+        return not name.lower().startswith(("http://", "https://"))
     return os.sep in name and (Path(name) / SUMMARY).is_file()
 
 
@@ -69,7 +94,8 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
         facts = Table.grid(padding=(0, 2))
         for name, fact in _run_facts(summary).items():
             facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
-        out.print(facts, "", levels_table(summary["levels"]), "", sep="\n")
+        maps = [*summary["levels"], *summary.get("modules", [])]
+        out.print(facts, "", levels_table(maps), "", sep="\n")
     out.print(text, markup=False, soft_wrap=True, end="")
 
 

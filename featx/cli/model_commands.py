@@ -63,6 +63,23 @@ def info(
             rich_help_panel=ModelOptions.panel,
         ),
     ] = False,
+    modules: Annotated[
+        bool,
+        switch(
+            "--modules",
+            help="List every module of the network, with what extract --module would keep of it.",
+            rich_help_panel=ModelOptions.panel,
+        ),
+    ] = False,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|PATTERN",
+            help="List only this module, or those that match a pattern, such as 'blocks.*.mlp'.",
+            show_default=False,
+            rich_help_panel=ModelOptions.panel,
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -70,8 +87,14 @@ def info(
 
     Fetches no weights.
     """
-    from featx.models.search import describe_model
+    from featx.models.search import describe_model, describe_modules
 
+    if (modules or module) and (recipe or descriptions.is_run(options["model"])):
+        raise UsageError("--modules is about a model, not about a run", "Name the model of the run")
+    if modules or module:
+        patterns = [each for text in module or () for each in text.split(",")]
+        descriptions.modules(describe_modules(ModelRequest(**options), patterns), as_json=as_json)
+        return
     if recipe or descriptions.is_run(options["model"]):
         descriptions.run(options, recipe=recipe, as_json=as_json)
         return
@@ -87,7 +110,7 @@ def extract(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Files, archives, folders, quoted patterns, or - for a list on standard input."
+            metavar="INPUT", help="Files, archives, folders, quoted patterns, URLs, or - for a list on standard input."
         ),
     ] = None,
     from_file: Annotated[

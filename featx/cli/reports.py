@@ -99,10 +99,12 @@ def _print_run(out: Console, summary: dict[str, Any]) -> None:
     """Show what a new run holds, and what it was made with."""
     stored = {array["key"] for array in summary["arrays"]}
     levels = [level for level in summary["levels"] if convert(level, Level).key in stored]
-    if levels:
-        out.print(levels_table([*levels, *([summary["final"]] if "final" in summary else [])]))
+    maps = [*levels, *([summary["final"]] if levels and "final" in summary else []), *summary.get("modules", [])]
+    shown = {convert(level, Level).key for level in maps}
+    if maps:
+        out.print(levels_table(maps))
     for array in summary["arrays"]:
-        if not levels or len(array["shape"]) != 3:
+        if array["key"] not in shown and not (levels and len(array["shape"]) == 3):
             out.print(_array(array))
     weights = summary["weights"]
     if weights["kind"] != "random":

@@ -10,7 +10,8 @@ from featx.declaring import declaration, declared
 from featx.engine.resources import Workers, spread, use_backend
 from featx.engine.room import Room
 from featx.errors import UsageError
-from featx.models.pyramid import Pyramid, choose_devices, load
+from featx.models.devices import choose_devices
+from featx.models.pyramid import Pyramid, load
 from featx.options import StoreOptions
 from featx.requests import Job, ModelRequest
 

@@ -27,7 +27,8 @@ from featx.engine.room import Room
 from featx.engine.work import Batch, Computed, Work
 from featx.errors import UsageError
 from featx.images import sources
-from featx.models.pyramid import choose_devices, load
+from featx.models.devices import choose_devices
+from featx.models.pyramid import load
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import UNFINISHED
@@ -201,7 +202,9 @@ def _items(job: Job, count: int, scratch: Path) -> list[Item]:
         for number in range(min(count, 32)):
             _photo(number).save(scratch / f"{number}.jpg", quality=90)
     found = sources.find(job.inputs or (str(scratch),)).items
-    return [Item(f"{number}-{item.key}", item.path) for number, item in enumerate(_repeated(found, count))]
+    return [
+        Item(f"{number}-{item.key}", item.path, stat=item.stat) for number, item in enumerate(_repeated(found, count))
+    ]
 
 
 def _photo(seed: int) -> Image.Image:

@@ -29,6 +29,8 @@ def completed(job: Job) -> Job:
             f"--shard-mb is about tar files, and --format {job.format} has none",
             "Leave out --shard-mb, or use --format webdataset",
         )
+    if isinstance(job.output, str):
+        _require_uploadable(job)
     if job.shard:
         _require_divisible(job)
     if formats.FORMATS[job.format].uniform and (job.boxes or job.fit == "native"):
@@ -48,7 +50,7 @@ def completed(job: Job) -> Job:
     elif job.boxes:
         raise UsageError(f"--format {job.format} {holds}, not features of boxes", "Use --format npz or parquet")
     levels = {"maps": job.maps, "prefix-tokens": job.prefix_tokens, "attention": job.attention}
-    others = {**levels, "final": job.final}
+    others = {**levels, "final": job.final, "module": job.modules}
     if not job.boxes:
         others["norm"] = job.norm
     asked = [name for name, value in others.items() if value]
@@ -57,6 +59,22 @@ def completed(job: Job) -> Job:
     if not (job.embedding or job.boxes):
         raise UsageError(f"--format {job.format} {holds}, and none were asked for", "Add --embedding")
     return replace(job, maps=False)
+
+
+def _require_uploadable(job: Job) -> None:
+    """Refuse what cannot be done behind a URL."""
+    if formats.FORMATS[job.format].grows:
+        raise UsageError(
+            f"--format {job.format} has files that grow, and objects behind a URL cannot grow",
+            "Use --format npz, safetensors or parquet, or write to a folder and copy it",
+        )
+    if job.engine == "ray":
+        raise UsageError("--engine ray writes to a folder that all machines see, not to a URL", "Give such a folder")
+    if job.shard:
+        raise UsageError(
+            "--shard divides a folder, and a URL belongs to one run at a time",
+            "Give every shard a URL of its own, or a folder that all of them see",
+        )
 
 
 def _require_divisible(job: Job) -> None:

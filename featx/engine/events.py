@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ class Planned:
     ----------
     summary : dict
         The run's summary as it stands.
-    output : Path
-        The run's folder.
+    output : Path or str
+        The run's folder, or its URL.
     to_do, done : int
         Images to compute now; images that an earlier call finished.
     failures : tuple of Outcome
@@ -51,7 +51,7 @@ class Planned:
     """
 
     summary: dict[str, Any]
-    output: Path
+    output: Path | str
     to_do: int
     done: int
     failures: tuple[Outcome, ...]
@@ -61,6 +61,19 @@ Event = Note | Phase | Foreseen | Planned | Outcome
 
 
 Listener = Callable[[Event], None]
+
+
+def naming(listener: Listener, folder: Path, url: str) -> Listener:
+    """Have events name a URL instead of the folder that stands for it."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            event = replace(event, text=event.text.replace(str(folder), url))
+        elif isinstance(event, Planned):
+            event = replace(event, output=url)
+        listener(event)
+
+    return listen
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.declaring import keywords
 from featx.engine.checks import completed
-from featx.engine.events import Listener, Phase, Planned
+from featx.engine.events import Listener, Phase, Planned, naming
 from featx.engine.execution import Callers, Execution, Place, engine_of, recording
 from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.setting import Setting, continued, set_up, unchosen
@@ -23,7 +23,7 @@ from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
 from featx.requests import Job
-from featx.runs import formats, layout, lock, shards
+from featx.runs import formats, layout, lock, remote, shards
 from featx.runs.garbage import ANY_VECTOR, collect_garbage
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import facts_of
@@ -49,8 +49,8 @@ class Report:
     ----------
     summary : dict
         The run's ``summary.json``.
-    output : Path
-        The run's folder; `featx.open_run` reads it.
+    output : Path or str
+        The run's folder, or its URL; `featx.open_run` reads it.
     tried, computed : int
         Images that this call worked on, and how many of them it made features of.
     failures : list of Outcome
@@ -64,7 +64,7 @@ class Report:
     """
 
     summary: dict[str, Any]
-    output: Path
+    output: Path | str
     tried: int
     computed: int
     failures: list[Outcome]
@@ -88,14 +88,14 @@ def extract(
     Parameters
     ----------
     inputs : str, path or iterable of them
-        Files, archives, folders (walked) and glob patterns.
+        Files, archives, tables (``photos.parquet::image``), folders (walked) and glob patterns, or URLs of these.
     model : str or None
         timm's: ``arch``, ``arch.tag``, ``hf-hub:org/name`` or ``local-dir:path``; or ultralytics': ``yolov8n``. None
         takes that of `like` or `recipe`.
     output : path or None
-        The run's folder; None takes ``features/<model>``.
+        The run's folder, or a URL such as ``s3://bucket/run`` as text; None takes ``features/<model>``.
     from_file : path or None
-        A list of images, one path per line.
+        A list of images, one path or URL per line.
     listener : callable or None
         Called with each event as it comes: `featx.values.Note`, `featx.values.Outcome`, and those of
         `featx.engine.events`.
@@ -137,6 +137,16 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         How many bytes libraries have written to standard error; see `featx.engine.isolation.Reader`.
     """
     job = completed(job)
+    if not isinstance(job.output, str):
+        return _run(job, listener, stop or Stop(), captured)
+    with remote.at(job.output, changing=not job.dry_run) as folder:
+        staged = replace(job, output=folder)
+        report = _run(staged, naming(listener, folder, job.output), stop or Stop(), captured)
+    return replace(report, output=job.output)
+
+
+def _run(job: Job, listener: Listener, stop: Stop, captured: Callable[[], int]) -> Report:
+    """Do a job whose output is a folder, or stands for a run behind a URL."""
     found, output = _find(job, listener)
     boxes, items = _with_boxes(job, found.items, listener)
     with ExitStack() as stack:
@@ -162,7 +172,7 @@ def run(job: Job, listener: Listener, stop: Stop | None = None, captured: Callab
         notes: deque[str] = deque()
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         setting = replace(setting, archives=found.archives)
-        callers = Callers(listener, stop or Stop(), captured)
+        callers = Callers(listener, stop, captured)
         return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
 
 
@@ -228,7 +238,7 @@ def _faults(boxes: Boxes | None, output: Path) -> tuple[list[Fault], str]:
 
 def _held(job: Job, output: Path) -> AbstractContextManager[lock.LockedFolder]:
     """Lock the folder, or a shard's part of it."""
-    return shards.exclusive(output, job.shard) if job.shard else lock.exclusive(output)
+    return shards.exclusive(output, job.shard) if job.shard else remote.exclusive(output)
 
 
 def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> Plan:
@@ -238,7 +248,7 @@ def _planned(output: Path, items: list[Item], job: Job, boxes: Boxes | None) -> 
 
 def _find(job: Job, listener: Listener) -> tuple[sources.Found, Path]:
     """Find the images, and the folder, which must be usable before anything slow begins."""
-    output = job.output or Path("features") / folder_name(job.model)
+    output = Path(job.output) if job.output else Path("features") / folder_name(job.model)
     remembered = Remembered(output)
 
     def listing(path: str) -> archives.Listing:

@@ -21,7 +21,8 @@ from featx.errors import UnreadableError, UsageError
 from featx.images import decoding
 from featx.images.pictures import reason_of
 from featx.images.placing import place
-from featx.models.pyramid import choose_devices, load
+from featx.models.devices import choose_devices
+from featx.models.pyramid import load
 from featx.options import ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import Job
 from featx.run_options import NetworkOptions

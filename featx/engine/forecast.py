@@ -17,6 +17,7 @@ from featx.images import coverage, headers
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
+from featx.runs.mirror import mirror_of
 from featx.text import amount_of
 from featx.values import Input, Item
 
@@ -103,7 +104,7 @@ def foresee(
     feed, memory = blueprint.description.input, resources.memory()
     sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final else 1))
+    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final or job.modules else 1))
     one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
@@ -135,7 +136,9 @@ def tight(forecast: Forecast) -> list[str]:
 
 
 def _free(output: Path) -> int | None:
-    """Return the free bytes where a folder is, or will be."""
+    """Return the free bytes where a folder is, or will be; nobody knows those of an object store."""
+    if mirror_of(output):
+        return None
     place = output.absolute()
     for folder in (place, *place.parents):
         try:

@@ -20,7 +20,7 @@ from typing import Any
 from featx.engine.children import Child
 from featx.errors import UnreadableError
 from featx.images.fitting import Preprocessor
-from featx.images.placing import Placed, place, read_member
+from featx.images.placing import Placed, place, read_elsewhere
 from featx.options import Limits
 from featx.runs.suspects import Marks, mark_of
 from featx.values import Item
@@ -144,6 +144,7 @@ class Reader:
                     hashed=self._hashed,
                     alone=alone,
                     going_on=partial(self._goes_on, item),
+                    known=item.stat,
                 )
         finally:
             self._marks.leave(slot)
@@ -153,7 +154,7 @@ class Reader:
             self._own.child = Child(self._preprocessor.config, self._limits, hashed=self._hashed)
             self._children.append(self._own.child)
         with self.timed(item):
-            data = read_member(item.path, self._limits, partial(self._goes_on, item))
+            data = read_elsewhere(item.path, self._limits, partial(self._goes_on, item), item.stat)
         return self._own.child.read(item.path, data)  # type: ignore[no-any-return]
 
     def _goes_on(self, item: Item) -> None:

@@ -15,7 +15,8 @@ from featx.engine.remedies import require_room
 from featx.engine.resources import workers_on_cpu
 from featx.engine.setting import Loaded, may_do_again, taken_over
 from featx.images.cells import spacing_of
-from featx.models.pyramid import build, choose_devices, draw_up
+from featx.models.devices import choose_devices
+from featx.models.pyramid import build, draw_up
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.planning import Plan
@@ -54,7 +55,7 @@ def load(
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:
         require_room(forecast, blueprint, job, output, workers)
-    for text in (*tight(forecast), *slow_precision(job, devices[0])):
+    for text in (*blueprint.description.notes, *tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
         if earlier and (other := _other_options(job, earlier, boxes)):

@@ -13,7 +13,7 @@ from featx.engine import pipeline
 from featx.engine.events import Phase
 from featx.engine.execution import Callers, Place
 from featx.engine.isolation import Reader
-from featx.engine.resources import Workers, machine, use_backend
+from featx.engine.resources import Workers, machine, overlapping, use_backend
 from featx.engine.room import shared
 from featx.engine.stopping import Stop
 from featx.engine.work import stat_within
@@ -88,7 +88,8 @@ def processed(
     with machine([computer.pyramid.device for computer in computers], workers):
         while left and not stop.asked():
             ordered = locators.in_order(list(left.values()))
-            outcomes = pipeline.run(computers, ordered, writer, workers, reader, stop.asked, room())
+            readers = overlapping(workers, ordered)
+            outcomes = pipeline.run(computers, ordered, writer, readers, reader, stop.asked, room())
             try:
                 with closing(outcomes), stop.gently(passes):
                     for group in outcomes:

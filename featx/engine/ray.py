@@ -23,7 +23,7 @@ from featx.engine.cluster import connected, layout_of, nodes, shortage
 from featx.engine.events import Phase
 from featx.engine.execution import Callers, Place
 from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker, mark_of
-from featx.errors import FeatxError, first_line
+from featx.errors import FeatxError, UsageError, first_line
 from featx.images import locators
 from featx.paths import absolute, expanded, here
 from featx.runs.recipe import facts_of
@@ -64,6 +64,8 @@ class RayEngine:
         """Have the workers process items."""
         if not items:
             return
+        if any(item.path.startswith("memory://") for item in items):
+            raise UsageError("memory:// is only seen by this process, not by Ray's workers", "Leave out --engine ray")
         left = {item.key: item for item in items}
 
         def begun() -> int:

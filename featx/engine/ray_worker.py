@@ -23,7 +23,8 @@ from featx.engine.resources import STREAMS, Workers, spread, use_backend
 from featx.engine.room import shared
 from featx.engine.stopping import Stop
 from featx.errors import ROOM, FeatxError, OutputError
-from featx.models.pyramid import build, choose_devices, draw_up
+from featx.models.devices import choose_devices
+from featx.models.pyramid import build, draw_up
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import OF_WORKER

@@ -144,7 +144,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
         finer = {level.key for level in levels if level.stride not in coarse}
         fewer = [field for field in fields if field.key.removesuffix("_prefix").removesuffix("_attention") not in finer]
         yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
-    if job.maps or job.final:
+    if job.maps or job.final or job.modules:
         try:
             vector = draw_up(_only_embedding(blueprint.request))
         except FeatxError:  # it has none
@@ -154,7 +154,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
 
 def _only_embedding(request: Any) -> Any:
     of_levels = dict.fromkeys(("norm", "prefix_tokens", "attention", "final"), False)
-    return replace(request, **of_levels, out_indices=None, strides=None, maps=False, embedding=True)
+    return replace(request, **of_levels, modules=None, out_indices=None, strides=None, maps=False, embedding=True)
 
 
 def _size(blueprint: Blueprint) -> str:

@@ -7,14 +7,16 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.engine import groups
+from featx.paths import is_url
 from featx.requests import Job
+from featx.values import Item
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,9 @@ LARGEST_BATCH = 8
 # Photos of one size in a pass on a GPU, where each has its own size.
 OF_ONE_SIZE = 8
 
+# Threads that read remote images.
+WAITING = 16
+
 # Concurrent passes on a GPU: while one is computed, another is copied to it and a third is copied back.
 STREAMS = 3
 
@@ -129,6 +134,13 @@ def workers_on_cpu(job: Job, images: int, earlier: dict[str, Any]) -> Workers:
     threads = earlier.get("threads") or available // (job.workers or min(available, batches)) or 1
     forwards = job.workers or max(1, available // threads)
     return Workers(batch_size, forwards, threads, readers=available, writers=available)
+
+
+def overlapping(workers: Workers, items: Iterable[Item]) -> Workers:
+    """Have more threads read where images come from elsewhere: they mostly wait, all of them at the same time."""
+    if not any(is_url(item.path) for item in items):
+        return workers
+    return replace(workers, readers=max(workers.readers, workers.forwards, WAITING))
 
 
 def spread(

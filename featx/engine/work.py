@@ -20,7 +20,7 @@ from featx.engine.computing import Arrays, Computer, TooLargeError
 from featx.engine.isolation import Reader, ReadingThreads
 from featx.engine.reducing import Photo
 from featx.engine.room import Need, Room
-from featx.errors import ROOM, OutputError, StuckError, UnreadableError
+from featx.errors import ROOM, OutputError, StoreError, StuckError, UnreadableError
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
@@ -110,9 +110,9 @@ class Work:
     def prepare(self, item: Item) -> Ready | Outcome:
         """Read, decode and resize an image; any error becomes its outcome."""
         with self._reader.timed(item):
-            stat = stat_of(item.path)  # before reading, so that a change in between is noticed next time
+            stat = item.stat or stat_of(item.path)  # before reading, so that a change in between is noticed next time
         try:
-            placed = self._reader(item)
+            placed = self._reader(structs.replace(item, stat=stat))
         except UnreadableError as error:
             hashed = structs.replace(stat, sha256=error.sha256) if stat else None
             return Outcome(item, hashed, stage=error.stage, error=error.reason, messages=error.messages)
@@ -201,8 +201,7 @@ class Work:
 
     def _sizes(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return height and width of the maps."""
-        pyramid = self._computers[0].pyramid
-        maps = (*pyramid.levels, *([pyramid.final] if pyramid.final else ()))
+        maps = self._computers[0].pyramid.maps
         return {level.key: arrays[level.key].shape[1:] for level in maps if level.key in arrays}
 
     def _more_precise(self) -> str:
@@ -217,11 +216,12 @@ class Work:
         written = [value for value in group if isinstance(value, Written)]
         try:
             outputs = iter(self._writer.commit([value.stored for value in written]))
-        except OSError as error:
-            if len(group) == 1 and error.errno in OF_THE_NAME:
+        except (OSError, StoreError) as error:
+            of_the_name = isinstance(error, OSError) and error.errno in OF_THE_NAME
+            if len(group) == 1 and isinstance(error, OSError) and of_the_name:
                 yield [_unnamed(written[0].outcome.item, written[0].outcome.stat, error)]
                 return
-            refused = OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM)
+            refused = _refused(error)
             if len(group) == 1:
                 raise refused from error
             for value in group:
@@ -229,7 +229,7 @@ class Work:
                     yield from self.commit([value])
                 except OutputError:
                     raise refused from error
-            if error.errno not in OF_THE_NAME:  # a disk that has failed once is not trusted again
+            if not of_the_name:  # a disk that has failed once is not trusted again
                 raise refused from error
             return
         if group:
@@ -248,6 +248,12 @@ def stat_within(path: str, seconds: float = 5.0) -> Stat | None:
     with suppress(TimeoutError):
         return thread.submit(stat_of, path).result(seconds)  # type: ignore[no-any-return]
     return None
+
+
+def _refused(error: OSError | StoreError) -> OutputError:
+    if isinstance(error, StoreError):
+        return error
+    return OutputError(f"Outputs cannot be written: {error.strerror or error}", ROOM)
 
 
 def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:

@@ -124,7 +124,7 @@ def _vectors(run: Run, keys: Sequence[str], asked: ViewOptions) -> tuple[Array, 
             found |= {name: row for name, row in zip(names, rows, strict=True) if name in wanted}
         return _centred(np.array([found[key] for key in keys], np.float64)), EMBEDDING
     if not run.maps:
-        raise FeatxError(f"The run {run.folder} has neither embeddings nor maps", "Extract it with --embedding")
+        raise FeatxError(f"The run {run.name} has neither embeddings nor maps", "Extract it with --embedding")
     level = places.chosen(run.maps, asked.levels)[-1]
     means = [shown(run, key, [level]).features(level).mean(0) for key in keys]
     return _centred(np.array(means, np.float64)), f"mean of {level.key}"

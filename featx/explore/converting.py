@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,11 @@ def convert(
         If the run is not complete or damaged, the format cannot hold its arrays, or the folder holds something else.
     """
     asked = ConvertOptions(format=format, shard_mb=shard_mb)
+    for path in (run, output):
+        if paths.is_url(fspath(path)):
+            raise UsageError(
+                f"{path} is a URL, and runs are converted in folders", "Copy the run, convert it, copy it back"
+            )
     require_summary(run)
     source, target = Path(run), Path(output)
     if target.resolve().is_relative_to(source.resolve()):

@@ -14,7 +14,7 @@ from featx import files
 from featx.command_options import ViewOptions
 from featx.engine.events import Listener
 from featx.errors import FeatxError, UsageError
-from featx.paths import refuse_url
+from featx.paths import is_url
 from featx.requests import Job
 from featx.runs.layout import SUMMARY
 from featx.runs.reading import Run, open_run
@@ -45,13 +45,12 @@ def opened(
     FeatxError
         If the photos cannot be extracted, none of them can be read, or `featx.engine.extract.run` fails otherwise.
     """
-    if (Path(paths[0]) / SUMMARY).exists():
+    if (Path(paths[0]) / SUMMARY).exists() or (is_url(paths[0]) and "model" not in options):
         if options:
             name = f"--{next(iter(options)).replace('_', '-')}"
             raise UsageError(f"{name} is for photos, but {paths[0]} is a run", "Leave it out")
         yield open_run(paths[0]), list(paths[1:])
     elif "model" not in options:
-        refuse_url(paths[0])
         if not os.path.lexists(paths[0]):
             raise UsageError(f"There is no run or photo {paths[0]}", "Check the path")
         raise UsageError(f"{paths[0]} is not a run, and photos need a model", "Add a model, such as --model resnet50")

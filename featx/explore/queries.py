@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featx import paths
 from featx.errors import FeatxError, UnreadableError, UsageError
 from featx.images import locators
 from featx.images.frame import Frame
 from featx.options import Limits
-from featx.paths import to_path
+from featx.paths import is_url, path_text, to_path
 from featx.runs.formats import Array
 from featx.runs.reading import Run
 from featx.values import EMBEDDING
@@ -71,8 +70,7 @@ def arrays_of(run: Run, image: str | PathLike[str], device: str = "auto") -> tup
 def _require_one_image(query: str) -> None:
     """Refuse a query that is not an image, before the model is loaded."""
     if not (os.path.lexists(query) or locators.exists(query)):
-        paths.refuse_url(query)
-        raise UsageError(f"There is no image {query}", "Check the path")
+        raise UsageError(f"There is no image {path_text(query) if is_url(query) else query}", "Check the path")
     what = "a folder" if Path(query).is_dir() else locators.recognised(query)
     if what not in ("", "an image"):
         raise UsageError(f"{query} is {what}, not an image", "Give one image")

@@ -83,7 +83,7 @@ def choose(run: Run, keys: Sequence[str], most: int) -> list[str]:
     """
     chosen = list(dict.fromkeys(find(run, key) for key in keys)) or list(islice(run, most))
     if not chosen:
-        raise FeatxError(f"The run {run.folder} has no photo with features", "Extract some photos first")
+        raise FeatxError(f"The run {run.name} has no photo with features", "Extract some photos first")
     if len(chosen) > most:
         raise FeatxError(
             f"{count_of(len(chosen), 'photo')} were named, but at most {most} can be shown",

@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,16 +22,19 @@ from featx.command_options import VerifyOptions
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
+from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers
 from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
-from featx.runs import formats, lock, manifest, parts
+from featx.runs import formats, lock, manifest, remote
 from featx.runs.formats import Array
-from featx.runs.layout import KEPT, LEASE, MANIFEST, SUMMARY, UNFINISHED
+from featx.runs.known import is_same
+from featx.runs.layout import UNFINISHED
+from featx.runs.mirror import mirror_of
 from featx.runs.reading import Run, open_run
 from featx.runs.summary import require_summary
 from featx.runs.suspects import read_suspects, save_suspects
-from featx.values import Field, Item
+from featx.values import Item
 from featx.version import library_versions
 
 # Tolerance on another machine, relative to a level's largest value: by compute precision, and by stored type.
@@ -40,9 +42,6 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16"
 
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
-
-# What reading a file that is not an output can raise.
-UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
 
 # Outputs submitted to the threads at once.
 GROUP = 256
@@ -91,8 +90,8 @@ class Verified:
 
     Attributes
     ----------
-    folder : Path
-        The run's.
+    folder : Path or str
+        The run's, or its URL.
     checked : int
         Number of outputs in the manifest.
     missing : list of str
@@ -118,7 +117,7 @@ class Verified:
         If it was requested.
     """
 
-    folder: Path
+    folder: Path | str
     checked: int = 0
     missing: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
@@ -170,11 +169,17 @@ def verify(
     """
     recompute = VerifyOptions(recompute=recompute).recompute
     require_summary(folder)  # before looking for its lock
-    folder = Path(folder)
-    holding: AbstractContextManager[Any] = lock.exclusive(folder, make=False) if repair else lock.shared(folder)
+    with remote.at(folder, changing=repair) as place:
+        return _verify(place, recompute, repair=repair, listener=listener)
+
+
+def _verify(folder: Path, recompute: int, *, repair: bool, listener: Callable[[Checked], None]) -> Verified:
+    holding: AbstractContextManager[Any] = remote.exclusive(folder, make=False) if repair else remote.shared(folder)
     with holding as held:
         run = open_run(folder)
-        verified = Verified(folder, failed=len(run.failed), unreadable=manifest.unreadable_lines(folder))
+        mirror = mirror_of(folder)
+        verified = Verified(mirror.store.url if mirror else folder, failed=len(run.failed))
+        verified.unreadable = manifest.unreadable_lines(folder)
         verified.to_do = max(0, run.summary["counts"]["total"] - len(run) - len(run.failed))
         for key, fault in _faults(run, listener):
             verified.checked += 1
@@ -182,7 +187,7 @@ def verify(
                 verified.missing.append(key)
             elif fault:
                 verified.damaged[key] = fault
-        _look_around(run, verified)
+        verified.uncommitted, verified.foreign, verified.unfinished = leftovers(run)
         if recompute:
             verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
         if repair:
@@ -205,55 +210,13 @@ def _fault(run: Run, key: str) -> str:
     """Say what is wrong with an output."""
     try:
         line = run.line(key)
-        return run.reader.fault(line) or _fault_of_arrays(run.reader.read(key, line.output), run.fields)
+        return run.reader.fault(line) or fault_of_arrays(run.reader.read(key, line.output), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except FeatxError as error:  # a link points outside the folder
         return error.message
     except UNSOUND as error:
         return f"is not an output, or its line is damaged: {type(error).__name__} {error}"
-
-
-def _fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str:
-    names = [expected.key for expected in fields]
-    if list(arrays) != names:
-        return f"holds {', '.join(arrays)}, not {', '.join(names)}"
-    for expected in fields:
-        values = arrays[expected.key]
-        dtype = "text" if values.dtype.kind == "U" else str(values.dtype)
-        if not expected.fits(values.shape) or dtype != expected.dtype:
-            return f"{expected.key} is {dtype} {values.shape}, not {expected.dtype} {expected.shape}"
-        if dtype != "text" and not np.isfinite(values).all():
-            return f"{expected.key} holds NaN or infinity"
-    return ""
-
-
-def _look_around(run: Run, verified: Verified) -> None:
-    """Find files that are not in the manifest, and unrecorded rows in files that are."""
-    done = {key: run.output(key) for key in run}
-    strays = run.reader.strays(done)
-    verified.uncommitted += [f"{key} in {name}" for name, keys in strays.items() for key in keys]
-    ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
-    ours |= parts.own_files(run.folder)
-    unfinished = {home / UNFINISHED for home in (run.folder, *parts.found(run.folder).values())}
-    for place, _, names in os.walk(run.folder):
-        where = Path(place).relative_to(run.folder)
-        if not unfinished.isdisjoint((Path(place), *Path(place).parents)):
-            verified.unfinished += len(names) - (KEPT in names)
-        else:
-            for path in sorted(path for name in names if (path := (where / name).as_posix()) not in ours):
-                (verified.uncommitted if _is_output(run, path) else verified.foreign).append(path)
-
-
-def _is_output(run: Run, path: str) -> bool:
-    """Whether a file could be an output of the run that is not in the manifest."""
-    row = formats.FORMATS[run.summary["recipe"]["format"]]
-    if row.shared or not path.endswith(row.suffix):
-        return False
-    try:
-        return not _fault_of_arrays(run.reader.read("", path), run.fields)
-    except (FeatxError, *UNSOUND):
-        return False
 
 
 def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
@@ -268,7 +231,7 @@ def _repair(run: Run, held: lock.LockedFolder, verified: Verified) -> None:
             held.save({**summary, "state": "stopped", "counts": counts})
             held.drop(forgotten)
         except OSError as error:
-            raise OutputError(f"{run.folder} cannot be written: {error.strerror}", ROOM) from error
+            raise OutputError(f"{run.name} cannot be written: {error.strerror}", ROOM) from error
     verified.repaired = True
 
 
@@ -319,8 +282,7 @@ def _unchanged(run: Run, key: str) -> Item | None:
     line = run.line(key)
     path, then = to_path(line.path), line.input
     now = stat_of(path)
-    same = now and then and (now.bytes, now.mtime_ns) == (then.bytes, then.mtime_ns)
-    return Item(key, path) if same else None
+    return Item(key, path, stat=now) if now and then and is_same(now, then) else None
 
 
 def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, result: Recomputed) -> None:

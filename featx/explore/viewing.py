@@ -20,6 +20,7 @@ from featx.explore.cosines import Direction
 from featx.explore.sheets import Block, Legend, Panel
 from featx.explore.shown import GREY, Shown, as_seen, choose, find, outside, shown
 from featx.images import cells
+from featx.paths import is_url
 from featx.runs import places
 from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
@@ -118,7 +119,7 @@ def checked(output: Path, options: Mapping[str, Any]) -> ViewOptions:
 def default_output(first: str) -> Path:
     """Name a picture after the first path that it shows; a pattern of paths names none."""
     path = Path(first).absolute()
-    name = path.name if path.is_dir() else path.stem if path.exists() else ""
+    name = path.name if path.is_dir() or is_url(first) else path.stem if path.exists() else ""
     return Path(f"{name or 'photos'}-view.png")
 
 
@@ -146,7 +147,7 @@ def _levels(run: Run, asked: ViewOptions) -> list[Level]:
         names = {field.key for field in run.fields}
         have = [level for level in run.levels if f"{level.key}{ATTENTION}" in names]
         if not have:
-            raise FeatxError(f"The run {run.folder} has no attention", "Extract it with --attention")
+            raise FeatxError(f"The run {run.name} has no attention", "Extract it with --attention")
     levels = places.chosen(have, asked.levels)
     for level in levels:
         cells.spacing_of(level)

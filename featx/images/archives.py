@@ -14,18 +14,19 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from msgspec import Struct
 
 from featx import paths
 from featx.errors import UnreadableError, first_line
-from featx.images import tars, zips
+from featx.images import remote, storage, tables, tars, zips
 from featx.images.plugins import Plugin, missing
 from featx.images.walking import has_archive_suffix, has_image_suffix, suffix_of
+from featx.paths import is_url, without_query
 from featx.signatures import HEAD, archive_kind, described
 from featx.text import count_of
 from featx.values import Stat
@@ -54,6 +55,8 @@ class Contents(Struct, frozen=True):
         Members that have no suffix of images.
     repeated : int
         Members that came again later; the last one counts, as when the archive is unpacked.
+    etag : str
+        The version of a remote archive.
     """
 
     path: str
@@ -62,6 +65,7 @@ class Contents(Struct, frozen=True):
     images: int
     others: int = 0
     repeated: int = 0
+    etag: str = ""
 
 
 class Listing(Struct):
@@ -93,22 +97,22 @@ class Archive:
     path : str
         Where it is.
     stat : Stat
-        Its size and time: a changed archive is another one.
+        Its size, time and version: a changed archive is another one.
     """
 
     def __init__(self, path: str, stat: Stat) -> None:
-        self._path, self._stat = Path(path), stat
+        self._path, self.stat = path, stat
         self._lock = Lock()
         self._index: _Index | None = None
 
     def listing(self) -> Listing:
         """Read through the archive, and return the images in it."""
-        index = _Index(self._path)
+        index = _Index(self._path, self.stat)
         names, repeated = index.read()
         self._index = index
-        path = paths.to_text(paths.absolute(str(self._path)))
-        contents = Contents(path, self._stat.bytes, self._stat.mtime_ns, len(names), index.others, repeated)
-        return Listing(str(self._path), contents, names, index.unread)
+        path, stat = paths.path_text(paths.absolute(self._path)), self.stat
+        contents = Contents(path, stat.bytes, stat.mtime_ns, len(names), index.others, repeated, stat.etag)
+        return Listing(self._path, contents, names, index.unread)
 
     def index(self) -> _Index:
         """Return where its members lie; read through it if that was not done yet."""
@@ -148,12 +152,12 @@ class Archive:
             raise FileNotFoundError(name)
         place, size = found
         if index.kind == "zip":
-            return zips.source(self._path, place, size)
+            return zips.source(self._path, self.stat, place, size)
         if size < 0:
             raise UnreadableError("read", tars.REFUSED[size])
         if index.kind in tars.OPENERS:
-            return size, _stream(self._path, self._stat, index.kind).part(place, size, going_on)
-        return size, tars.part(self._path, place, size)
+            return size, _stream(self._path, self.stat, index.kind).part(place, size, going_on)
+        return size, storage.part(self._path, self.stat, place, size)
 
 
 class _Index:
@@ -171,8 +175,8 @@ class _Index:
         Images that cannot be read because a plugin is missing, by plugin.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: str, stat: Stat) -> None:
+        self._path, self._stat = path, stat
         self.kind = self.trouble = ""
         self.others, self._outside, self._example = 0, 0, ""
         self.unread: Counter[Plugin] = Counter()
@@ -236,24 +240,34 @@ class _Index:
                 yield name, place, size
 
     def _members(self) -> Iterator[tuple[str, int, int]]:
-        with self._path.open("rb") as file:
+        whole = is_url(self._path) and not remote.gives_parts(self._path, self._stat)
+        with _unpacked(self._path, self._stat, tars.WHOLE) if whole else storage.opened(self._path, self._stat) as file:
             head = file.read(HEAD)
             self.kind = archive_kind(head)
-            if not self.kind and self._path.suffix.lower() == ".zip":  # with something in front, or cut short
+            if not self.kind and self._path.lower().endswith(".zip"):  # with something in front, or cut short
                 self.kind = "zip"
             if self.kind == "zip":
                 yield from zips.members(file)
             elif not self.kind and (what := described(head)):
                 raise UnreadableError("read", f"it is {what}, not an archive")
             elif self.kind not in tars.OPENERS:
+                self.kind = tars.WHOLE if whole else self.kind
                 file.seek(0)
                 yield from tars.members(file)
-        if self.kind in tars.OPENERS:
+        if self.kind in tars.OPENERS and self.kind != tars.WHOLE:
             try:
-                with tars.OPENERS[self.kind](self._path) as unpacked:
+                with _unpacked(self._path, self._stat, self.kind) as unpacked:
                     yield from tars.members(unpacked)
             except lzma.LZMAError as error:
                 raise UnreadableError("read", f"it cannot be decompressed: {first_line(error)}") from error
+
+
+@contextmanager
+def _unpacked(path: str, stat: Stat, kind: str) -> Iterator[BinaryIO]:
+    """Open a tar to be read from its beginning, decompressed."""
+    whole = is_url(path) and not remote.gives_parts(path, stat)
+    with remote.opened_forwards(path) if whole else storage.opened(path, stat) as file, tars.OPENERS[kind](file) as tar:
+        yield tar
 
 
 def _tidy(name: str) -> str | None:
@@ -267,46 +281,62 @@ def _tidy(name: str) -> str | None:
 
 
 @lru_cache(KEPT)
-def _archive(path: str, stat: Stat) -> Archive:
-    return Archive(path, stat)
+def _archive(path: str, stat: Stat) -> Archive | tables.Table:
+    return tables.Table(path, stat, _rows) if tables.is_table(path) else Archive(path, stat)
 
 
 @lru_cache(OPEN)
-def _stream(path: Path, _: Stat, kind: str) -> tars.Stream:
-    return tars.Stream(path, kind)
+def _rows(path: str, stat: Stat, column: str) -> tables.Rows:
+    return tables.Rows(path, stat, column)
 
 
-def at(path: str) -> Archive:
-    """Return the archive at a path, as it is now.
+@lru_cache(OPEN)
+def _stream(path: str, stat: Stat, kind: str) -> tars.Stream:
+    return tars.Stream(partial(_unpacked, path, stat, kind))
+
+
+@lru_cache(KEPT)
+def _stat_of(url: str) -> Stat:
+    """Look up a remote archive, once: a request for every member would take longer than reading it."""
+    return storage.stat_of(url)
+
+
+def at(path: str) -> Archive | tables.Table:
+    """Return the archive or table at a path, as it is now.
 
     Raises
     ------
-    OSError
-        If it is not there.
+    OSError, UnreadableError
+        If it is not there, or cannot be looked up.
     """
-    status = os.stat(path)  # noqa: PTH116
-    return _archive(path, Stat(status.st_size, status.st_mtime_ns))
+    return _archive(path, _stat_of(path) if is_url(path) else storage.stat_of(path))
 
 
 def listing(path: str) -> Listing:
     """Read through an archive, and return the images in it; one that has just gone is an image that will fail."""
+    close()  # remote ones are looked up again
     try:
-        return at(path).listing()
-    except OSError:
+        found = at(path)
+        assert isinstance(found, Archive)  # noqa: S101 - tables are named with a column
+        return found.listing()
+    except (OSError, UnreadableError):
         return Listing(path, Contents(path, 0, 0, 1), [""], Counter())
 
 
 def split(locator: str) -> tuple[str, str] | None:
-    """Return the archive and the member that a locator refers to; None if it is a file's path."""
+    """Return the archive or table, and the member, that a locator refers to; None if it is a file's path."""
     place = locator.find(MARK)
     while place >= 0:
         path = locator[:place]
-        if has_archive_suffix(path) and os.path.isfile(path):  # noqa: PTH113 - text
+        named_so = tables.is_table(path) or has_archive_suffix(without_query(path))
+        if named_so and (is_url(path) or os.path.isfile(path)):  # noqa: PTH113 - text
             return path, locator[place + len(MARK) :]
         place = locator.find(MARK, place + 1)
     return None
 
 
 def close() -> None:
-    """Let go of compressed archives that were kept open."""
+    """Let go of compressed archives and tables that were kept open, and of what is known of remote ones."""
     _stream.cache_clear()
+    _rows.cache_clear()
+    _stat_of.cache_clear()

@@ -8,12 +8,14 @@ PNG, whose headers need none, are looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import BinaryIO
 
 from featx.errors import UnreadableError
 from featx.images import locators
 from featx.options import Limits
+from featx.paths import is_url
 from featx.values import Item
 
 Size = tuple[int, int]
@@ -33,7 +35,9 @@ def sizes_of(items: Sequence[Item], sample: int = SAMPLE) -> list[Size]:
     step = max(1, len(items) // sample)
     if any(locators.is_stream(item.path) for item in (items[0], items[-1])):
         step = 1  # the last one would have to be decompressed up to
-    return [size for item in items[::step][:sample] if (size := size_of(item.path))]
+    chosen = [item.path for item in items[::step][:sample]]
+    with ThreadPoolExecutor(sample if is_url(chosen[0]) else 1) as pool:  # which mostly wait
+        return [size for size in pool.map(size_of, chosen) if size]
 
 
 def typical(sizes: Sequence[Size]) -> Size | None:

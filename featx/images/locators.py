@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec.structs import replace
+
 from featx.errors import UnreadableError
 from featx.files import nameless
 from featx.files import sha256_of as file_sha256
-from featx.images import archives
+from featx.images import archives, remote, storage
 from featx.options import Limits
+from featx.paths import is_url, path_text
 from featx.signatures import HEAD, described
 from featx.text import amount_of
 from featx.values import Item, Stat
@@ -27,18 +31,25 @@ from featx.values import Item, Stat
 # Bytes of a member that are held in memory; a larger one is copied to a file that has no name.
 IN_MEMORY = 1 << 26
 
+# Remote images that are looked up at the same time.
+LOOKED_UP = 32
 
-def opened(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None) -> BinaryIO:
+
+def opened(
+    locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None, known: Stat | None = None
+) -> BinaryIO:
     """Open an image to be read.
 
     Parameters
     ----------
     locator : str
-        A file's path, or ``archive::member``.
+        A file's path or URL, or ``archive::member``.
     limits : Limits
         How large it may be.
     going_on : callable
-        Called every now and then while an archive is decompressed up to a member.
+        Called every now and then while an archive is decompressed up to a member, and while data arrives.
+    known : Stat or None
+        What is known of a remote file.
 
     Raises
     ------
@@ -51,6 +62,10 @@ def opened(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: 
         size, pieces = archives.at(found[0]).source(found[1], going_on)
         _require_small(size, limits)
         return _copied(size, pieces)
+    if is_url(locator):
+        known = known or remote.stat_of(locator)
+        _require_small(known.bytes, limits)
+        return _copied(known.bytes, _arriving(remote.pieces(locator, known), limits, going_on))
     status = os.stat(locator)  # noqa: PTH116 - a million Path objects cost more than their files
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take forever
         raise UnreadableError("read", "not a file")
@@ -63,6 +78,16 @@ def _require_small(size: int, limits: Limits) -> None:
         raise UnreadableError(
             "read", f"{amount_of(size)} is more than the {amount_of(limits.max_bytes)} allowed (--max-bytes)"
         )
+
+
+def _arriving(pieces: Iterator[bytes], limits: Limits, going_on: Callable[[], None]) -> Iterator[bytes]:
+    """Pass on what arrives, as long as that is no more than allowed."""
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        _require_small(total, limits)
+        going_on()
+        yield piece
 
 
 def _copied(size: int, pieces: Iterator[bytes]) -> BinaryIO:
@@ -78,11 +103,16 @@ def _copied(size: int, pieces: Iterator[bytes]) -> BinaryIO:
     return file
 
 
-def read(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None) -> bytes | None:
-    """Read a member of an archive; None for a file, which can be opened by its path. Errors are those of `opened`."""
-    if not archives.split(locator):
+def read(
+    locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None, known: Stat | None = None
+) -> bytes | None:
+    """Read a remote image, or a member of an archive; None for a file, which can be opened by its path.
+
+    Parameters and errors are those of `opened`.
+    """
+    if not (is_url(locator) or archives.split(locator)):
         return None
-    with opened(locator, limits, going_on) as file:
+    with opened(locator, limits, going_on, known) as file:
         return file.read()
 
 
@@ -97,7 +127,7 @@ def in_order(items: Sequence[Item]) -> list[Item]:
             slots.setdefault(found[0], []).append(slot)
     ordered = list(items)
     for path, taken in slots.items():
-        with suppress(OSError):
+        with suppress(OSError, UnreadableError):
             archive, start = archives.at(path), len(path) + len(archives.MARK)
             if archive.is_stream():
                 places = {slot: archive.place_of(items[slot].path[start:]) for slot in taken}
@@ -108,43 +138,63 @@ def in_order(items: Sequence[Item]) -> list[Item]:
 
 def is_stream(locator: str) -> bool:
     """Whether an image can only be read after those before it."""
-    found = archives.split(locator)
-    return found is not None and archives.at(found[0]).is_stream()
+    with suppress(OSError, UnreadableError):
+        found = archives.split(locator)
+        return found is not None and archives.at(found[0]).is_stream()
+    return False
 
 
 def stat_of(locator: str) -> Stat | None:
     """Size and time of an image, or of the archive that holds it; None where they are unknown."""
     found = archives.split(locator)
     try:
-        status = os.stat(found[0] if found else locator)  # noqa: PTH116
-    except (OSError, ValueError):
+        return archives.at(found[0]).stat if found else storage.stat_of(locator)
+    except (OSError, ValueError, UnreadableError):
         return None
-    return Stat(status.st_size, status.st_mtime_ns)
+
+
+def with_stats(items: Sequence[Item], wanted: Container[str]) -> list[Item]:
+    """Look up remote images of which nothing is known yet, many at a time; those with the wanted keys."""
+    asked = [
+        place
+        for place, item in enumerate(items)
+        if item.stat is None and is_url(item.path) and item.key in wanted and not archives.split(item.path)
+    ]
+    found = list(items)
+    if asked:
+        with ThreadPoolExecutor(LOOKED_UP) as pool:
+            for place, stat in zip(asked, pool.map(stat_of, (items[place].path for place in asked)), strict=True):
+                found[place] = replace(items[place], stat=stat)
+    return found
 
 
 def sha256_of(locator: str) -> str | None:
     """Hexadecimal sha256 of an image; None where it cannot be read."""
     try:
-        if not (found := archives.split(locator)):
+        if not (is_url(locator) or archives.split(locator)):
             return file_sha256(Path(locator))
-        digest = hashlib.sha256()
-        for piece in archives.at(found[0]).source(found[1], lambda: None)[1]:
-            digest.update(piece)
-        return digest.hexdigest()
+        with opened(locator, Limits()) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except (OSError, UnreadableError):
         return None
 
 
 def exists(locator: str) -> bool:
     """Whether there is an image."""
-    found = archives.split(locator)
-    return archives.at(found[0]).holds(found[1]) if found else os.path.exists(locator)  # noqa: PTH110
+    try:
+        if found := archives.split(locator):
+            return archives.at(found[0]).holds(found[1])
+        return os.path.exists(locator) if not is_url(locator) else remote.stat_of(locator) is not None  # noqa: PTH110
+    except (OSError, UnreadableError):
+        return False
 
 
 def same_image(one: str, other: str) -> bool:
     """Whether two locators lead to one image."""
     first, second = (archives.split(locator) or (locator, "") for locator in (one, other))
     try:
+        if is_url(first[0]) or is_url(second[0]):
+            return first[1] == second[1] and path_text(first[0]) == path_text(second[0])
         return first[1] == second[1] and os.path.samefile(first[0], second[0])  # noqa: PTH121
     except OSError:
         return False
@@ -153,7 +203,7 @@ def same_image(one: str, other: str) -> bool:
 def recognised(locator: str) -> str:
     """Say what a file is by its first bytes: ``an image``, ``a zip archive``; empty if unknown."""
     try:
-        is_member = archives.split(locator) is not None
+        is_member = is_url(locator) or archives.split(locator) is not None
         if is_member or stat.S_ISREG(os.stat(locator).st_mode):  # noqa: PTH116
             with opened(locator, Limits()) if is_member else Path(locator).open("rb") as file:
                 return described(file.read(HEAD))

@@ -19,6 +19,7 @@ from featx.images.fitting import Preprocessor
 from featx.images.frame import Frame
 from featx.images.pictures import reason_of
 from featx.options import Limits
+from featx.values import Stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def place(
     alone: decoding.Alone = nullcontext,
     data: bytes | None = None,
     going_on: Callable[[], None] = lambda: None,
+    known: Stat | None = None,
 ) -> Placed:
     """Read, decode, resize and crop an image.
 
@@ -69,7 +71,7 @@ def place(
         See `featx.images.decoding.opened`.
     data : bytes or None
         Its bytes, if somebody has read them already.
-    going_on : callable
+    going_on, known : callable, Stat or None
         See `featx.images.locators.opened`.
 
     Raises
@@ -79,7 +81,7 @@ def place(
     """
     sha256 = ""
     try:
-        with locators.opened(locator, limits, going_on) if data is None else BytesIO(data) as file:
+        with locators.opened(locator, limits, going_on, known) if data is None else BytesIO(data) as file:
             stream: BinaryIO = file
             if hashed:
                 data = file.read()
@@ -93,8 +95,10 @@ def place(
         raise _unreadable(error, locator, sha256) from error
 
 
-def read_member(locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None) -> bytes | None:
-    """Read an archive's member, for another process to decode; None for a file, which that can open by its path.
+def read_elsewhere(
+    locator: str, limits: Limits, going_on: Callable[[], None] = lambda: None, known: Stat | None = None
+) -> bytes | None:
+    """Read a remote image or an archive's member for another process to decode; None for a file, which that can open.
 
     Raises
     ------
@@ -102,7 +106,7 @@ def read_member(locator: str, limits: Limits, going_on: Callable[[], None] = lam
         If it cannot be read.
     """
     try:
-        return locators.read(locator, limits, going_on)
+        return locators.read(locator, limits, going_on, known)
     except UnreadableError:
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ import lzma
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -35,14 +35,17 @@ REFUSED = {
 }
 
 
-def _open_xz(path: Path) -> lzma.LZMAFile:
-    with path.open("rb") as file:  # the first block says what the others take, unless somebody means harm
-        lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(file.read(BLOCK), 1)
-    return lzma.open(path)
+def _open_xz(file: BinaryIO) -> lzma.LZMAFile:
+    lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(file.read(BLOCK), 1)
+    file.seek(0)  # that first block says what the others take, unless somebody means harm
+    return lzma.open(file)
 
 
-# How a tar is opened, by what `featx.signatures.archive_kind` says of it.
-OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": _open_xz}
+# A plain tar on a server that serves no parts of files.
+WHOLE = "whole"
+
+# How an open tar is decompressed, by what `featx.signatures.archive_kind` says of it.
+OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": _open_xz, WHOLE: lambda file: file}
 
 
 class _Headers:
@@ -129,18 +132,6 @@ def _size_of(info: tarfile.TarInfo) -> int:
     return LINK if info.islnk() or info.issym() else SPECIAL
 
 
-def part(path: Path, start: int, size: int) -> Iterator[bytes]:
-    """Read a part of a file, piece by piece."""
-    with path.open("rb") as file:
-        file.seek(start)
-        while size:
-            piece = file.read(min(BLOCK, size))
-            if not piece:
-                raise UnreadableError("read", "the archive ends in the middle of it")
-            yield piece
-            size -= len(piece)
-
-
 class Stream:
     """A compressed file that several threads read at nearly the same place, forwards.
 
@@ -149,14 +140,12 @@ class Stream:
 
     Parameters
     ----------
-    path : Path
-        The file.
-    kind : str
-        One of `OPENERS`.
+    opener : callable
+        Opens the file, decompressed, at its beginning.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._opener = path, OPENERS[kind]
+    def __init__(self, opener: Callable[[], AbstractContextManager[BinaryIO]]) -> None:
+        self._opener, self._open = opener, ExitStack()
         self._lock = Lock()
         self._file: BinaryIO | None = None
         self._blocks: deque[bytes] = deque(maxlen=BEHIND)
@@ -181,16 +170,19 @@ class Stream:
             self._rewind()
         if number >= self._next:
             assert self._file is not None  # noqa: S101 - it was opened
-            self._blocks.append(_block(self._file))
+            try:
+                self._blocks.append(_block(self._file))
+            except UnreadableError:
+                self._file = None  # a connection that broke is made again for the next one
+                raise
             self._next += 1
         place = number - self._next + len(self._blocks)
         return self._blocks[place] if place < len(self._blocks) else b""
 
     def _rewind(self) -> None:
-        if self._file:
-            self._file.close()
+        self._open.close()
         self._blocks.clear()
-        self._next, self._file = 0, self._opener(self._path)
+        self._next, self._file = 0, self._open.enter_context(self._opener())
 
 
 def _block(file: Any) -> bytes:

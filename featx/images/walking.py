@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 
 from featx.images.plugins import BY_SUFFIX, Plugin, missing
+from featx.values import Stat
 
 # Suffixes of images in folders; a file that is named itself may have any.
 SUFFIXES = frozenset(
@@ -33,7 +34,9 @@ ANY_FOLDERS = "**"
 _DIGITS = re.compile(r"\d+")
 
 
-class _Kind(Enum):
+class Kind(Enum):
+    """What an entry of a folder is."""
+
     FILE = auto()
     FOLDER = auto()
     LINKED_FOLDER = auto()
@@ -93,6 +96,11 @@ class Pattern:
 class Walk:
     """A walk through a folder.
 
+    Parameters
+    ----------
+    suffix : str
+        Of the files that are wanted, and no others are looked at; if empty, these are images and archives.
+
     Attributes
     ----------
     others : int
@@ -109,7 +117,8 @@ class Walk:
         Archives beside a folder of their name, which are taken to have been unpacked there, and left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str = "") -> None:
+        self._suffix = suffix
         self.others = self.linked = self.closed = self.unpacked = 0
         self.unread: Counter[Plugin] = Counter()
         self.reason = ""
@@ -139,14 +148,14 @@ class Walk:
             images: list[str] = []
             inner: dict[str, frozenset[int]] = {}
             for entry, kind in self._entries(folder):
-                if kind is _Kind.FILE:
+                if kind is Kind.FILE:
                     if pattern.takes(places, entry):
                         self._sort_in(entry, images)
                 elif deeper := pattern.enters(places, entry):
-                    if kind is _Kind.FOLDER:
+                    if kind is Kind.FOLDER:
                         inner[entry] = deeper
                     else:
-                        self.linked += kind is _Kind.LINKED_FOLDER
+                        self.linked += kind is Kind.LINKED_FOLDER
             images.sort(key=natural)
             for image in images:
                 if inner and without_suffix(image) in inner:  # which only an archive's name can be
@@ -156,15 +165,22 @@ class Walk:
             last_first = sorted(inner, key=natural, reverse=True)  # the last one is taken next
             waiting += [(f"{before}{entry}", f"{name}{entry}/", inner[entry]) for entry in last_first]
 
+    def stat_of(self, path: str) -> Stat | None:
+        """Return what is known of a file that was just found: of one on the disk, nothing."""
+        del path
+        return None
+
     def _sort_in(self, name: str, images: list[str]) -> None:
-        if not (has_image_suffix(name) or has_archive_suffix(name)):
+        if self._suffix:
+            images.extend([name] if name.lower().endswith(self._suffix) else [])
+        elif not (has_image_suffix(name) or has_archive_suffix(name)):
             self.others += 1
         elif plugin := self._missing.get(suffix_of(name)):
             self.unread[plugin] += 1
         else:
             images.append(name)
 
-    def _entries(self, folder: str) -> Iterator[tuple[str, _Kind]]:
+    def _entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
         """List a folder, as far as it can be read."""
         try:
             with os.scandir(folder) as entries:
@@ -173,17 +189,17 @@ class Walk:
         except OSError as error:
             self._leave_out(folder, error)
 
-    def _kind_of(self, entry: os.DirEntry[str]) -> _Kind:
+    def _kind_of(self, entry: os.DirEntry[str]) -> Kind:
         try:
             if entry.is_dir(follow_symlinks=False):
-                return _Kind.FOLDER
+                return Kind.FOLDER
             if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - text; a link to nowhere is not a folder
-                return _Kind.LINKED_FOLDER
+                return Kind.LINKED_FOLDER
         except OSError as error:
             if not has_image_suffix(entry.name):  # an image fails on its own when it is read
                 self._leave_out(entry.path, error)
-                return _Kind.UNREADABLE
-        return _Kind.FILE
+                return Kind.UNREADABLE
+        return Kind.FILE
 
     def _leave_out(self, path: str, error: OSError) -> None:
         self.closed += 1

@@ -13,11 +13,12 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from featx.errors import UnreadableError
-from featx.images.tars import BLOCK, part, shown
+from featx.images.storage import BLOCK, opened, part
+from featx.images.tars import shown
+from featx.values import Stat
 
 # Signature and layout of the records that are read.
 CENTRAL, LOCAL = struct.Struct("<4s4xHH4xLLLHHH4xLL"), struct.Struct("<4s2xHH4xLLLHH")
@@ -172,7 +173,7 @@ def _wide(extra: bytes, *numbers: int) -> list[int]:
     return list(numbers)
 
 
-def source(path: Path, place: int, begin: int) -> tuple[int, Iterator[bytes]]:
+def source(path: str, at: Stat, place: int, begin: int) -> tuple[int, Iterator[bytes]]:
     """Return a member's size, and its bytes piece by piece.
 
     Raises
@@ -180,7 +181,7 @@ def source(path: Path, place: int, begin: int) -> tuple[int, Iterator[bytes]]:
     UnreadableError
         If it cannot be read; while the pieces are taken, if they are not what the archive says.
     """
-    with path.open("rb") as file:
+    with opened(path, at) as file:
         file.seek(place)
         entry = _entry_at(file, place)
         header = begin + entry.header if entry else 0
@@ -195,7 +196,7 @@ def source(path: Path, place: int, begin: int) -> tuple[int, Iterator[bytes]]:
         raise UnreadableError("read", "encrypted")
     if entry.method not in (STORED, DEFLATED):
         raise UnreadableError("read", f"compressed by a method (number {entry.method}) that featx does not read")
-    return entry.size, _checked(_pieces(path, header + local.length, entry), entry)
+    return entry.size, _checked(_pieces(path, at, header + local.length, entry), entry)
 
 
 def _checked(pieces: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
@@ -209,12 +210,12 @@ def _checked(pieces: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
         raise UnreadableError("read", "damaged: its checksum is not the one in the archive")
 
 
-def _pieces(path: Path, start: int, entry: Entry) -> Iterator[bytes]:
+def _pieces(path: str, at: Stat, start: int, entry: Entry) -> Iterator[bytes]:
     if entry.method == STORED:
-        yield from part(path, start, entry.packed)
+        yield from part(path, at, start, entry.packed)
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    for block in part(path, start, entry.packed):
+    for block in part(path, at, start, entry.packed):
         packed = block
         while packed and not inflater.eof:
             yield inflater.decompress(packed, BLOCK)

@@ -11,8 +11,9 @@ from msgspec import structs
 from torch import Tensor
 
 from featx.errors import ModelError, UsageError
+from featx.models.descriptions import Description
 from featx.models.tracing import Grid, Tracer
-from featx.values import Description, Field, Level, Spacing
+from featx.values import Field, Level, Spacing
 
 
 def choose(
@@ -72,7 +73,7 @@ def measure(
     """Give levels the stride, offset and size of their maps, made of one image (3, H, W) under a tracer."""
     measured = check_maps(name, declared, maps)
     return tuple(
-        _with_ratio(level if grid is None else _placed(level, grid), stated.stride, size)
+        _with_ratio(level if grid is None else placed(level, grid), stated.stride, size)
         for stated, level, grid in zip(declared, measured, map(tracer.grid_of, maps), strict=True)
     )
 
@@ -92,6 +93,7 @@ def unsized(description: Description) -> Description:
         description,
         levels=tuple(map(without_size, description.levels)),
         final=without_size(description.final) if description.final else None,
+        modules=tuple(map(without_size, description.modules)),
         fields=tuple(
             structs.replace(field, shape=(field.shape[0], None, None)) if len(field.shape) == 3 else field
             for field in description.fields
@@ -160,7 +162,7 @@ def _with_ratio(level: Level, declared: Spacing | None, size: Sequence[int]) -> 
     )
 
 
-def _placed(level: Level, grid: Grid) -> Level:
+def placed(level: Level, grid: Grid) -> Level:
     """Give a level the stride and offset of its cells, and how far apart the centres of its branches lie."""
     spreads = [round(axis.spread, 3) for axis in grid]
     # A mean needs no more digits; an exact offset only loses the rounding errors in its last ones.

@@ -8,11 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.descriptions import Description
 from featx.requests import ModelRequest
-from featx.values import Description, Weights
+from featx.values import Weights
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from featx.models.modules import Module
 
 # Library -> the names of its models, and the class that knows it; a name belongs to the first that it matches.
 LIBRARIES = {
@@ -60,6 +63,10 @@ class Library(Protocol):
 
     def info(self, request: ModelRequest, known: Entry | None = None) -> dict[str, Any]:
         """Describe one model as it was asked for; `known` is its architecture's entry, if there is one already."""
+        ...
+
+    def modules(self, request: ModelRequest) -> list[Module]:
+        """Look at every module of one model, and at what it gives."""
         ...
 
 

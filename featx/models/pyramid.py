@@ -24,17 +24,16 @@ from featx.images.frame import Frame
 from featx.images.pictures import reason_of
 from featx.models import libraries, runtimes
 from featx.models.checkpoints import require_file, split_part
+from featx.models.descriptions import Description
+from featx.models.devices import choose_devices
 from featx.models.footprint import Pass, of_pass
 from featx.models.levels import require_arrays, to_nchw
-from featx.naming import device_name
 from featx.options import ImageOptions, KeepOptions, ModelOptions
 from featx.process import full_precision
 from featx.requests import ModelRequest
 from featx.run_options import NetworkOptions
-from featx.values import Description, Field, Input, Level, Weights, plain
+from featx.values import Field, Input, Level, Weights, plain
 from featx.version import library_versions
-
-USABLE = "Use --device cpu or auto"
 
 
 class Pyramid:
@@ -50,6 +49,10 @@ class Pyramid:
         In network order, with the shapes that their maps have at the model's input size.
     final : Level or None
         The map that the embedding is made of, if it was asked for.
+    modules : tuple of Level
+        The maps of modules, if they were asked for.
+    captures : tuple of str
+        What the outputs of modules that were asked for are called, be they maps or not.
     fields : tuple of Field
         What `arrays` gives, in this order.
     input : Input
@@ -100,9 +103,14 @@ class Pyramid:
         self._network: Callable[[Tensor], Sequence[Tensor]] = self.module
         self.preprocessor = fitting.make(description.preprocessing)
         self.levels: tuple[Level, ...] = description.levels
-        self.final = description.final
+        self.final, self.modules, self.captures = description.final, description.modules, description.captures
         self.fields: tuple[Field, ...] = description.fields
         self.files = (*description.files, *((weights.path,) if weights.path else ()))
+
+    @property
+    def maps(self) -> tuple[Level, ...]:
+        """The levels, the final map, and the maps of modules."""
+        return (*self.levels, *([self.final] if self.final else ()), *self.modules)
 
     def preprocess(self, image: Image.Image | str | PathLike[str]) -> tuple[Tensor, Frame]:
         """Make a model input of an image.
@@ -171,7 +179,8 @@ class Pyramid:
         -------
         dict of str to Tensor
             The arrays of `fields` by their keys: ``level_2`` (B, C, H, W), ``level_2_prefix`` (B, tokens, C),
-            ``level_2_attention`` (B, heads, H, W), ``final`` (B, C, H, W), ``embedding`` (B, D).
+            ``level_2_attention`` (B, heads, H, W), ``final`` (B, C, H, W), ``embedding`` (B, D),
+            ``module_layer3.0.conv2`` (B, C, H, W).
 
         Raises
         ------
@@ -315,35 +324,3 @@ def build(blueprint: Blueprint, device: torch.device) -> Pyramid:
 def dtype_of(precision: str) -> torch.dtype:
     """Return torch's type for ``fp32``, ``bf16`` or ``fp16``."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def choose_devices(name: str) -> list[torch.device]:
-    """Return the devices that a name stands for: ``auto`` is the first GPU, then the CPU; ``all`` is every GPU.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device on this machine.
-    """
-    name = device_name("--device", name)
-    if name == "all":
-        count = torch.cuda.device_count()
-        if not count:
-            raise UsageError("This machine has no GPU that torch can use, which --device all needs", USABLE)
-        name = f"cuda:{','.join(map(str, range(count)))}"
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    first, *others = name.split(",")
-    return [_device(text) for text in (first, *(f"cuda:{number}" for number in others))]
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    there = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise UsageError(f"This machine has no {name}, or torch cannot use it", USABLE)
-    return device

@@ -135,6 +135,34 @@ def describe_model(request: ModelRequest, listener: SearchListener | None = None
     return libraries.library(library).info(request, entry)
 
 
+def describe_modules(request: ModelRequest, patterns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """List what the modules of a model give, call by call, by running shapes through it.
+
+    Parameters
+    ----------
+    request : ModelRequest
+        The model.
+    patterns : sequence of str
+        Only modules that match one of these paths or patterns.
+
+    Returns
+    -------
+    list of dict
+        ``name`` (as ``--module`` takes it), ``type``, ``calls`` in one pass, ``output`` (the output's own shape for one
+        photo), ``layout``; ``shape`` of what is kept, ``stride`` and ``offset`` of a map, or None; ``prefix_tokens``;
+        ``fault``, why it cannot be kept, or None.
+
+    Raises
+    ------
+    FeatxError
+        If there is no such model, or no module matches.
+    """
+    from featx.models import modules
+
+    every = libraries.library(libraries.library_of(request.model)).modules(request)
+    return modules.facts(modules.matching(request.model, every, patterns))
+
+
 def _current(library: str, handle: SearchListener) -> Catalogue:
     """Return the catalogue of the installed version of a library."""
     packaged = catalogue.read()

@@ -45,6 +45,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         grid = self._grids.get(level)
         return None if grid is None else _fitted(grid, *level.shape[2:])
 
+    def cells_of(self, value: Tensor) -> Grid | None:
+        """Return the grid of any tensor, whose cells may have been merged by reshaping since."""
+        found: Grid | None = self._grids.get(value)
+        return found
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

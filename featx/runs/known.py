@@ -13,10 +13,10 @@ from msgspec import Struct
 from featx.collecting import many_records
 from featx.errors import UsageError
 from featx.images.locators import exists, same_image, sha256_of, stat_of
-from featx.paths import to_path
+from featx.paths import is_url, to_path
 from featx.runs.formats import Reader
 from featx.runs.manifest import Done, lines
-from featx.values import Stat
+from featx.values import Item, Stat
 
 
 class Known(Struct, frozen=True, gc=False):
@@ -68,25 +68,30 @@ class State(Enum):
     GONE = auto()  # the image; its features are kept
 
 
-def state_of(reader: Reader, key: str, line: Known, path: str, *, hashed: bool = False) -> State:
+def state_of(reader: Reader, item: Item, line: Known, *, hashed: bool = False) -> State:
     """Compare a line with the disk: whether its output is there in full, and its image there and unchanged."""
-    if line.done and not reader.holds(key, line.output, line.bytes):
+    if line.done and not reader.holds(item.key, line.output, line.bytes):
         return State.STALE
-    now, then = stat_of(path), line.stat
+    now, then = item.stat or stat_of(item.path), line.stat
     if now is None and line.done:
         return State.GONE
     if hashed and now and then and then.sha256:
-        same = sha256_of(path) == then.sha256
+        same = sha256_of(item.path) == then.sha256
     elif now and then:
-        same = now.mtime_ns == then.mtime_ns and now.bytes == then.bytes
+        same = is_same(now, then)
     else:
         same = now is then  # both could not be read
     return State.CURRENT if same else State.STALE
 
 
+def is_same(now: Stat, then: Stat) -> bool:
+    """Whether a file has the size, time and version that it had."""
+    return (now.bytes, now.mtime_ns, now.etag) == (then.bytes, then.mtime_ns, then.etag)
+
+
 def place_of(path: str) -> int:
-    """Return a number that stands for an absolute path, as text, however it is written; links are not followed."""
-    return hash(os.path.normpath(path))
+    """Return a number that stands for an absolute path or a URL, as text; links are not followed."""
+    return hash(path if is_url(path) else os.path.normpath(path))
 
 
 def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
@@ -115,6 +120,6 @@ def require_same_images(folder: Path, paths: Mapping[str, str]) -> None:
 
 
 def count_gone(folder: Path, keys: Collection[str]) -> int:
-    """Count the keys whose images no longer exist."""
-    paths = {line.key: line.path for line in lines(folder) if line.key in keys}
+    """Count the keys whose images no longer exist; those behind URLs, which nobody asked for, are not looked for."""
+    paths = {line.key: line.path for line in lines(folder) if line.key in keys and not is_url(line.path)}
     return sum(not exists(to_path(path)) for path in paths.values())

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Lease:
                 self._path.unlink()
 
     def _take(self) -> bool:
-        content = {"host": socket.gethostname(), **_process(os.getpid()), "token": self._token}
+        content = {**this_process(), "token": self._token}
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:
@@ -144,10 +144,21 @@ def is_held(path: Path) -> bool:
         return False
     except ValueError:  # half written: by somebody who is taking it, or was killed then
         return _now(path) - touched < EXPIRY
-    here = {"host": socket.gethostname(), **_process(os.getpid())}
-    if all(holder.get(name) == here[name] for name in ("host", "boot", "namespace")):
-        return _process(holder.get("pid"))["started"] == holder.get("started") != ""
-    return _now(path) - touched < EXPIRY
+    alive = is_alive(holder)
+    return _now(path) - touched < EXPIRY if alive is None else alive
+
+
+def this_process() -> dict[str, object]:
+    """Name this process in a lease."""
+    return {"host": socket.gethostname(), **_process(os.getpid())}
+
+
+def is_alive(holder: Mapping[str, object]) -> bool | None:
+    """Whether the process that a lease names is there; None if that is on another machine."""
+    here = this_process()
+    if any(holder.get(name) != here[name] for name in ("host", "boot", "namespace")):
+        return None
+    return _process(holder.get("pid"))["started"] == holder.get("started") != ""
 
 
 def _now(path: Path) -> float:

@@ -148,15 +148,18 @@ class LockedFolder:
     def _remove_outputs(self) -> None:
         """Remove what the manifest names, then its lines: killed in between, it can be done again."""
         outputs = {line.output for line in manifest.lines(self._folder) if isinstance(line, manifest.Done)}
+        self._remove_all(outputs)
+        for folder in sorted({parent for output in outputs for parent in PurePath(output).parents}, reverse=True):
+            with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
+                files.inside(self._root, str(folder)).rmdir()
+        os.ftruncate(self._handle, 0)
+
+    def _remove_all(self, outputs: Collection[str]) -> None:
         for output in outputs:
             with suppress(OutputError):  # it leads elsewhere, and is not ours
                 self.remove(output)
             if output == VECTORS:
                 files.remove(self._folder / KEYS)
-        for folder in sorted({parent for output in outputs for parent in PurePath(output).parents}, reverse=True):
-            with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
-                files.inside(self._root, str(folder)).rmdir()
-        os.ftruncate(self._handle, 0)
 
 
 def remove_workers_folder(path: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from featx.runs import lock, manifest, parts
+from featx.runs import manifest, parts, remote
+from featx.runs.mirror import mirror_of, part_names
 from featx.runs.summary import require_summary
 from featx.runs.suspects import all_suspects, save_suspects
 
@@ -18,15 +19,15 @@ class Merged:
 
     Attributes
     ----------
-    folder : Path
-        The run's.
+    folder : Path or str
+        The run's, or its URL.
     parts : int
         How many there were.
     done, failed : int
         Images in the manifest.
     """
 
-    folder: Path
+    folder: Path | str
     parts: int
     done: int
     failed: int
@@ -45,10 +46,10 @@ def merge(folder: str | PathLike[str]) -> Merged:
         If the folder is not a run, cannot be written, or is in use.
     """
     require_summary(folder)  # before looking for its lock
-    folder = Path(folder)
-    with lock.exclusive(folder, make=False) as held:
-        count = len(parts.found(folder))
-        save_suspects(held.unfinished, all_suspects(folder))
+    with remote.at(folder) as place, remote.exclusive(place, make=False) as held:
+        mirror = mirror_of(place)
+        count = len(part_names(mirror.store) if mirror else parts.found(place))
+        save_suspects(held.unfinished, all_suspects(place))
         held.begin()
-        counted = manifest.counted(folder)
-    return Merged(folder, count, counted["done"], counted["failed"])
+        counted = manifest.counted(place)
+    return Merged(mirror.store.url if mirror else place, count, counted["done"], counted["failed"])

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from featx import paths
 from featx.collecting import many_records
+from featx.images.locators import with_stats
 from featx.requests import Job
 from featx.runs import formats, layout
 from featx.runs.known import Known, State, count_gone, place_of, read_known, require_same_images, state_of
@@ -102,7 +103,7 @@ def plan_work(
     fresh: list[int] = []
     taken: set[str] = set()
     elsewhere: dict[str, str] = {}
-    for item in items:
+    for item in with_stats(items, known) if known else items:
         line = known.pop(item.key, None)
         if line is None:
             fresh.append(len(plan.to_do))
@@ -150,7 +151,7 @@ class _Planner:
         if self._job.shard and not self._job.shard.has(item.key):
             plan.elsewhere += 1
             return None
-        state = state_of(self._reader, item.key, line, item.path, hashed=self._job.hash_inputs)
+        state = state_of(self._reader, item, line, hashed=self._job.hash_inputs)
         if state is State.STALE or (line.done and item.key in self.stale) or (self._job.retry_failed and not line.done):
             plan.again += line.done
             if not line.done:
@@ -176,7 +177,7 @@ class _Planner:
             line = known.pop(key, None) if key is not None else None
             again: Item | None = item
             if key is not None and line is not None:
-                again = self.again(Item(key, item.path), line)
+                again = self.again(Item(key, item.path, stat=item.stat), line)
             elif place in new:
                 left.append(len(to_do))
             if again:

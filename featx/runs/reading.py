@@ -7,7 +7,6 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
@@ -20,6 +19,7 @@ from featx.images.frame import Frame
 from featx.runs import formats, manifest, places
 from featx.runs.formats import Array
 from featx.runs.manifest import Done, Line
+from featx.runs.mirror import located
 from featx.runs.parts import Texts
 from featx.runs.places import Levels, Named
 from featx.runs.summary import require_summary
@@ -40,7 +40,9 @@ class Run(Mapping[str, Mapping[str, Array]]):
     Attributes
     ----------
     folder : Path
-        Where it lies.
+        Where it lies; of a run behind a URL, where its manifest is as long as it is open.
+    name : str
+        Its folder, or its URL.
     summary : dict
         Its ``summary.json``.
     levels : tuple of Level
@@ -49,8 +51,10 @@ class Run(Mapping[str, Mapping[str, Array]]):
         The map that embeddings are made of, if the run has it.
     fields : tuple of Field
         All arrays of every image.
+    modules : tuple of Level
+        The maps of modules, if the run has them.
     maps : tuple of Level
-        The levels, and the final map, whose maps are among the arrays.
+        The levels, the final map and those of modules, as far as they are among the arrays.
     failed : set of str
         Keys of the images that have no features because something was wrong with them.
     reader : featx.runs.formats.Reader
@@ -58,13 +62,15 @@ class Run(Mapping[str, Mapping[str, Array]]):
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        self.folder = Path(folder)
         self.summary = require_summary(folder)
+        self._mirror, self.folder, self.name = located(folder, self)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
+        self.modules = convert(self.summary.get("modules", ()), tuple[Level, ...])
         self.fields = convert(self.summary["arrays"], tuple[Field, ...])
         kept = {field.key for field in self.fields if len(field.shape) == 3}
-        self.maps = tuple(level for level in (*self.levels, self.final) if level and level.key in kept)
+        every = (*self.levels, self.final, *self.modules)
+        self.maps = tuple(level for level in every if level and level.key in kept)
         self.reader = self._reader()
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
@@ -263,7 +269,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
             If the run has none, or one of them is missing or cannot be read.
         """
         if EMBEDDING not in (field.key for field in self.fields):
-            raise FeatxError(f"The run {self.folder} has no embeddings", "Extract it with --embedding")
+            raise FeatxError(f"The run {self.name} has no embeddings", "Extract it with --embedding")
         return self._blocks()
 
     def _blocks(self) -> Iterator[tuple[list[str], Array]]:
@@ -271,7 +277,7 @@ class Run(Mapping[str, Mapping[str, Array]]):
             yield from self.reader.vectors(self._outputs.items())
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatxError(
-                f"An embedding in {self.folder} is missing or damaged: {error}",
+                f"An embedding in {self.name} is missing or damaged: {error}",
                 REPAIR,
             ) from error
 
@@ -310,11 +316,11 @@ class Run(Mapping[str, Mapping[str, Array]]):
         except (OSError, ValueError):
             line = None
         if not isinstance(line, Done) or line.key != key:
-            raise FeatxError(f"The run {self.folder} has changed since it was opened", "Open it again")
+            raise FeatxError(f"The run {self.name} has changed since it was opened", "Open it again")
         return line
 
     def __repr__(self) -> str:
-        return f"<featx run {str(self.folder)!r}: {len(self)} images, {self.summary['model']}>"
+        return f"<featx run {self.name!r}: {len(self)} images, {self.summary['model']}>"
 
 
 def damaged(key: str, why: object) -> FeatxError:
@@ -336,7 +342,7 @@ def require_format(summary: dict[str, Any]) -> str:
 
 
 def open_run(folder: str | PathLike[str]) -> Run:
-    """Open the folder that ``featx extract`` wrote.
+    """Open the folder that ``featx extract`` wrote, or a run behind a URL; its outputs are fetched when they are read.
 
     Raises
     ------

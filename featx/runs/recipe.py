@@ -100,6 +100,10 @@ class Model(Protocol):
     @property
     def final(self) -> Level | None: ...  # noqa: D102
     @property
+    def modules(self) -> Sequence[Level]: ...  # noqa: D102
+    @property
+    def captures(self) -> Sequence[str]: ...  # noqa: D102
+    @property
     def input(self) -> Input: ...  # noqa: D102
     @property
     def rebuilt(self) -> bool: ...  # noqa: D102
@@ -129,6 +133,7 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: st
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
+        "modules": list(pyramid.captures) or None,
         "input": {fact: value for fact, value in plain(pyramid.input).items() if fact != "configuration"},
         "rebuilt": pyramid.rebuilt,
         "batch_size": batch_size,
@@ -144,13 +149,18 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: st
 def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], job: Job) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
     dtype = recipe["dtype"]
+
+    def stored(levels: Sequence[Level]) -> list[dict[str, Any]]:
+        return [{**to_builtins(level), "dtype": dtype} for level in levels]
+
     facts = {
         "model": pyramid.name,
         "source": pyramid.source,
         "architecture": pyramid.architecture,
         "weights": pyramid.weights,
-        "levels": [{**to_builtins(level), "dtype": dtype} for level in pyramid.levels],
-        **({"final": {**to_builtins(pyramid.final), "dtype": dtype}} if pyramid.final else {}),
+        "levels": stored(pyramid.levels),
+        **({"final": stored([pyramid.final])[0]} if pyramid.final else {}),
+        **({"modules": stored(pyramid.modules)} if pyramid.modules else {}),
         "arrays": fields,
         "input": pyramid.input,
         "recipe": recipe,

@@ -44,7 +44,7 @@ class Remembered:
         if self._contents is None:
             self._contents = self._seen()
             self._read(self._contents)
-        whole = paths.to_text(paths.absolute(path))
+        whole = paths.path_text(paths.absolute(path))
         names, contents = self._names.pop(whole, {}), self._contents.get(whole)
         if contents is None or len(names) != contents.images or stat_of(path) != _stat_of(contents):
             return None
@@ -58,7 +58,7 @@ class Remembered:
             return {}
 
     def _read(self, seen: Mapping[str, Contents]) -> None:
-        whole = lru_cache(os.path.normpath)
+        whole = lru_cache(lambda path: path if paths.is_url(path) else os.path.normpath(path))
         for line in manifest.lines(self._folder) if seen else ():
             place = line.path.find(MARK)
             while place >= 0:
@@ -71,7 +71,7 @@ class Remembered:
 
 
 def _stat_of(contents: Contents) -> Stat:
-    return Stat(contents.bytes, contents.mtime_ns)
+    return Stat(contents.bytes, contents.mtime_ns, etag=contents.etag)
 
 
 def merged(earlier: Mapping[str, Any] | None, found: Iterable[Contents]) -> list[dict[str, Any]]:

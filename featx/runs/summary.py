@@ -14,10 +14,11 @@ from msgspec import Meta, Struct, convert, defstruct
 from featx import files, options
 from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
-from featx.paths import refuse_url
+from featx.paths import is_url
 from featx.requests import Job
 from featx.run_options import PRECISIONS
 from featx.runs.layout import SUMMARY
+from featx.stores import Store
 from featx.values import Field, Input, Level, Weights
 
 FORMAT = 1
@@ -89,6 +90,7 @@ class Summary(Struct, frozen=True):
     options: dict[str, Any] = {}
     architecture: str = ""
     final: StoredLevel | None = None
+    modules: tuple[StoredLevel, ...] = ()
     unchosen: tuple[str, ...] = ()
 
 
@@ -107,11 +109,20 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_bytes())  # which takes names that are not UTF-8, as paths of models may be
-        written_as = summary["featx_format"]
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise OutputError(f"{path} was not written by featx", ELSEWHERE) from error
+    return _parsed(data, str(folder))
+
+
+def _parsed(data: bytes, folder: str) -> dict[str, Any]:
+    path = f"{folder}/{SUMMARY}"
+    try:
+        summary = json.loads(data)  # which takes names that are not UTF-8, as paths of models may be
+        written_as = summary["featx_format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{path} was not written by featx", ELSEWHERE) from error
     if written_as != FORMAT:
         raise OutputError(
@@ -148,18 +159,22 @@ def write_summary(folder: Path, summary: dict[str, Any], unfinished: Path) -> No
 
 
 def require_summary(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Read the summary of a folder that must be a run.
+    """Read the summary of a folder, or behind a URL, that must be a run.
 
     Raises
     ------
     FeatxError
         If it is not a folder, or has no readable summary.
     """
-    refuse_url(fspath(folder))
-    if Path(folder).is_file():
-        what = recognised(fspath(folder)) or "a file"
+    place = fspath(folder)
+    if is_url(place):
+        data = Store.of(place).read(SUMMARY)
+        summary = None if data is None else _parsed(data, place)
+    elif Path(place).is_file():
+        what = recognised(place) or "a file"
         raise FeatxError(f"{folder} is {what}, not a featx run", "Give a folder that featx extract has written")
-    summary = read_summary(Path(folder))
+    else:
+        summary = read_summary(Path(place))
     if summary is None:
         raise FeatxError(
             f"{folder} is not a featx run: it has no {SUMMARY}", "Give a folder that featx extract has written"

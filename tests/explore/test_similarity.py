@@ -136,7 +136,7 @@ def test_the_query_is_left_out_by_its_file(photos, tmp_path):
         ("folder", "folder is a folder, not an image", "Give one image"),
         ("photos.zip", "photos.zip is a zip archive, not an image", "Give one image"),
         ("photos.mp4", "photos.mp4 is an MP4 video, not an image", "Give one image"),
-        ("https://x.org/a.jpg", "featx reads files, and https://x.org/a.jpg is a URL", DOWNLOAD),
+        ("http://127.0.0.1:9/a.jpg?s=1", "There is no image http://127.0.0.1:9/a.jpg", "Check the path"),
     ],
 )
 def test_a_query_that_is_no_image_is_refused_before_the_model_is_loaded(

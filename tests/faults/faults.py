@@ -16,7 +16,9 @@ import numpy as np
 from featx.cli import commands
 from featx.engine import stopping
 from featx.engine.computing import Computer
+from featx.runs import remote
 from featx.runs.formats import npy, npz, parquet, webdataset, zarr_store
+from featx.stores import Store
 from tests.helpers import wait_until
 
 # What writes, and all that touches the disk, below pathlib and the standard library, which call these by their names.
@@ -116,7 +118,7 @@ class Faults:
 
 
 def inject(name: str, **options) -> None:
-    {"call": _call, "naive": _naive, "hold": _hold}[name](**options)
+    {"call": _call, "naive": _naive, "hold": _hold, "store": _store}[name](**options)
 
 
 def _call(
@@ -133,6 +135,31 @@ def _call(
         npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr_store.ROWS = group
     below = below or (os.path.abspath("out"), os.path.abspath("whole"))
     Faults(number, kind, counter, only, below, CALLS if every else WRITES)
+
+
+def _store(number: int, counter: str = "") -> None:
+    """Kill the process at the n-th request that changes a store: half of them before it is sent, half of them after."""
+
+    def changing(honest):
+        def call(self, *arguments):
+            with alone:
+                place = next(requests)
+            if counter:
+                with open(counter, "a") as file:
+                    file.write(f"{honest.__name__} ")
+            if place == number and number % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = honest(self, *arguments)
+            if place == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        return call
+
+    alone, requests = threading.Lock(), count(1)
+    remote.SECONDS = -1.0  # every group of lines is uploaded at once
+    for name in ("write", "upload", "create", "remove"):
+        setattr(Store, name, changing(getattr(Store, name)))
 
 
 def _naive() -> None:

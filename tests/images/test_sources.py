@@ -17,6 +17,7 @@ from featx.images import walking
 from featx.images.decoding import decode
 from featx.images.sources import find
 from featx.images.walking import natural
+from featx.paths import path_text
 
 
 @pytest.fixture
@@ -475,17 +476,27 @@ def test_a_list_that_is_given_as_an_image_says_so_when_it_is_read(tree):
         decode(tree / "cats" / "1.jpg")
 
 
-@pytest.mark.parametrize("url", ["https://x.org/a.jpg?size=[2]", "S3://bucket/*.png", "file:///tmp/a.jpg"])
-def test_urls_are_refused_wherever_they_are(tree, url):
-    for inputs, listed in (((url,), ()), (("cats",), (url,)), ((), ("cats/1.jpg", url))):
-        with pytest.raises(UsageError) as failure:
-            find(inputs, listed)
-        assert failure.value.message == f"featx reads files, and {url} is a URL"
-        assert failure.value.hint == ("Give its path" if "file" in url else "Download it first, and give its path")
-
-
 def test_names_that_look_like_urls_are_names(tree):
     (tree / "a:").mkdir()
     (tree / "a:" / "1.jpg").write_bytes(b"")
     assert keys("a://1.jpg") == ["1.jpg"]
     assert keys(listed=["a:/1.jpg"]) == ["a:/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "key"),
+    [
+        ("s3://bucket/a//b/../1.jpg", "s3://bucket/a//b/../1.jpg", "bucket/a/1.jpg"),
+        ("s3://bucket/../../what?.jpg", "s3://bucket/../../what?.jpg", "what?.jpg"),
+        (
+            "https://host:80/a%20b/%2e%2e%2f1.jpg?sig=1#x",
+            "https://host:80/a%20b/%2e%2e%2f1.jpg",
+            "host:80/a b/%2e%2e%2f1.jpg",
+        ),
+        ("HTTPS://host/p.tar?sig=1::c/2?.jpg", "HTTPS://host/p.tar::c/2?.jpg", "host/p/c/2?.jpg"),
+        ("https://host/p::q/1.jpg?sig=1::2", "https://host/p::q/1.jpg", "host/p::q/1.jpg"),
+    ],
+)
+def test_urls_of_a_list_have_keys_that_lead_nowhere_else_and_no_queries(url, text, key):
+    assert [item.key for item in find((), (url,)).items] == [key]
+    assert path_text(url) == text

@@ -10,6 +10,7 @@ from torch import nn
 
 from featx.errors import ModelError, first_line
 from featx.images.native import filled_up
+from featx.models.descriptions import Description
 from featx.models.levels import choose, fields_of, measure
 from featx.models.timm.building import SizeRefusedError, create, layout_of, real, trace, ways_to_build
 from featx.models.timm.input import data_config, input_of
@@ -17,7 +18,7 @@ from featx.models.timm.native import require_native
 from featx.models.timm.reference import Reference, resolve
 from featx.models.timm.sizes import size_error
 from featx.requests import ModelRequest
-from featx.values import Description, Level
+from featx.values import Level
 
 # The output strides that people ask for; a network that takes none of these takes no other either.
 OUTPUT_STRIDES = (4, 8, 16, 32)
@@ -39,6 +40,8 @@ class Plan:
         The index of the network's deepest level.
     taps : featx.models.timm.taps.Taps or None
         What is taken from the whole network, where more than plain levels is wanted.
+    captures : tuple of featx.models.captures.Capture
+        What is kept of its modules.
     """
 
     reference: Reference
@@ -46,6 +49,7 @@ class Plan:
     config: dict[str, Any]
     deepest: int
     taps: Any = None
+    captures: tuple[Any, ...] = ()
 
 
 def describe(request: ModelRequest) -> Description:

@@ -11,11 +11,13 @@ from torch import nn
 from featx.errors import ModelError, UsageError
 from featx.models import catalogue
 from featx.models.catalogue import Catalogue, Entry
+from featx.models.descriptions import Description
 from featx.models.levels import unsized
+from featx.models.modules import Module
 from featx.models.timm import loading, outputs, survey
 from featx.models.timm.description import describe
 from featx.requests import ModelRequest
-from featx.values import Description, Weights, plain
+from featx.values import Weights, plain
 
 
 class Timm:
@@ -49,6 +51,11 @@ class Timm:
         """Describe one model."""
         _require_backbone(request)
         return survey.describe(request, known)
+
+    def modules(self, request: ModelRequest) -> list[Module]:
+        """Look at every module."""
+        _require_backbone(request)
+        return outputs.modules_of(describe(request), request)
 
 
 def _require_backbone(request: ModelRequest) -> None:

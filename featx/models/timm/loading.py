@@ -14,7 +14,9 @@ from timm.models import _builder
 from torch import Tensor, nn
 
 from featx.errors import UnavailableError, WeightsError
+from featx.models.captures import Captured
 from featx.models.checkpoints import Checkpoint, read_checkpoint, split_part
+from featx.models.descriptions import Description
 from featx.models.hub import hub_file, url_file
 from featx.models.timm.building import create
 from featx.models.timm.description import Plan
@@ -23,7 +25,7 @@ from featx.models.timm.taps import Tapped
 from featx.models.weights import Found, folder_file, hashed, is_finite, require_complete, tensors_sha256
 from featx.process import quiet, random_state, replaced
 from featx.requests import ModelRequest
-from featx.values import RANDOM_WEIGHTS, Description, Weights
+from featx.values import RANDOM_WEIGHTS, Weights
 
 
 def build(description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
@@ -111,7 +113,10 @@ def _build_random(description: Description, seed: int) -> tuple[nn.Module, Weigh
 def create_planned(plan: Plan, device: str = "cpu", *, pretrained: bool = False) -> nn.Module:
     """Build the pyramid, or the whole network with what is taken from it."""
     module = create(plan.reference, device, plan.arguments, pretrained=pretrained)
-    return module if plan.taps is None else Tapped(module, plan.taps).eval()
+    if plan.taps is None:
+        return module
+    tapped = Tapped(module, plan.taps)
+    return (Captured(tapped, plan.captures, "network") if plan.captures else tapped).eval()
 
 
 def _hub_names(reference: Reference) -> list[str]:

@@ -13,18 +13,24 @@ import torch
 from msgspec import structs
 from timm.models._features import FeatureGetterNet
 from timm.models.hrnet import HighResolutionNetFeatures
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featx.errors import FeatxError, ModelError
+from featx.models.captures import Capture
+from featx.models.descriptions import Description
 from featx.models.levels import measure
+from featx.models.modules import Module, with_captures
+from featx.models.timm import modules
 from featx.models.timm.attention import HEAD, Attention, find, has_class_token
 from featx.models.timm.building import SizeRefusedError, create, layout_of, looks_at_values, real, trace
 from featx.models.timm.description import Plan, describe
-from featx.models.timm.taps import Tapped, Taps
+from featx.models.timm.loading import create_planned
+from featx.models.timm.taps import Taps
 from featx.models.tracing import Tracer
+from featx.process import random_state
 from featx.requests import ModelRequest
-from featx.values import FINAL, Description, Field, Level, plain
+from featx.values import FINAL, Field, Level, plain
 
 # Names of the arguments that a pyramid is built with and a whole network is not.
 OF_PYRAMIDS = ("features_only", "out_indices")
@@ -32,8 +38,9 @@ OF_PYRAMIDS = ("features_only", "out_indices")
 
 def wanted(request: ModelRequest) -> bool:
     """Whether a request is for more than plain levels."""
-    extras = (request.norm, request.prefix_tokens, request.attention, request.final, request.embedding, request.pool)
-    return any(extras) or not request.maps
+    of_levels = (request.norm, request.prefix_tokens, request.attention)
+    others = (request.final, request.embedding, request.pool, request.modules)
+    return any(of_levels) or any(others) or not request.maps
 
 
 def extend(description: Description, request: ModelRequest) -> Description:
@@ -49,26 +56,45 @@ def extend(description: Description, request: ModelRequest) -> Description:
     arguments, size = _of_whole(plan.arguments), plan.config["input_size"]
     skeleton = create(plan.reference, "meta", arguments)
     taps = _taps(description, request, levels, skeleton)
-    tapped = Tapped(skeleton, taps).eval()
+    captures: list[Capture] = []
+    notes: list[str] = []
     try:
-        tracer, arrays = trace(tapped, lambda: Tapped(real(plan.reference, arguments), taps).eval(), size)
+        if request.modules:
+            taps, captures, notes = modules.find(description, request, arguments, taps)
+        plan = replace(plan, arguments=arguments, taps=taps)
+        tapped = create_planned(plan, "meta")
+        tracer, arrays = trace(tapped, lambda: _real(plan), size)
     except SizeRefusedError as error:
         raise ModelError(
             f"{description.name} cannot be run to the end at {size[1]}x{size[2]}: {error.__cause__}",
             "Leave out --image-size",
         ) from error
-    found = dict(zip(tapped.keys, arrays, strict=True))
+    found = dict(zip(taps.keys, arrays, strict=True))
     maps = [found[level.key] for level in levels]
     declared = [structs.replace(level, channels=values.shape[1]) for level, values in zip(levels, maps, strict=True)]
-    return replace(
+    described = replace(
         description,
         levels=measure(description.name, declared, maps, tracer, size),
         parameters=sum(parameter.numel() for parameter in tapped.parameters()),
         fields=tuple(Field(key, tuple(values.shape[1:])) for key, values in found.items()),
         final=_final_level(description.name, found[FINAL], tracer, size) if taps.final else None,
         layout="NCHW",
-        plan=replace(plan, arguments=arguments, taps=taps),
+        plan=plan,
     )
+    return with_captures(described, captures, notes)
+
+
+def _real(plan: Plan) -> nn.Module:
+    """Build with real numbers; the caller's random state stays as it was."""
+    with random_state():
+        return create_planned(plan)
+
+
+def modules_of(description: Description, request: ModelRequest) -> list[Module]:
+    """Look at every module of a whole network, as it runs for a request."""
+    arguments = _of_whole(description.plan.arguments)
+    skeleton = create(description.plan.reference, "meta", arguments)
+    return modules.modules_of(description, arguments, _taps(description, request, description.levels, skeleton))
 
 
 def facts(description: Description) -> dict[str, Any]:

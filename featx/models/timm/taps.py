@@ -45,6 +45,8 @@ class Taps:
         As `ModelRequest` has them.
     attention : tuple of Attention
         Where the attention of levels is computed, for those levels that have one.
+    reach : str
+        How far the network is run in any case: ``block`` as far as these take it, ``end`` or ``head``.
     final_layout : str
         ``NCHW``, ``NHWC`` or ``NLC``, tokens: of the final map; empty where it is not needed.
     skipped : int
@@ -64,6 +66,7 @@ class Taps:
     embedding: bool
     pool: str | None
     attention: tuple[Attention, ...] = ()
+    reach: str = BLOCK
     final_layout: str = ""
     skipped: int = 0
     grid: tuple[int, int] = (0, 0)
@@ -76,14 +79,24 @@ class Taps:
         return self.grid[0] * height // self.traced[0], self.grid[1] * width // self.traced[1]
 
     @property
+    def keys(self) -> list[str]:
+        """Names of what comes out."""
+        levels = [f"level_{index}" for index in self.indices]
+        prefixes = [f"{level}_prefix" for level in levels if self.prefix_tokens]
+        attention = [f"level_{each.level}_attention" for each in self.attention]
+        return [*levels, *prefixes, *attention, *[FINAL][: self.final], *[EMBEDDING][: self.embedding]]
+
+    @property
     def whole(self) -> bool:
         """Whether the network has to be run to its end."""
-        return self.final or self.embedding or any(each.place != BLOCK for each in self.attention)
+        places = (self.reach, *(each.place for each in self.attention))
+        return self.final or self.embedding or any(place != BLOCK for place in places)
 
     @property
     def head(self) -> bool:
         """Whether the network's own head has to be run."""
-        return (self.embedding and not self.pool) or any(each.place == HEAD for each in self.attention)
+        places = (self.reach, *(each.place for each in self.attention))
+        return (self.embedding and not self.pool) or HEAD in places
 
 
 class Tapped(nn.Module):
@@ -113,17 +126,8 @@ class Tapped(nn.Module):
             for name in each.modules:
                 watch(network.get_submodule(name), partial(self._keep_attention, each.level))
 
-    @property
-    def keys(self) -> list[str]:
-        """Names of what comes out."""
-        taps = self.taps
-        prefixes = [f"level_{index}_prefix" for index in taps.indices if taps.prefix_tokens]
-        levels = [f"level_{index}" for index in taps.indices]
-        attention = [f"level_{each.level}_attention" for each in taps.attention]
-        return [*levels, *prefixes, *attention, *[FINAL][: taps.final], *[EMBEDDING][: taps.embedding]]
-
     def forward(self, batch: Tensor) -> list[Tensor]:
-        """Return the arrays of `keys` for a (B, 3, H, W) batch; maps are (B, C, H, W)."""
+        """Return the arrays of `Taps.keys` for a (B, 3, H, W) batch; maps are (B, C, H, W)."""
         if self.taps.attention:
             self._await_attention()
         maps, prefixes, end = self._run(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +18,12 @@ from torch import nn
 from featx.errors import ModelError, UsageError, WeightsError
 from featx.images.native import GREY
 from featx.models import catalogue
+from featx.models.captures import Capture, Captured
 from featx.models.catalogue import Catalogue, Entry
 from featx.models.checkpoints import split_part
+from featx.models.descriptions import Description
 from featx.models.levels import choose, fields_of, unsized
+from featx.models.modules import Module, survey, with_modules
 from featx.models.weights import require_complete, tensors_sha256
 from featx.models.yolo.graph import Graph, Walk, trace
 from featx.models.yolo.importing import import_tasks
@@ -27,7 +31,7 @@ from featx.models.yolo.loading import read
 from featx.models.yolo.names import LEFT_OUT, classifies, configurations, family, own_size
 from featx.process import ALONE, random_state, replaced
 from featx.requests import ModelRequest
-from featx.values import RANDOM_WEIGHTS, Description, Input, Level, Weights, plain
+from featx.values import RANDOM_WEIGHTS, Input, Level, Weights, plain
 
 LICENSE = "AGPL-3.0 (ultralytics), or a licence bought from its makers"
 
@@ -52,7 +56,7 @@ class Ultralytics:
             raise ModelError(f"{request.model} has no neck, only a backbone", "Leave out --part")
         levels = _chosen(request, offered)
         places = tuple(int(level.name.rpartition(".")[2]) for level in levels)
-        fit = _fit(request)
+        fit, walk = _fit(request), Walk(graph.layers, places)
         described = Description(
             name=request.model,
             source="ultralytics",
@@ -61,30 +65,34 @@ class Ultralytics:
             depth=sum(len(offered[part]) for part in _parts(request)),
             input=_input(request, fit, size, graph.coarsest),
             preprocessing=_preprocessing(request, fit, size, graph.coarsest),
-            parameters=sum(parameter.numel() for parameter in Walk(graph.layers, places).parameters()),
+            parameters=sum(parameter.numel() for parameter in walk.parameters()),
             fields=fields_of(levels),
             traced=size,
-            plan=places,
+            plan=Plan(places),
         )
+        if request.modules:
+            described = with_modules(described, request, _modules(walk, size))
         return unsized(described) if fit == "native" else described
 
     def skeleton(self, description: Description) -> nn.Module:
         """Build it on the meta device."""
-        return Walk(self._layers(description.name, "meta")[0], description.plan)
+        return _captured(Walk(self._layers(description.name, "meta")[0], description.plan.places), description.plan)
 
     def build(self, description: Description, request: ModelRequest) -> tuple[nn.Module, Weights]:
         """Build as ultralytics does, and fill from a file, or from a seed."""
-        places: tuple[int, ...] = description.plan
+        plan: Plan = description.plan
         if request.weights == "pretrained":
             raise WeightsError(
                 f"featx does not fetch weights for {request.model}",
                 f"Give ultralytics' file with --weights {request.model}.pt, or use --weights random for a dry run",
             )
         if request.weights == "random":
-            walk = self._build(request.model, places, request.seed)
+            walk = self._build(request.model, plan.places, request.seed)
             sha256 = tensors_sha256(dict(walk.state_dict()))
-            return walk, Weights("random", f"seed {request.seed}", sha256, seed=request.seed, note=RANDOM_WEIGHTS)
-        walk = self._build(request.model, places, 0)
+            return _captured(walk, plan), Weights(
+                "random", f"seed {request.seed}", sha256, seed=request.seed, note=RANDOM_WEIGHTS
+            )
+        walk = self._build(request.model, plan.places, 0)
         path, part = split_part(request.weights)
         configuration = self._configuration(request.model)
         checkpoint = read(self._tasks, path, request.model, part, configuration)
@@ -93,7 +101,7 @@ class Ultralytics:
         }
         require_complete(request.model, expected, checkpoint.tensors, request.weights)
         walk.load_state_dict({name: checkpoint.tensors[name] for name in expected}, strict=False)
-        return walk, Weights(
+        return _captured(walk, plan), Weights(
             "file", checkpoint.source, checkpoint.sha256, part=checkpoint.part, path=str(path.absolute())
         )
 
@@ -147,6 +155,12 @@ class Ultralytics:
             "bytes_per_image": catalogue.bytes_per_image(levels),
         }
 
+    def modules(self, request: ModelRequest) -> list[Module]:
+        """Look at every module."""
+        _require_possible(request)
+        size, plan = self._size(request), self.describe(replace(request, modules=None)).plan
+        return _modules(Walk(self._graph(request.model, size).layers, plan.places), size)
+
     @cached_property
     def _files(self) -> dict[str, tuple[Path, str]]:
         """Return ultralytics' own configuration files by the names of models, and the scale that each name means."""
@@ -192,6 +206,22 @@ class Ultralytics:
         with random_state(seed):
             layers, _ = self._layers(name, "cpu")
         return Walk(layers, places).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a described model is built from: the layers whose maps are wanted, and what is kept of its modules."""
+
+    places: tuple[int, ...]
+    captures: tuple[Capture, ...] = ()
+
+
+def _captured(walk: Walk, plan: Plan) -> nn.Module:
+    return Captured(walk, plan.captures).eval() if plan.captures else walk
+
+
+def _modules(walk: Walk, size: tuple[int, int]) -> list[Module]:
+    return survey(walk, lambda batch, _: walk.forward(batch), torch.zeros(1, 3, *size, device="meta"))
 
 
 def _unknown(name: str, names: Sequence[str]) -> ModelError:

@@ -8,19 +8,19 @@ the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import io
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from featx.declaring import one_of
 from featx.errors import UsageError
+from featx.runs.formats import store as remote
 from featx.runs.manifest import Done
+from featx.runs.mirror import mirror_of
 from featx.sharding import Shard
 from featx.text import amount_of
 from featx.values import Field, Item
@@ -43,6 +43,8 @@ class Row(NamedTuple):
         Whether it also holds vectors of each of an image's boxes, where it holds nothing else of it.
     shared : bool
         Whether images share files.
+    grows : bool
+        Whether files that are there grow, which objects behind a URL cannot.
     numbered : bool
         Whether those files are numbered; a shard writes to those whose numbers belong to it.
     uniform : bool
@@ -58,6 +60,7 @@ class Row(NamedTuple):
     vectors_only: bool = False
     boxes: bool = False
     shared: bool = False
+    grows: bool = False
     numbered: bool = False
     uniform: bool = False
     sized: bool = False
@@ -67,10 +70,10 @@ class Row(NamedTuple):
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
     "safetensors": Row("featx.runs.formats.safetensors", ".safetensors"),
-    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True),
+    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True, grows=True),
     "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
-    "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, numbered=True, sized=True),
-    "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, numbered=True, uniform=True),
+    "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, grows=True, numbered=True, sized=True),
+    "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, grows=True, numbered=True, uniform=True),
     "hdf5": Row("featx.runs.formats.hdf5", ".h5", shared=True, at_once=True),
 }
 
@@ -82,11 +85,6 @@ OF_ONE_IMAGE = tuple(row.suffix for row in FORMATS.values() if not row.shared)
 
 # What to do about arrays whose shapes differ.
 OTHERWISE = "Use --format npz, safetensors or webdataset"
-
-# Kinds of numpy's types that are read: signed, unsigned, floating, Unicode.
-PLAIN = "iufU"
-
-_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,29 +218,6 @@ class Reader(Protocol):
         ...
 
 
-def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Lay out the head of a ``.npy``, a multiple of 64 bytes."""
-    header = io.BytesIO()
-    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, facts)
-    return header.getvalue()
-
-
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the head of a ``.npy``: shape, whether in Fortran's order, type; the data follow.
-
-    One at a time: numpy has Python parse it, which in several threads at once goes wrong now and then (CPython 3.11).
-
-    Raises
-    ------
-    ValueError
-        If it is not the head of a ``.npy``.
-    """
-    with _PARSING:
-        np.lib.format.read_magic(file)
-        return np.lib.format.read_array_header_1_0(file)
-
-
 def require(name: str, fields: Sequence[Field] | None = None) -> None:
     """Refuse an unknown format, or one that cannot hold these arrays, which are written in their types.
 
@@ -330,10 +305,21 @@ def writer(
     if megabytes and FORMATS[name].sized:
         own["megabytes"] = megabytes
     made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields, **own)
-    return made
+    mirror = mirror_of(folder)
+    return remote.Writer(made, mirror, _shared(name)) if mirror else made
 
 
 def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "") -> Reader:
     """Make what reads a run's outputs; `digest` gives the sha256 of a key's output, in case several rows have it."""
-    made: Reader = import_module(FORMATS[name].module).Reader(folder, digest)
-    return made
+
+    def made(place: Path) -> Reader:
+        found: Reader = import_module(FORMATS[name].module).Reader(place, digest)
+        return found
+
+    mirror = mirror_of(folder)
+    return remote.Reader(made, mirror, _shared(name)) if mirror else made(folder)
+
+
+def _shared(name: str) -> str:
+    """Return the suffix of files that images share; empty where each has its own."""
+    return FORMATS[name].suffix if FORMATS[name].shared else ""

@@ -19,7 +19,8 @@ import numpy as np
 
 from featx import files
 from featx.errors import OutputError
-from featx.runs.formats import Array, Record, Stored, npy_header, read_header
+from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.headers import npy_header, read_header
 from featx.runs.layout import KEYS, VECTORS
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field

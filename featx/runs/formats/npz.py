@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx import files
-from featx.runs.formats import PLAIN, Array, apart, npy_header, read_header
+from featx.runs.formats import Array, apart
+from featx.runs.formats.headers import PLAIN, npy_header, read_header
 from featx.values import LETTERS, Field
 
 # Arrays start at multiples of this many bytes: a cache line, and what numpy's own .npy headers are padded to.

@@ -22,7 +22,8 @@ import numpy as np
 
 from featx import files
 from featx.errors import OutputError
-from featx.runs.formats import PLAIN, Array, Record, Stored, npy_header, read_header
+from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.headers import PLAIN, npy_header, read_header
 from featx.runs.formats.tar_samples import (
     END,
     NOTHING,

@@ -67,7 +67,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "extract-other-folder": ("extract", "photos", *SMALL, "-o", "photos"),
     "extract-missing": ("extract", "pictures", *SMALL),
     "extract-empty": ("extract", "empty", *SMALL),
-    "extract-url": ("extract", "https://example.org/1.jpg", *SMALL),
+    "extract-url": ("extract", "xyz://example.org/1.jpg", *SMALL),
     "extract-too-large": ("extract", "photos", *SMALL, "--no-maps", "--embedding", "--image-size", "100000"),
     "extract-contradiction": ("extract", "photos", *SMALL, "--strides", "8", "--out-indices", "1"),
     "extract-batch": ("extract", "photos", *SMALL, "--batch-size", "8,16"),
