@@ -35,6 +35,9 @@ def extract(
     fit: str | None = None,
     max_side: int | None = None,
     crop_pct: float | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    level_mpp: float | None = None,
     embedding: bool = False,
     pool: str | None = None,
     final: bool = False,
@@ -45,11 +48,17 @@ def extract(
     norm: bool = False,
     boxes: str | PathLike[str] | None = None,
     box_size: int | tuple[int, int] | None = None,
+    grid: int | tuple[int, int] | None = None,
+    grid_pool: str = "avg",
+    components: int | None = None,
+    fit_on: int | None = None,
+    basis: str | PathLike[str] | None = None,
     format: str = "npz",
     dtype: str = "float32",
     overwrite: bool = False,
     retry_failed: bool = False,
     dry_run: bool = False,
+    max_disk: int | str | None = None,
     force: bool = False,
     hash_inputs: bool = False,
     shard_mb: int | None = None,
@@ -111,6 +120,12 @@ def extract(
         With --fit native, shrink photos whose longer side exceeds N pixels to N.
     crop_pct : float | None
         Share of each side of the resized photo that the crop keeps, such as 0.9; 1 crops the least. Default: the model's own.
+    tile : int | None
+        With --fit native, process pictures in tiles of N x N pixels, and put their maps together; the summary says whether that is exact.
+    halo : int | None
+        Pixels around each tile that the network sees as well. Default: as far as the network looks, up to half a tile; a quarter of a tile if it looks farther.
+    level_mpp : float | None
+        With --tile, read slides (featx\[slides]) at this resolution, in microns a pixel. Default: all pixels.
     embedding : bool
         Keep the vector before the classifier, as embedding.
     pool : str | None
@@ -131,16 +146,28 @@ def extract(
         Keep the features of each box in this file: COCO JSON, or CSV with key,x1,y1,x2,y2[,id,label]. Photos without boxes are left out.
     box_size : int | tuple[int, int] | None
         Size of a box's features in cells: one side (7), or height x width (7x5); 1 gives one vector per level. Default: 1.
+    grid : int | tuple[int, int] | None
+        Pool each map to at most this many cells of equal size: per side (7), or height x width (4x6); 1 gives one vector per level.
+    grid_pool : str
+        How the cells of --grid are made: by the mean of what they cover, or by its maximum.
+    components : int | None
+        Project each map on its first N principal components; a level with no more channels than N keeps them.
+    fit_on : int | None
+        Fit the components on the first N images. Default: 1000.
+    basis : str | PathLike[str] | None
+        Take the components from another run, or its basis.npz, instead of fitting them.
     format : str
         One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
     dtype : str
-        Data type of the stored maps and box features; embeddings are always float32.
+        Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and prefix tokens are float32 or float16, embeddings always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
         Retry images that failed before, even if unchanged.
     dry_run : bool
         Only forecast the run (images, bytes, memory); nothing is computed or written.
+    max_disk : int | str | None
+        Refuse a run that would write more; it, and --dry-run, say which options would fit.
     force : bool
         Run even if disk space or memory seems too small.
     hash_inputs : bool
@@ -170,7 +197,7 @@ def extract(
     gpus_per_worker : float | None
         GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 on GPUs.
     max_pixels : int | str
-        Width times height, as stored and as resized; an image that exceeds it fails. Default: 179M.
+        Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what has to be decoded at once. Default: 179M.
     max_bytes : int | str
         Size of the file; a larger one fails. Default: 1GB.
     time_limit : float

@@ -6,21 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from featx.declaring import (
-    Options,
-    above_zero,
-    amount,
-    as_path,
-    as_text,
-    bins,
-    coordinates,
-    group,
-    numbers,
-    one_of,
-    option,
-    share,
-    whole,
-)
+from featx.conversions import above_zero, amount, as_path, as_text, bins, coordinates, numbers, one_of, share, whole
+from featx.declaring import Options, group, option
 from featx.errors import UsageError
 from featx.options import ImageOptions, KeepOptions, OutputOptions
 from featx.text import listed

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,8 +17,8 @@ from featx.errors import FeatxError, OutputError
 
 Piece = bytes | memoryview
 
-# Pieces that the system writes at once (IOV_MAX of Linux and macOS).
-PIECES = 1024
+# Pieces that the system writes at once (IOV_MAX of Linux and macOS), and bytes, since some are made as they are needed.
+PIECES, TOGETHER = 1024, 1 << 26
 
 # Errors of file systems that cannot sync: some network and user-space ones, mostly for folders.
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -57,14 +57,27 @@ def cut(path: Path, length: int) -> None:
 
 def write_all(handle: int, pieces: Iterable[Piece]) -> None:
     """Write pieces to an open file, however many calls it takes."""
-    pieces = iter(pieces)
-    while left := [memoryview(piece) for piece in islice(pieces, PIECES) if len(piece)]:
+    for left in _grouped(pieces):
         while left:
             count = os.writev(handle, left)
             while left and count >= len(left[0]):
                 count -= len(left.pop(0))
             if count:
                 left[0] = left[0][count:]
+
+
+def _grouped(pieces: Iterable[Piece]) -> Iterator[list[memoryview]]:
+    """Group what is written by one call: not too many pieces, and no more bytes than `TOGETHER` and the last one."""
+    group: list[memoryview] = []
+    size = 0
+    for piece in pieces:
+        if len(piece):
+            group.append(memoryview(piece))
+            size += len(piece)
+        if len(group) == PIECES or size >= TOGETHER:
+            yield group
+            group, size = [], 0
+    yield group
 
 
 def write_atomically(path: Path, pieces: Iterable[Piece], temporary: Path | None = None) -> None:

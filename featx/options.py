@@ -6,19 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from featx.declaring import (
-    Options,
+from featx.conversions import (
     amount,
     as_path,
     as_place,
     as_text,
     bins,
-    declaration,
-    declared,
-    group,
     numbers,
     one_of,
-    option,
     seconds,
     share,
     size,
@@ -26,12 +21,14 @@ from featx.declaring import (
     texts,
     whole,
 )
+from featx.declaring import Options, declaration, declared, group, option
+from featx.dtypes import NAMES as DTYPES
 from featx.format_options import FORMATS, TarOptions
 from featx.naming import as_model
-from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
+from featx.smaller_options import SmallerOptions
 
-DTYPES = ("float32", "float16")
 FITS = ("crop", "squash", "pad", "native")
 PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
@@ -226,7 +223,8 @@ class StoreOptions(Options):
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps and box features; embeddings are always float32.",
+        help="Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and "
+        "prefix tokens are float32 or float16, embeddings always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,
@@ -253,6 +251,13 @@ class OutputOptions(Options):
     dry_run: bool = option(
         default=False, help="Only forecast the run (images, bytes, memory); nothing is computed or written."
     )
+    max_disk: int | None = option(
+        default=None,
+        help="Refuse a run that would write more; it, and --dry-run, say which options would fit.",
+        convert=size_in_bytes("30GB"),
+        metavar="SIZE",
+        accepts="int | str | None",
+    )
     force: bool = option(default=False, help="Run even if disk space or memory seems too small.")
     hash_inputs: bool = option(
         default=False, help="Recognise changed images by their sha256 instead of by size and modification time."
@@ -270,7 +275,8 @@ class Limits(Options):
 
     max_pixels: int = option(
         default=179_000_000,
-        help="Width times height, as stored and as resized; an image that exceeds it fails.",
+        help="Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what "
+        "has to be decoded at once.",
         convert=amount("179M"),
         metavar="N",
         shown="179M",
@@ -299,8 +305,8 @@ class Limits(Options):
 
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
-    *(ModelOptions, RecipeOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, OutputOptions, TarOptions),
-    *(ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
+    *(ModelOptions, RecipeOptions, ImageOptions, TileOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions),
+    *(OutputOptions, TarOptions, ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from featx.declaring import declared, group
 from featx.errors import UsageError
@@ -17,8 +18,9 @@ from featx.options import (
     OutputOptions,
     StoreOptions,
 )
-from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions
+from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
+from featx.smaller_options import SmallerOptions
 
 
 @group
@@ -38,8 +40,10 @@ class Job(
     ModelOptions,
     RecipeOptions,
     ImageOptions,
+    TileOptions,
     KeepOptions,
     BoxOptions,
+    SmallerOptions,
     StoreOptions,
     OutputOptions,
     TarOptions,
@@ -118,8 +122,28 @@ def _contradictions(asked: ModelRequest | Job) -> tuple[tuple[bool, str, str], .
             "--box-size needs --boxes",
             "Add --boxes FILE",
         ),
-        *(_of_ray(job) if job else ()),
+        *(chain(_of_smaller(job), _of_ray(job), _of_tiles(job)) if job else ()),
     )
+
+
+def _of_tiles(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between tiles and other options."""
+    tiled, native = job.tile is not None, job.fit == "native"
+    yield tiled and not native, "--tile is for --fit native", "Add --fit native, or leave out --tile"
+    yield job.halo is not None and not tiled, "--halo is for tiles", "Add --tile N, or leave out --halo"
+    yield job.level_mpp is not None and not tiled, "--level-mpp is for slides, which take tiles", "Add --tile 1024"
+    yield (
+        tiled and job.max_side is not None,
+        "--tile takes pictures with all their pixels, and --max-side shrinks them",
+        ONE,
+    )
+    for name in ("embedding", "prefix_tokens", "attention", "boxes"):
+        option = f"--{name.replace('_', '-')}"
+        wrong = tiled and bool(getattr(job, name))
+        yield wrong, f"{option} needs the whole picture at once, and --tile shows the network a part at a time", ONE
+    for name, given in (("--grid", job.grid), ("--components", job.components), ("--dtype int8", job.dtype == "int8")):
+        yield tiled and bool(given), f"{name} needs whole maps, and --tile makes them a part at a time", ONE
+    yield tiled and job.engine != "local", "--tile is for --engine local", "Leave out --engine, or --tile"
 
 
 def _without_levels(asked: ModelRequest | Job, job: Job | None) -> Iterator[tuple[bool, str, str]]:
@@ -142,6 +166,20 @@ def _without_levels(asked: ModelRequest | Job, job: Job | None) -> Iterator[tupl
         "--dtype is about maps, and none are kept",
         "Leave out --dtype; embeddings are always float32",
     )
+
+
+def _of_smaller(job: Job) -> Iterator[tuple[bool, str, str]]:
+    """Yield the contradictions between the options that make maps smaller."""
+    nothing = job.maps is False and not (job.final or job.modules)
+    for name in ("grid", "components"):
+        wrong = nothing and getattr(job, name) is not None
+        yield wrong, f"--{name} is about maps, and none are kept", f"Leave out --{name} or --no-maps"
+    yield job.grid_pool != "avg" and job.grid is None, "--grid-pool needs --grid", "Add --grid, such as --grid 7"
+    for name in ("fit_on", "basis"):
+        wrong, option = getattr(job, name) is not None and job.components is None, f"--{name.replace('_', '-')}"
+        yield wrong, f"{option} needs --components", "Add --components, such as --components 64"
+    both = job.fit_on is not None and job.basis is not None
+    yield both, "--fit-on fits components, and --basis takes those of another run", ONE
 
 
 def _of_ray(job: Job) -> Iterator[tuple[bool, str, str]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from featx.declaring import Options, above_zero, as_path, as_place, as_text, group, one_of, option, whole
+from featx.conversions import above_zero, as_path, as_place, as_text, one_of, whole
+from featx.declaring import Options, group, option
 from featx.naming import device_name
 
 PRECISIONS, BACKENDS = ("fp32", "bf16", "fp16"), ("torch", "compile", "openvino")
@@ -36,6 +37,38 @@ class RecipeOptions(Options):
         convert=as_path,
         metavar="FILE",
         accepts="str | PathLike[str] | None",
+    )
+
+
+@group
+class TileOptions(Options):
+    """How pictures are processed that are too large for one pass."""
+
+    panel: ClassVar[str] = "Image"
+
+    tile: int | None = option(
+        default=None,
+        help="With --fit native, process pictures in tiles of N x N pixels, and put their maps together; the summary "
+        "says whether that is exact.",
+        convert=whole(1, 1 << 20),
+        metavar="N",
+        in_recipe=True,
+    )
+    halo: int | None = option(
+        default=None,
+        help="Pixels around each tile that the network sees as well.",
+        convert=whole(0, 1 << 20),
+        metavar="N",
+        shown="as far as the network looks, up to half a tile; a quarter of a tile if it looks farther",
+        in_recipe=True,
+    )
+    level_mpp: float | None = option(
+        default=None,
+        help="With --tile, read slides (featx\\[slides]) at this resolution, in microns a pixel.",
+        convert=above_zero("0.5"),
+        metavar="MPP",
+        shown="all pixels",
+        in_recipe=True,
     )
 
 

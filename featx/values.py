@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
 
+from featx.dtypes import bytes_of
+
 # A number, or (y, x) where the two differ.
 Spacing = int | float | tuple[int | float, int | float]
 
@@ -124,7 +126,7 @@ class Field(Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """Bytes of its numbers, in the type in which they are written; a length that differs counts as 0."""
-        return math.prod(self.lengths) * {"float16": 2, "float64": 8, "text": 4 * LETTERS}.get(self.dtype, 4)
+        return math.prod(self.lengths) * bytes_of(self.dtype or "float32")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -249,8 +251,8 @@ class Outcome:
         The file with the features, relative to the run's folder.
     bytes, sha256 : int, str
         Of that file.
-    levels : dict or None
-        Height and width of each map, by the array's name, where they differ from the summary's.
+    levels, pooled : dict or None
+        Height and width of each map, by the array's name, where they differ from the summary's; and before ``--grid``.
     boxes : int or None
         How many boxes it has; None where no boxes were asked for.
     stage, error : str
@@ -267,6 +269,7 @@ class Outcome:
     bytes: int = 0
     sha256: str = ""
     levels: dict[str, tuple[int, int]] | None = None
+    pooled: dict[str, tuple[int, int]] | None = None
     boxes: int | None = None
     stage: str = ""
     error: str = ""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from featx.cli.streams import stdout
 from featx.cli.tables import plain_table, print_json
+from featx.dtypes import bytes_of
 from featx.errors import UsageError
 from featx.images import coverage
 from featx.paths import is_url
@@ -96,6 +97,8 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
             facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
         maps = [*summary["levels"], *summary.get("modules", [])]
         out.print(facts, "", levels_table(maps), "", sep="\n")
+        if cost := losses_table(summary):
+            out.print(cost, "", sep="\n")
     out.print(text, markup=False, soft_wrap=True, end="")
 
 
@@ -196,7 +199,7 @@ def _bytes_per_megapixel(level: dict[str, Any]) -> int | None:
     if stride is None:
         return None
     cell: float = stride[0] * stride[1] if isinstance(stride, list | tuple) else stride**2
-    each = 2 if level.get("dtype") == "float16" else 4
+    each = bytes_of(level.get("dtype", "float32"))
     return int(each * level["channels"] * 1e6 / cell)
 
 
@@ -216,13 +219,27 @@ def fit_of(feed: dict[str, Any]) -> str:
     return feed["fit"] if whole else f"{feed['fit']} {feed['crop_pct']:g}"
 
 
+def losses_table(summary: dict[str, Any]) -> Table | None:
+    """Make the table of what smaller maps lose; None if they lose nothing."""
+    cost, recipe = summary.get("cost"), summary["recipe"]
+    if not cost:
+        return None
+    steps = {"grid": recipe["grid"], "components": recipe["components"], "dtype": recipe["dtype"] != "float32"}
+    used = [step for step, value in steps.items() if value]
+    names = [recipe["dtype"] if step == "dtype" else step for step in used]
+    table = plain_table("lost", *(f">{name}" for name in names))
+    for key, errors in cost["levels"].items():
+        table.add_row(key, *(f"{errors[step]:.2%}" for step in used))
+    return table
+
+
 def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
     """Make the table of levels, with how far branches lie apart if any do."""
     spread = [">spread"] if any(level.get("offset_spread") for level in levels) else []
     table = plain_table(">level", "module", ">channels", ">stride", ">offset", *spread, ">map", ">bytes")
     for level in levels:
         known = level["height"] is not None
-        each = 2 if level.get("dtype") == "float16" else 4
+        each = bytes_of(level.get("dtype", "float32"))
         size = each * level["channels"] * level["height"] * level["width"] if known else None
         dense = None if known else _bytes_per_megapixel(level)
         part = level.get("part", "")

@@ -11,10 +11,11 @@ from msgspec import convert, to_builtins
 from rich.console import Console
 from rich.markup import escape
 
-from featx.cli.descriptions import fit_of, levels_table, size_of
+from featx.cli.descriptions import fit_of, levels_table, losses_table, size_of
 from featx.cli.rates import clock
 from featx.cli.streams import stdout
 from featx.cli.tables import faults, print_json
+from featx.dtypes import SCALE
 from featx.text import amount_of, count_of, images, printable
 from featx.values import EMBEDDING, Level, Outcome, plain
 
@@ -33,11 +34,23 @@ def forecast_lines(value: Forecast) -> list[str]:
     feed = plain(value.input)
     total = f", {amount_of(value.bytes)} for {images(value.images)}" if value.images > 1 else ""
     free = f"; {amount_of(value.free)} free" if value.free is not None else ""
+    made = [f"smaller  {each.options}: {amount_of(each.bytes)}" for each in value.savings]
+    made += [f"fits     {each.options}: {amount_of(each.bytes)}" for each in value.fitting]
     return [
         f"input    {size_of(feed)}, {fit_of(feed)}{_seen(value)}",
+        *_tiles(value),
         f"output   {'about ' if value.largest else ''}{amount_of(value.bytes_per_image)} an image{total}{free}",
         f"memory   {_memory(value)}",
+        *made,
     ]
+
+
+def _tiles(value: Forecast) -> list[str]:
+    if value.tiles is None:
+        return []
+    tile, halo, count, longest = value.tiles
+    what = "every photo in one pass" if count == 1 else f"{count:,} of the largest photo, each seen in {longest:,}"
+    return [f"tiles    {tile:,} and a halo of {halo:,} pixels: {what}"]
 
 
 def _seen(value: Forecast) -> str:
@@ -103,8 +116,12 @@ def _print_run(out: Console, summary: dict[str, Any]) -> None:
     shown = {convert(level, Level).key for level in maps}
     if maps:
         out.print(levels_table(maps))
+    if cost := losses_table(summary):
+        out.print(cost)
     for array in summary["arrays"]:
-        if array["key"] not in shown and not (levels and len(array["shape"]) == 3):
+        if array["key"].endswith(SCALE) or array["key"] in shown:
+            continue
+        if not levels or len(array["shape"]) != 3:
             out.print(_array(array))
     weights = summary["weights"]
     if weights["kind"] != "random":

@@ -17,6 +17,7 @@ from rich.table import Table
 from featx.cli.columns import print_models
 from featx.cli.streams import stderr, stdout
 from featx.errors import FeatxError
+from featx.runs.layout import BASIS
 from featx.text import amount_of, count_of, images, printable
 from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
@@ -206,6 +207,8 @@ def verified(value: Verified, *, as_json: bool) -> None:
         say(f"missing: {printable(key)}")
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
+    if value.basis:
+        say(f"damaged: {BASIS} {value.basis}; its maps cannot be returned to their channels, nor continued")
     for fault in value.unreadable:
         say(f"damaged: {printable(fault)}")
     for name in value.uncommitted:

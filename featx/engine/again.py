@@ -4,22 +4,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.declaring import declaration, declared
+from featx.engine.mosaic import Equipment, Tiles
 from featx.engine.resources import Workers, spread, use_backend
 from featx.engine.room import Room
+from featx.engine.tiling import tiling_again
 from featx.errors import UsageError
+from featx.images.tiles import Tiling
 from featx.models.devices import choose_devices
 from featx.models.pyramid import Pyramid, load
-from featx.options import StoreOptions
+from featx.options import Limits, StoreOptions
 from featx.requests import Job, ModelRequest
+from featx.runs.basis import stored
+from featx.smaller_options import SmallerOptions
 
 if TYPE_CHECKING:
     import torch
 
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
+    from featx.engine.isolation import Reader
+    from featx.runs.formats import Writer
 
 
 def load_again(summary: dict[str, Any], device: torch.device) -> Pyramid:
@@ -69,6 +77,15 @@ class Again:
     computers: list[Computer]
     workers: Workers
     room: Room | None
+    tiling: Tiling | None
+
+    def tiles(self, reader: Reader, limits: Limits, writer: Writer, folder: Path) -> Tiles | None:
+        """Make what runs large images, as then, and has a folder for maps that memory does not hold."""
+        if self.tiling is None:
+            return None
+        batch_size, forwards = self.workers.batch_size, self.workers.forwards
+        kit = Equipment(self.computers, batch_size, forwards, reader, limits, folder, writer.largest)
+        return Tiles(self.tiling, kit, {})
 
     @property
     def pyramid(self) -> Pyramid:
@@ -76,19 +93,24 @@ class Again:
         return self.computers[0].pyramid
 
 
-def set_up_again(summary: dict[str, Any], device: str, images: int, boxes: Boxes | None = None) -> Again:
+def set_up_again(folder: Path, summary: dict[str, Any], device: str, images: int, boxes: Boxes | None = None) -> Again:
     """Load the model of a run, and have it run in the same batches by the same backend, on boxes or without.
+
+    Its maps are made smaller as then, on the components in the run's folder.
 
     Raises
     ------
     FeatxError
-        If the model is no longer available unchanged.
+        If the model, or the run's components, are no longer available unchanged.
     """
     devices = choose_devices(device)[:1]
     pyramid = load_again(summary, devices[0])
-    stored = {each.name: summary["recipe"][each.name] for each in declared(StoreOptions)}
-    keep = {} if boxes is None else {"boxes": "", "maps": summary["recipe"]["maps"]}
-    job = Job(model=pyramid.name, fit=pyramid.request.fit, **stored, **keep)
-    computers, workers = spread([pyramid], job, images, summary["recipe"], boxes=boxes)
+    recipe, tiling = summary["recipe"], tiling_again(summary)
+    smaller = [each.name for group in (SmallerOptions, StoreOptions) for each in declared(group)]
+    same = {name: recipe[name] for name in smaller if name in recipe and name != "basis"}
+    basis = stored(folder, recipe["basis"]) if recipe["basis"] else None
+    keep = {} if boxes is None else {"boxes": "", "maps": recipe["maps"]}
+    job = Job(model=pyramid.name, fit=pyramid.request.fit, **same, **keep)
+    computers, workers = spread([pyramid], job, images, recipe, boxes=boxes, basis=basis)
     use_backend(computers, workers)
-    return Again(devices, computers, workers, Room() if job.fit == "native" else None)
+    return Again(devices, computers, workers, Room() if job.fit == "native" else None, tiling)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from featx.images.frame import Frame
@@ -30,11 +32,33 @@ class Ready:
     messages: str
 
 
-def in_order(
-    values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
-) -> Iterator[list[Ready | Outcome]]:
+@dataclass(frozen=True, slots=True)
+class Large:
+    """An image that goes through the network in tiles: its pixels are read when they are needed.
+
+    Attributes
+    ----------
+    as_a_whole : int
+        Bytes that it takes because it can only be decoded as a whole.
+    pixels : ndarray or None
+        All of them, (H, W, 3) uint8, where it was read in a process of its own.
+    """
+
+    item: Item
+    stat: Stat
+    frame: Frame
+    messages: str
+    as_a_whole: int = 0
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+
+
+# What comes of an image that was read, or was to be.
+Value = Ready | Large | Outcome
+
+
+def in_order(values: Iterable[Value], size: int, stopped: Callable[[], bool]) -> Iterator[list[Value]]:
     """Group in order: `size` images each, or fewer among many failures, which stay in their place."""
-    batch: list[Ready | Outcome] = []
+    batch: list[Value] = []
     images = 0
     for value in values:
         if stopped():
@@ -48,19 +72,17 @@ def in_order(
         yield batch
 
 
-def by_size(
-    values: Iterable[Ready | Outcome], size: int, stopped: Callable[[], bool]
-) -> Iterator[list[Ready | Outcome]]:
-    """Group images of equal height and width, `size` of them each; failures do not wait.
+def by_size(values: Iterable[Value], size: int, stopped: Callable[[], bool]) -> Iterator[list[Value]]:
+    """Group images of equal height and width, `size` of them each; failures, and images in tiles, do not wait.
 
     Where too many images wait, the group that has waited longest leaves before it is full.
     """
-    waiting: dict[tuple[int, ...], list[Ready | Outcome]] = {}
+    waiting: dict[tuple[int, ...], list[Value]] = {}
     images = taken = 0
     for value in values:
         if stopped():
             return
-        if isinstance(value, Outcome):
+        if not isinstance(value, Ready):
             yield [value]
             continue
         shape = tuple(value.pixels.shape)

@@ -20,7 +20,7 @@ from PIL import Image
 from featx import files
 from featx.command_options import BenchOptions
 from featx.engine import checks, isolation, pipeline, resources
-from featx.engine.batching import Ready, by_size, in_order
+from featx.engine.batching import Ready, Value, by_size, in_order
 from featx.engine.computing import Computer
 from featx.engine.resources import Workers
 from featx.engine.room import Room
@@ -121,7 +121,7 @@ def _rounds(
     fields = computers[0].fields
     alone, whole = scratch / "alone", scratch / "run"
     work = Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
-    ready: list[Ready | Outcome] = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
+    ready: list[Value] = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
         raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
     group, room = (by_size, Room()) if job.fit == "native" else (in_order, None)

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from featx.engine.reducing import Photo, Reduction, Values
 from featx.errors import LESS, ModelError, enough_memory, is_out_of_memory
 from featx.models.pyramid import Pyramid
-from featx.values import Field
+from featx.values import Field, Level
 
 # Batch sizes to try on a GPU; a larger one is used as long as it is this much faster.
 BATCHES, WORTH_IT = (8, 16, 32, 64, 128, 256), 1.05
@@ -38,10 +39,13 @@ class Arrays:
         type.
     finite : list of sequences
         For each, (B,) bool: whether all values are finite.
+    sizes : dict of str to (int, int)
+        Height and width of the network's own maps, by the names of their arrays.
     """
 
     values: list[Values]
     finite: list[Sequence[Any]]
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Computer:
@@ -62,6 +66,10 @@ class Computer:
     ----------
     fields : list of Field
         The arrays that come out, with the types in which they are stored.
+    levels, final : tuple of Level, Level or None
+        Those of the pyramid, as their maps come out.
+    reductions : sequence of Reduction
+        The steps; others may take their place that give the same fields.
     """
 
     def __init__(
@@ -78,7 +86,7 @@ class Computer:
         self.fields: list[Field] = list(pyramid.fields)
         for reduction in reductions:
             self.fields = reduction.fields(self.fields)
-        self._reductions = reductions
+        self.reductions = reductions
         self._on_gpu = pyramid.device.type == "cuda"
         self._own = threading.local()
         self._under_way: set[int] = set()
@@ -144,6 +152,25 @@ class Computer:
             self._under_way.discard(threading.get_ident())
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels as their maps come out."""
+        return tuple(self.level(level) for level in self.pyramid.levels)
+
+    @property
+    def final(self) -> Level | None:
+        """The final map as it comes out, if it is wanted."""
+        return self.level(self.pyramid.final) if self.pyramid.final else None
+
+    @property
+    def modules(self) -> tuple[Level, ...]:
+        """The maps of modules as they come out."""
+        return tuple(self.level(level) for level in self.pyramid.modules)
+
+    def level(self, level: Level) -> Level:
+        """Return a level of the pyramid as its map comes out."""
+        return reduce(lambda found, step: step.level(found), self.reductions, level)
+
+    @property
     def smallest(self) -> int:
         """The most images in one pass of the size that takes the fewest."""
         return min((self.largest, *self._halved.values()))
@@ -169,15 +196,21 @@ class Computer:
     def _run(self, pixels: Tensor, photos: Sequence[Photo]) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
-            values: list[Values] = list(self.pyramid.run(batch))
-            for reduction in self._reductions:
+            maps = self.pyramid.run(batch)
+            sizes = {
+                field.key: (value.shape[2], value.shape[3])
+                for field, value in zip(self.pyramid.fields, maps, strict=True)
+                if value.ndim == 4
+            }
+            values: list[Values] = list(maps)
+            for reduction in self.reductions:
                 values = reduction(values, photos)
             flags = [_finite(value) if isinstance(value, Tensor) and self._on_gpu else None for value in values]
             host = [self._to_host(value, field.dtype) for value, field in zip(values, self.fields, strict=True)]
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
         finite = [_finite(value) if found is None else found.cpu() for value, found in zip(host, flags, strict=True)]
-        return Arrays(host, finite)
+        return Arrays(host, finite, sizes)
 
     def _stream(self) -> AbstractContextManager[Any]:
         """One stream per thread: while one thread's batch is computed, another's copies overlap with it."""
@@ -239,7 +272,7 @@ def _finite(value: Any) -> Any:
 def _joined(parts: Sequence[Arrays]) -> Arrays:
     values = [_chained(pieces) for pieces in zip(*(part.values for part in parts), strict=True)]
     finite = [_chained(pieces) for pieces in zip(*(part.finite for part in parts), strict=True)]
-    return Arrays(values, finite)
+    return Arrays(values, finite, parts[0].sizes)
 
 
 def _chained(pieces: Sequence[Any]) -> Any:

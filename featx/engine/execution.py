@@ -60,7 +60,15 @@ class Place:
 
 
 class Engine(Protocol):
-    """What processes the images of a call; made before anything in the run's folder is touched."""
+    """What processes the images of a call; made before anything in the run's folder is touched.
+
+    Attributes
+    ----------
+    setting : Setting
+        How the call runs; replaced, before images are processed, by what a rehearsal has found out.
+    """
+
+    setting: Setting
 
     def __init__(self, setting: Setting, boxes: Boxes | None, callers: Callers, notes: deque[str]) -> None: ...
 
@@ -75,6 +83,11 @@ class Engine(Protocol):
     @property
     def largest_pass(self) -> int:
         """The most images in one pass of the size that took the fewest."""
+        ...
+
+    @property
+    def deviation(self) -> dict[str, float] | None:
+        """By how much maps of tiles differ from those of one pass, by level; None where none were put together."""
         ...
 
     def close(self) -> None:

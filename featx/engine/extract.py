@@ -19,6 +19,8 @@ from featx.engine.notes import of_plan, remarks, surprises
 from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
+from featx.engine.tiling import facts_of as facts_of_tiles
+from featx.engine.tiling import measured
 from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
@@ -173,13 +175,14 @@ def _run(job: Job, listener: Listener, stop: Stop, captured: Callable[[], int]) 
         setting = set_up(loaded, job, items, output, earlier, plan, notes.append, boxes)
         setting = replace(setting, archives=found.archives)
         callers = Callers(listener, stop, captured)
-        return _work(held, output, setting, read_summary(output), notes, forecast, boxes, callers)
+        return _work(held, output, setting, items, read_summary(output), notes, forecast, boxes, callers)
 
 
 def _work(
     held: lock.LockedFolder,
     output: Path,
     setting: Setting,
+    items: list[Item],
     before: dict[str, Any] | None,
     notes: deque[str],
     forecast: Forecast,
@@ -187,15 +190,21 @@ def _work(
     callers: Callers,
 ) -> Report:
     """Do the work of a plan."""
+    from featx.engine.rehearsal import rehearsed, require_enough  # with torch
+
     plan, listener = setting.plan, callers.listener
+    require_enough(setting, items)
     with closing(engine_of(setting, boxes, callers, notes)) as engine:
         suspects = pending_suspects(held.unfinished, output, plan)
         suspected = set(suspects.keys() & marks_of(plan.to_do)) if suspects else set()
         writer = _begin(held, output, setting, before)
+        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
+        setting = engine.setting = rehearsed(setting, items, place, callers, notes)
+        if setting.basis:
+            held.keep(setting.basis)
         recorder = _recorder(held, output, setting, listener)
         for text in (*held.notes, *surprises(setting, suspected)):
             listener(Note(text))
-        place = Place(output, held.unfinished, writer, suspected, frozenset(suspected | marks_of(plan.retried)))
         execution = Execution(engine, place, recorder, suspects, notes, callers)
         failures = list(plan.failures)
         with recording(recorder, callers.stop):
@@ -203,6 +212,10 @@ def _work(
             if plan.again or len(failures) > len(plan.failures):
                 collect_garbage(writer, output, setting.job.format)
         recorder.facts["largest_pass"] = engine.largest_pass
+        if setting.tiling:
+            facts = recorder.facts["tiling"] = facts_of_tiles(setting.tiling, engine.deviation, setting.job.precision)
+            for text in measured(facts):
+                listener(Note(text))
     recorder.save("done")
     tried = len(plan.to_do)
     done = tried - (len(failures) - len(plan.failures))
@@ -284,9 +297,14 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
 def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener: Listener) -> Recorder:
     """Start recording the run, and tell the listener what is planned."""
     plan = setting.plan
-    facts = facts_of(setting.computers[0].pyramid, setting.computers[0].fields, setting.recipe, setting.job)
+    facts = facts_of(setting.computers[0], setting.recipe, setting.job)
+    if setting.cost:
+        facts["cost"] = setting.cost
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
+    if setting.tiling:
+        known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
+        facts["tiling"] = facts_of_tiles(setting.tiling, known, setting.job.precision)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)

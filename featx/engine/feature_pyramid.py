@@ -42,7 +42,7 @@ class FeaturePyramid:
     ((H, W, 3) uint8, as `ray.data.read_images` gives them), ``bytes`` (of an image file, as
     `ray.data.read_binary_files` gives them) or ``path``. Called on it, the pyramid returns its other columns; for each
     array of ``featx extract`` a column of the same name, (B, C, H, W) for a level and (B, D) for the embedding; and
-    ``error``, which is empty where all is well. Arrays of a picture that cannot be read hold NaN.
+    ``error``, which is empty where all is well. Arrays of a picture that cannot be read hold NaN, or zeros in int8.
 
     The network always runs on batches of `batch_size`, filled up with blanks, so that no picture's numbers depend on
     the others. They are those of ``featx extract`` with the same batch size and threads; a worker of Ray has as many
@@ -92,7 +92,7 @@ class FeaturePyramid:
             )
         pictures = list(batch[column])
         arrays = {
-            field.key: np.full((len(pictures), *field.lengths), np.nan, field.dtype or "float32")
+            field.key: np.full((len(pictures), *field.lengths), 0 if field.dtype == "int8" else np.nan, field.dtype)
             for field in self._computer.fields
         }
         errors = np.full(len(pictures), "", dtype=object)

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.engine import resources
+from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import pass_memory, peak, stored_fields
+from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, whole
+from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
+from featx.engine.tiling import beside_passes
 from featx.images import coverage, headers
+from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
@@ -56,8 +59,14 @@ class Forecast:
         Those of the largest photo of a sample, where photos keep their own sizes.
     seen : float or None
         The share of its area that the model sees.
+    tiles : (int, int, int, int) or None
+        Where large photos are cut: side and halo of a tile, how many tiles the largest one has, and the longer side of
+        what is seen of one.
     elsewhere : bool
         Whether other processes compute it, perhaps on other machines, whose memory is not known.
+    savings, fitting : tuple of Proposal
+        Of a dry run, what each option that makes maps smaller would write for all images; where there is a limit, which
+        options would keep to it, those that keep the most first.
     """
 
     input: Input
@@ -73,7 +82,10 @@ class Forecast:
     photo: tuple[int, int] | None
     largest: tuple[int, int] | None
     seen: float | None
+    tiles: tuple[int, int, int, int] | None = None
     elsewhere: bool = False
+    savings: tuple[Proposal, ...] = ()
+    fitting: tuple[Proposal, ...] = ()
 
 
 def foresee(
@@ -83,6 +95,7 @@ def foresee(
     output: Path,
     workers: Workers | None,
     boxes: Boxes | None = None,
+    tiling: Tiling | None = None,
 ) -> Forecast:
     """Work out what a run will write, and how much memory it will take.
 
@@ -100,15 +113,23 @@ def foresee(
         How the work is spread over a processor; None for a GPU.
     boxes : Boxes or None
         Those whose features are kept.
+    tiling : Tiling or None
+        How large photos are cut.
     """
     feed, memory = blueprint.description.input, resources.memory()
-    sizes = Sizes.of(blueprint, headers.sizes_of(items, MANY if feed.height is None else headers.SAMPLE))
+    sample = MANY if feed.height is None else headers.SAMPLE
+    sizes = Sizes.of(blueprint, headers.sizes_of(items, sample, job.limits), tiling)
     fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if job.maps or job.final or job.modules else 1))
-    one = pass_memory(blueprint, workers, sizes.largest) if workers and items else None
+    grows = (job.maps or job.final or job.modules) and not job.grid
+    each = round(formats.bytes_of(job.format, fields) * (sizes.share if grows else 1))
+    one = pass_memory(blueprint, workers, sizes.passed) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
-    whole = peak(blueprint, job, one, workers, memory, sizes.largest, boxes, most) if one and workers else None
+    whole = peak(blueprint, job, one, workers, memory, sizes.passed, boxes, most) if one and workers else None
+    if whole is not None and tiling and tiling.cuts(sizes.largest):
+        whole += beside_passes(
+            tiling, sizes.largest, sum(field.bytes for field in stored_fields(blueprint, job, sizes.passed))
+        )
     return Forecast(
         input=feed,
         images=len(items),
@@ -123,8 +144,24 @@ def foresee(
         photo=sizes.photo,
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
+        tiles=(tiling.tile, tiling.halo, tiling.count(sizes.largest), max(sizes.passed)) if tiling else None,
         elsewhere=job.engine != "local",
+        **_proposals(blueprint, job, len(items), each, sizes),
     )
+
+
+def _proposals(blueprint: Blueprint, job: Job, count: int, each: int, sizes: Sizes) -> dict[str, tuple[Proposal, ...]]:
+    """Return what would be written with other options, where that is asked for."""
+
+    def of_all(found: list[Proposal]) -> tuple[Proposal, ...]:
+        return tuple(Proposal(proposal.options, proposal.bytes * count) for proposal in found)
+
+    limit = job.max_disk
+    too_much = limit is not None and on_disk(job.format, each) * count > limit
+    room = (limit or 0) // max(1, count) - on_disk(job.format, 0)  # for each output, in whole blocks
+    fits = proposals.fitting(blueprint, job, whole(job.format, room), sizes.typical) if too_much else []
+    saves = proposals.alone(blueprint, job, sizes.typical) if job.dry_run else []
+    return {"savings": of_all(saves), "fitting": of_all(fits)}
 
 
 def tight(forecast: Forecast) -> list[str]:

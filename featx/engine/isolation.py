@@ -19,8 +19,9 @@ from typing import Any
 
 from featx.engine.children import Child
 from featx.errors import UnreadableError
-from featx.images.fitting import Preprocessor
-from featx.images.placing import Placed, place, read_elsewhere
+from featx.images.fitting import Native, Preprocessor
+from featx.images.placing import Large, Placed, place, place_in_tiles, read_elsewhere
+from featx.images.tiles import Tiling
 from featx.options import Limits
 from featx.runs.suspects import Marks, mark_of
 from featx.values import Item
@@ -46,6 +47,8 @@ class Reader:
     captured : callable
         How many bytes libraries have written to standard error so far, if known. If they write while an image is being
         read, it is read again in isolation, where whatever they write can only be about that image.
+    tiling : Tiling or None
+        How large images are cut; of those, only the headers are read here.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class Reader:
         isolate: bool = False,
         hashed: bool = False,
         captured: Callable[[], int] = lambda: 0,
+        tiling: Tiling | None = None,
     ) -> None:
         self.isolate = isolate
+        self._tiling = tiling
         self._preprocessor, self._limits, self._hashed = preprocessor, limits, hashed
         self._suspects, self._captured = frozenset(suspects), captured
         self._marks = Marks(folder)
@@ -69,7 +74,7 @@ class Reader:
         self._own = threading.local()
         self._children: list[Child] = []
 
-    def __call__(self, item: Item) -> Placed:
+    def __call__(self, item: Item) -> Placed | Large:
         """Read an image.
 
         Raises
@@ -122,7 +127,7 @@ class Reader:
         for child in self._children:
             child.close()
 
-    def _here(self, item: Item) -> Placed:
+    def _here(self, item: Item) -> Placed | Large:
         slot = self._marks.enter(item)
 
         @contextmanager
@@ -137,15 +142,24 @@ class Reader:
 
         try:
             with self.timed(item):
-                return place(
-                    self._preprocessor,
-                    item.path,
-                    self._limits,
-                    hashed=self._hashed,
-                    alone=alone,
-                    going_on=partial(self._goes_on, item),
-                    known=item.stat,
-                )
+                how: dict[str, Any] = {
+                    "hashed": self._hashed,
+                    "alone": alone,
+                    "going_on": partial(self._goes_on, item),
+                    "known": item.stat,
+                }
+                if self._tiling and isinstance(self._preprocessor, Native):
+                    return place_in_tiles(self._preprocessor, self._tiling, item.path, self._limits, **how)
+                return place(self._preprocessor, item.path, self._limits, **how)
+        finally:
+            self._marks.leave(slot)
+
+    @contextmanager
+    def marked(self, item: Item) -> Iterator[None]:
+        """Mark an image while a part of it is read elsewhere in this process."""
+        slot = self._marks.enter(item)
+        try:
+            yield
         finally:
             self._marks.leave(slot)
 

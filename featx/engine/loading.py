@@ -14,6 +14,7 @@ from featx.engine.measures import stored_fields
 from featx.engine.remedies import require_room
 from featx.engine.resources import workers_on_cpu
 from featx.engine.setting import Loaded, may_do_again, taken_over
+from featx.engine.tiling import said_of, tiling_of
 from featx.images.cells import spacing_of
 from featx.models.devices import choose_devices
 from featx.models.pyramid import build, draw_up
@@ -45,24 +46,26 @@ def load(
     blueprint = draw_up(job.request)
     for level in blueprint.description.levels if boxes else ():
         spacing_of(level)  # which the cells of a box need
+    tiling = tiling_of(blueprint, job)
     formats.require(job.format, stored_fields(blueprint, job, boxes=boxes))
     again = may_do_again(job, earlier, plan)
     to_compute = items if again else plan.to_do
     recipe = taken_over(job, None if again else earlier, devices[0])
     here = devices[0].type == "cpu" and job.engine == "local"  # the memory of other machines is not known
     workers = workers_on_cpu(job, len(items), recipe) if here else None
-    forecast = foresee(blueprint, job, to_compute, output, workers, boxes)
+    forecast = foresee(blueprint, job, to_compute, output, workers, boxes, tiling)
     listener(Foreseen(forecast))
     if to_compute and not job.dry_run:
-        require_room(forecast, blueprint, job, output, workers)
-    for text in (*blueprint.description.notes, *tight(forecast), *slow_precision(job, devices[0])):
+        require_room(forecast, blueprint, job, output, workers, tiling)
+    said = (*blueprint.description.notes, *(said_of(tiling, blueprint, job) if tiling else ()))
+    for text in (*said, *tight(forecast), *slow_precision(job, devices[0])):
         listener(Note(text))
     if job.dry_run:
         if earlier and (other := _other_options(job, earlier, boxes)):
             listener(Note(f"{output} holds features made with other options ({other}); the run may be refused"))
         return None, forecast
     listener(Phase("loading the weights" if job.weights != "random" else "making random weights"))
-    return Loaded(blueprint, [build(blueprint, device) for device in devices]), forecast
+    return Loaded(blueprint, [build(blueprint, device) for device in devices], tiling), forecast
 
 
 def _other_options(job: Job, earlier: dict[str, Any], boxes: Boxes | None) -> str:

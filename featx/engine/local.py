@@ -13,6 +13,7 @@ from featx.engine import pipeline
 from featx.engine.events import Phase
 from featx.engine.execution import Callers, Place
 from featx.engine.isolation import Reader
+from featx.engine.mosaic import Equipment, Tiles
 from featx.engine.resources import Workers, machine, overlapping, use_backend
 from featx.engine.room import shared
 from featx.engine.stopping import Stop
@@ -34,8 +35,9 @@ class LocalEngine:
 
     def __init__(self, setting: Setting, boxes: Boxes | None, callers: Callers, notes: deque[str]) -> None:
         del boxes  # which the computers know
-        self._setting, self._callers, self._notes = setting, callers, notes
+        self.setting, self._callers, self._notes = setting, callers, notes
         self._reader: Reader | None = None
+        self._tiles: Tiles | None = None
         if setting.plan.to_do and setting.job.backend != "torch":
             callers.listener(Phase(f"preparing the network for {setting.job.backend}"))
         if setting.plan.to_do:  # converting or compiling is slow, and is not done unnecessarily
@@ -43,7 +45,7 @@ class LocalEngine:
 
     def processed(self, items: list[Item], place: Place) -> Generator[list[Outcome]]:
         """Have the pipeline process items."""
-        setting, job = self._setting, self._setting.job
+        setting, job = self.setting, self.setting.job
         self._reader = Reader(
             setting.computers[0].pyramid.preprocessor,
             job.limits,
@@ -52,16 +54,37 @@ class LocalEngine:
             isolate=job.isolate or bool(place.suspected),
             hashed=job.hash_inputs,
             captured=self._callers.captured,
+            tiling=setting.tiling,
         )
         device = setting.computers[0].pyramid.device
         room = partial(shared, job, setting.blueprint, setting.workers.batch_size, device)
         stop, notes = self._callers.stop, self._notes
-        yield from processed(items, setting.computers, place.writer, setting.workers, self._reader, room, stop, notes)
+        if setting.tiling:
+            kit = Equipment(
+                setting.computers,
+                setting.workers.batch_size,
+                setting.workers.forwards,
+                self._reader,
+                job.limits,
+                place.unfinished,
+                place.writer.largest,
+                stop.asked,
+                job.force,
+            )
+            known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
+            self._tiles = Tiles(setting.tiling, kit, known, notes.append)
+        every = (items, setting.computers, place.writer, setting.workers, self._reader, room, stop, notes, self._tiles)
+        yield from processed(*every)
 
     @property
     def largest_pass(self) -> int:
         """The most images in one pass of the size that took the fewest."""
-        return min(computer.smallest for computer in self._setting.computers)
+        return min(computer.smallest for computer in self.setting.computers)
+
+    @property
+    def deviation(self) -> dict[str, float] | None:
+        """By how much maps of tiles differ from those of one pass."""
+        return self._tiles.deviation if self._tiles else None
 
     def close(self) -> None:
         """End the processes that images are read in."""
@@ -78,6 +101,7 @@ def processed(
     room: Callable[[], Room | None],
     stop: Stop,
     notes: deque[str],
+    tiles: Tiles | None = None,
 ) -> Generator[list[Outcome]]:
     """Have the pipeline process items, and begin again without an image that hangs; see `featx.engine.pipeline.run`."""
     left = {item.key: item for item in items}
@@ -89,7 +113,7 @@ def processed(
         while left and not stop.asked():
             ordered = locators.in_order(list(left.values()))
             readers = overlapping(workers, ordered)
-            outcomes = pipeline.run(computers, ordered, writer, readers, reader, stop.asked, room())
+            outcomes = pipeline.run(computers, ordered, writer, readers, reader, stop.asked, room(), tiles)
             try:
                 with closing(outcomes), stop.gently(passes):
                     for group in outcomes:

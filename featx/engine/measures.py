@@ -6,7 +6,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from featx.engine.boxes import Boxes
-from featx.engine.reducing import reductions_of
+from featx.engine.reductions import reductions_of
 from featx.engine.resources import Memory, Workers
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
@@ -46,8 +46,8 @@ def stored_fields(
     count : int
         How many boxes the photo has.
     """
-    fields = list(blueprint.fields_at(size or blueprint.description.traced))
-    for reduction in reductions_of(job, fields, blueprint.description.levels, boxes):
+    fields, made = list(blueprint.fields_at(size or blueprint.description.traced)), blueprint.description
+    for reduction in reductions_of(job, fields, made.maps, boxes):
         fields = reduction.fields(fields)
     return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
 
@@ -85,6 +85,11 @@ def peak(
     if blueprint.description.input.height is None and memory.left is not None and not job.force:
         return min(whole, memory.used + memory.left)
     return whole
+
+
+def whole(name: str, room: int) -> int:
+    """Return the bytes that an output may have for so many on the disk."""
+    return room if formats.vectors_only(name) else room // BLOCK * BLOCK
 
 
 def on_disk(name: str, size: int) -> int:

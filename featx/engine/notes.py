@@ -33,6 +33,8 @@ def surprises(setting: Setting, suspected: Collection[bytes]) -> list[str]:
             "but need --overwrite to start from scratch"
         )
     texts += of_plan(plan)
+    if setting.earlier and setting.basis and setting.job.fit_on:
+        texts.append("The run keeps the components that it has: --fit-on changes nothing")
     if suspected:
         names = ", ".join(sorted(mark.decode(errors="replace") for mark in suspected))
         texts.append(f"An earlier call ended while reading {names}: images are now decoded in separate processes")

@@ -21,6 +21,7 @@ from typing import Any
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Computer
 from featx.engine.isolation import Reader, ReadingThreads
+from featx.engine.mosaic import Tiles
 from featx.engine.resources import Workers
 from featx.engine.room import Room
 from featx.engine.stages import Stage
@@ -39,6 +40,7 @@ def run(
     reader: Reader,
     stopped: Callable[[], bool] = lambda: False,
     room: Room | None = None,
+    tiles: Tiles | None = None,
 ) -> Generator[list[Outcome]]:
     """Extract features of every item, and yield the outcomes, group by group.
 
@@ -62,6 +64,8 @@ def run(
         Whether to commit what is finished, finish what is being computed, and skip the rest.
     room : Room or None
         The memory that images with sizes of their own share; None where all have the model's.
+    tiles : Tiles or None
+        What runs large images; None where none is cut into tiles.
 
     Raises
     ------
@@ -70,14 +74,15 @@ def run(
     OutputError
         If the folder cannot be written: nothing after that image is tried. What was finished before is yielded first.
     """
-    work = Work(computers, writer, workers.batch_size, reader, room)
+    work = Work(computers, writer, workers.batch_size, reader, room, tiles)
     with ExitStack() as stack:
         stack.callback(archives.close)
 
         def stage(pool: Executor, function: Callable[..., Any], values: Iterable[Any], depth: int) -> Stage[Any]:
             """Begin a stage; it ends when the run does, after the stages that follow it."""
             reads = isinstance(pool, ReadingThreads)
-            made = Stage(pool, function, values, depth, LOOK_EVERY, work.check if reads else None)
+            check = work.check if reads else tiles.check if tiles and function == work.compute else None
+            made = Stage(pool, function, values, depth, LOOK_EVERY, check)
 
             def end(kind: type[BaseException] | None, *_: object) -> None:
                 """Wait for the threads, unless one may hang, or time is short."""

@@ -26,6 +26,7 @@ from featx.engine.ray_worker import STOPPED, Answer, Assignment, Block, Worker, 
 from featx.errors import FeatxError, UsageError, first_line
 from featx.images import locators
 from featx.paths import absolute, expanded, here
+from featx.runs.layout import BASIS
 from featx.runs.recipe import facts_of
 from featx.values import Item, Outcome
 
@@ -46,7 +47,7 @@ class RayEngine:
     """A Ray cluster; see `featx.engine.execution.Engine`."""
 
     def __init__(self, setting: Setting, boxes: Boxes | None, callers: Callers, notes: deque[str]) -> None:
-        self._setting, self._boxes, self._stop, self._notes = setting, boxes, callers.stop, notes
+        self.setting, self._boxes, self._stop, self._notes = setting, boxes, callers.stop, notes
         self.largest_pass = setting.workers.batch_size
         self._device = setting.computers[0].pyramid.device.type
         self._connection = ExitStack()
@@ -88,6 +89,11 @@ class RayEngine:
                 if self._stop.asked() and not begun():
                     return
 
+    @property
+    def deviation(self) -> None:
+        """None, since tiles are for the local engine."""
+        return None
+
     def close(self) -> None:
         """Leave the cluster, or end it if it was started here."""
         self._connection.close()
@@ -123,7 +129,7 @@ class RayEngine:
 
     def _blocks(self, items: Sequence[Item]) -> Iterator[Block]:
         """Cut the images into blocks of whole batches, which workers take in turn."""
-        workers, layout = self._setting.workers, self._layout
+        workers, layout = self.setting.workers, self._layout
         passes = workers.forwards if layout.gpus else max(1, layout.cpus // workers.threads)
         ordered, batches = locators.in_order(items), -(-len(items) // workers.batch_size)
         each = min(max(batches // (layout.workers * BLOCKS), LEAST * passes), MOST * passes)
@@ -132,11 +138,14 @@ class RayEngine:
             yield Block(number, [_whole(item) for item in ordered[start : start + size]])
 
     def _assignment(self, images: int, place: Place) -> Assignment:
-        setting = self._setting
-        pyramid, fields = setting.computers[0].pyramid, setting.computers[0].fields
+        setting = self.setting
         return Assignment(
-            _portable(setting.job, isolate=setting.job.isolate or bool(place.suspected)),
-            facts_of(pyramid, fields, setting.recipe, setting.job),
+            _portable(
+                setting.job,
+                isolate=setting.job.isolate or bool(place.suspected),
+                **({"basis": place.folder.absolute() / BASIS, "fit_on": None} if setting.basis else {}),
+            ),
+            facts_of(setting.computers[0], setting.recipe, setting.job),
             place.folder.absolute(),
             place.unfinished.absolute(),
             images,

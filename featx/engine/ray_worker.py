@@ -27,6 +27,7 @@ from featx.models.devices import choose_devices
 from featx.models.pyramid import build, draw_up
 from featx.requests import Job
 from featx.runs import formats
+from featx.runs.basis import read
 from featx.runs.layout import OF_WORKER
 from featx.runs.recipe import differences, recipe_of
 from featx.text import images
@@ -201,10 +202,10 @@ class Worker:
         devices = choose_devices("all" if told.device == "cuda" else told.device)
         pyramids = [build(blueprint, device) for device in devices]
         expected = told.facts["recipe"]
-        computers, workers = spread(pyramids, job, told.images, expected, self._notes.append, told.boxes)
-        recipe = recipe_of(
-            pyramids[0], job, workers.batch_size, workers.threads, told.boxes.digest if told.boxes else None
-        )
+        basis = read(job.basis) if job.basis else None
+        computers, workers = spread(pyramids, job, told.images, expected, self._notes.append, told.boxes, basis)
+        digests = told.boxes.digest if told.boxes else None, basis.sha256 if basis else None
+        recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, *digests)
         if changes := differences(told.facts, recipe, pyramids[0].architecture):
             raise FeatxError(
                 f"The worker on {os.uname().nodename} has another recipe ({', '.join(changes.values())})",

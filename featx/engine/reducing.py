@@ -15,7 +15,6 @@ from featx.engine.boxes import FIELDS, Boxes, arrays_of
 from featx.images.cells import Array, boxes_in_cells, cut
 from featx.images.frame import Frame
 from featx.images.regions import regions_of_batch
-from featx.requests import Job
 from featx.values import Field, Level
 
 
@@ -33,8 +32,11 @@ Values = Tensor | Sequence[Tensor] | Sequence[Array]
 class Reduction(Protocol):
     """A step from a batch's arrays to those that are written, or to the next step."""
 
-    def fields(self, fields: Sequence[Field]) -> list[Field]:
+    def fields(self, fields: Sequence[Field], /) -> list[Field]:
         """Return the output fields for some input fields."""
+
+    def level(self, level: Level, /) -> Level:
+        """Return a level as its map comes out."""
 
     def __call__(self, values: Sequence[Values], photos: Sequence[Photo], /) -> list[Values]:
         """Reduce a batch: values for each field, on the device that computed it; blanks may follow the photos."""
@@ -78,6 +80,10 @@ class InBoxes:
         beside = [[arrays[place] for arrays in given] for place in range(len(FIELDS))]
         return [*self._kept(values), *beside, *features]
 
+    def level(self, level: Level) -> Level:
+        """Return the level itself."""
+        return level
+
     def _kept(self, values: Sequence[Any]) -> list[Any]:
         return [value for place, value in enumerate(values) if self.maps or place not in self.levels]
 
@@ -95,7 +101,7 @@ class InBoxes:
 
 @dataclass(frozen=True, slots=True)
 class StoredType:
-    """Cast maps to the stored type; vectors keep full precision.
+    """Cast arrays to the stored type; vectors keep full precision, and what has a type already keeps that.
 
     Attributes
     ----------
@@ -112,19 +118,15 @@ class StoredType:
             for field in fields
         ]
 
+    def level(self, level: Level) -> Level:
+        """Return the level itself."""
+        return level
+
     def __call__(self, values: Sequence[Values], _: Sequence[Photo]) -> list[Values]:
         """Cast where that halves the copy; on a CPU, the copy into the output's layout casts."""
         return [self._cast(value) if isinstance(value, Tensor) and value.is_cuda else value for value in values]
 
     def _cast(self, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
         return value.to(torch.float32 if value.ndim == 2 else getattr(torch, self.dtype))  # (B, D) is vectors
-
-
-def reductions_of(job: Job, fields: Sequence[Field], levels: Sequence[Level], boxes: Boxes | None) -> list[Reduction]:
-    """Return the steps that a job requires, in order, for a pyramid with these fields and levels."""
-    stored = StoredType(job.dtype)
-    if boxes is None:
-        return [stored]
-    by_key = {level.key: level for level in levels}
-    places = {place: by_key[field.key] for place, field in enumerate(fields) if field.key in by_key}
-    return [InBoxes(boxes, places, job.maps is not False, job.dtype), stored]

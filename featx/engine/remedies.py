@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featx.engine import resources
+from featx.engine import proposals, resources
 from featx.engine.measures import on_disk, pass_memory, peak, stored_fields
 from featx.engine.resources import Workers
 from featx.engine.room import Needs, Room, available
 from featx.engine.sizes import Sizes
 from featx.errors import FeatxError, ModelError, OutputError
+from featx.images.tiles import Tiling
 from featx.models import catalogue
 from featx.models.pyramid import Blueprint, draw_up
 from featx.requests import Job
@@ -27,11 +28,21 @@ if TYPE_CHECKING:
 # In the search for a size that fits, sides are multiples of the first; it ends within one part in the second.
 SIDE, PRECISION = 32, 20
 
+# Options that are proposed where the disk has no room.
+SAID = ("--strides", "--grid 7", "--components 64", "--dtype float16")
+
 # A forecast of memory is never too low, and too high by up to this factor; a run is refused only beyond it.
 MARGIN = 1.25
 
 
-def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Path, workers: Workers | None) -> None:
+def require_room(
+    forecast: Forecast,
+    blueprint: Blueprint,
+    job: Job,
+    output: Path,
+    workers: Workers | None,
+    tiling: Tiling | None = None,
+) -> None:
     """Refuse a run that cannot fit into memory or onto the disk.
 
     Raises
@@ -45,7 +56,7 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
         return
     needed, there = forecast.memory, forecast.available_memory
     if workers and blueprint.description.input.height is None:
-        _require_room_for_photo(forecast, blueprint, workers)
+        _require_room_for_photo(forecast, blueprint, workers, tiling)
     elif workers and needed and there is not None and needed > there * MARGIN:
         raise ModelError(
             f"{blueprint.description.name} at {_size(blueprint)} takes about {amount_of(needed)} of memory, and "
@@ -53,21 +64,25 @@ def require_room(forecast: Forecast, blueprint: Blueprint, job: Job, output: Pat
             f"{_smaller(blueprint, job, workers, there)}; --force tries it all the same",
         )
     size = on_disk(job.format, forecast.bytes_per_image) * forecast.images
+    what = f"The features of {images(forecast.images)} take {amount_of(size)}"
     if forecast.free is not None and size > forecast.free:
         raise OutputError(
-            f"The features of {images(forecast.images)} take {amount_of(size)}, and {amount_of(forecast.free)} are "
-            f"free for {output}",
+            f"{what}, and {amount_of(forecast.free)} are free for {output}",
             f"{_savings(blueprint, job, forecast.images)}; --force begins all the same",
         )
+    if job.max_disk is not None and size > job.max_disk:
+        fits = " or ".join(each.options for each in forecast.fitting[:3])
+        hint = f"These fit: {fits}" if fits else _savings(blueprint, job, forecast.images)
+        raise OutputError(f"{what}, more than --max-disk {amount_of(job.max_disk)}", hint)
 
 
-def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers) -> None:
+def _require_room_for_photo(forecast: Forecast, blueprint: Blueprint, workers: Workers, tiling: Tiling | None) -> None:
     """Refuse a run whose typical photo, at its own size, does not fit into memory by itself."""
     if forecast.photo is None or forecast.available_memory is None:
         return
     name, (width, height) = blueprint.description.name, forecast.photo
     room = Room(Needs(blueprint, workers.batch_size, on_cpu=True), available())
-    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)]).typical):
+    if refusal := room.refusal(*Sizes.of(blueprint, [(width, height)], tiling).passed, tiled=tiling is not None):
         raise ModelError(f"{name} cannot take a photo of {width} x {height} pixels: {refusal}", "--force tries it")
 
 
@@ -133,17 +148,7 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
     """Yield options that write less, and the bytes of an output with them; boxes take little."""
     if job.boxes:
         return
-    fields = stored_fields(blueprint, job)
-    if job.dtype == "float32" and not all(field.is_vector for field in fields):
-        halved = stored_fields(blueprint, replace(job, dtype="float16"))
-        yield "--dtype float16", formats.bytes_of(job.format, halved)
-    levels = blueprint.description.levels
-    strides = sorted({level.stride for level in levels if isinstance(level.stride, int | float)})
-    if len(strides) > 2 and job.maps and job.part != "all":
-        coarse = strides[len(strides) // 2 :]
-        finer = {level.key for level in levels if level.stride not in coarse}
-        fewer = [field for field in fields if field.key.removesuffix("_prefix").removesuffix("_attention") not in finer]
-        yield f"--strides {','.join(f'{stride:g}' for stride in coarse)}", formats.bytes_of(job.format, fewer)
+    yield from (each for each in proposals.alone(blueprint, job) if each.options.startswith(SAID))
     if job.maps or job.final or job.modules:
         try:
             vector = draw_up(_only_embedding(blueprint.request))

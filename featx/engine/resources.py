@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.models.pyramid import Pyramid
+    from featx.runs.basis import Basis
 
 ROOT = Path("/")
 
@@ -150,13 +151,14 @@ def spread(
     earlier: dict[str, Any],
     on_note: Callable[[str], None] = lambda _: None,
     boxes: Boxes | None = None,
+    basis: Basis | None = None,
 ) -> tuple[list[Computer], Workers]:
     """Spread the work over the machine; see `workers_on_cpu`. A GPU's batch size is found by trying."""
     from featx.engine.computing import Computer
-    from featx.engine.reducing import reductions_of
+    from featx.engine.reductions import reductions_of
 
     batch_size = job.batch_size or earlier.get("batch_size")
-    reductions = reductions_of(job, pyramids[0].fields, pyramids[0].levels, boxes)
+    reductions = reductions_of(job, pyramids[0].fields, pyramids[0].maps, boxes, basis)
     computers = [Computer(pyramid, reductions, batch_size or images, on_note) for pyramid in pyramids]
     if pyramids[0].device.type == "cpu":
         workers = workers_on_cpu(job, images, earlier)

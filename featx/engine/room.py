@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,25 +106,35 @@ class Room:
         self._closed = False
         self._changed = threading.Condition()
 
-    def refusal(self, height: int, width: int) -> str:
-        """Say why a batch of images of a size cannot be computed, and what would help; return "" if it can."""
+    def refusal(self, height: int, width: int, *, tiled: bool = False) -> str:
+        """Say why a batch of images, or tiles, of a size cannot be computed, and what would help; "" if it can."""
         if self._needs is None or self._total is None:
             return ""
         need = self._needs(height, width)
         if need.all <= self._total:
             return ""
-        side = self._needs.longest_side(height, width, self._total)
-        help_ = f"; --max-side {side} fits" if side else ""
+        side = None if tiled else self._needs.longest_side(height, width, self._total)
+        help_ = "; a smaller --tile or --halo takes less" if tiled else f"; --max-side {side} fits" if side else ""
         return (
             f"a pass of {width} x {height} pixels takes about {amount_of(need.all)} of memory, but "
             f"{amount_of(self._total)} are available{help_}"
         )
 
-    def take(self, height: int, width: int) -> Need:
-        """Wait until there is enough memory for a batch of images of a size, and take it."""
+    def passes(self, height: int, width: int, most: int) -> int:
+        """Return how many passes of batches of images of a size fit at a time: one at least."""
+        if self._needs is None or self._total is None:
+            return most
+        return min(most, max(1, self._total // max(1, self._needs(height, width).all)))
+
+    def take(self, height: int, width: int, passes: int = 1, more: Callable[[int], int] = lambda _: 0) -> Need:
+        """Wait until there is enough memory for passes of batches of images of a size, and take it.
+
+        `more` says what else is taken, given the bytes of the arrays of one pass.
+        """
         if self._needs is None or self._total is None:
             return Need(0, 0)
-        need, total = self._needs(height, width), self._total
+        one, total = self._needs(height, width), self._total
+        need = Need(one.passing * passes + more(one.arrays), one.arrays * passes)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._taken or self._taken + need.all <= total)
             self._taken += need.all

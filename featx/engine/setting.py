@@ -12,6 +12,7 @@ from featx.engine.resources import Workers, spread
 from featx.errors import WeightsError
 from featx.requests import Job
 from featx.runs import manifest
+from featx.runs.basis import Basis, network_of, read, stored
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import differences, options_of, recipe_of, require_same_recipe
 from featx.runs.summary import require_summary
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from featx.engine.boxes import Boxes
     from featx.engine.computing import Computer
     from featx.images.archives import Contents
+    from featx.images.tiles import Tiling
     from featx.models.pyramid import Blueprint, Pyramid
 
 
@@ -32,11 +34,15 @@ class Loaded:
 
     blueprint: Blueprint
     pyramids: list[Pyramid]
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a call will run: the plan, the workers, and the summary of the earlier call that it continues."""
+    """How a call will run: the plan, the workers, and the summary of the earlier call that it continues.
+
+    The basis of components, and what smaller maps cost, may become known later; see `featx.engine.rehearsal`.
+    """
 
     job: Job
     blueprint: Blueprint
@@ -47,6 +53,9 @@ class Setting:
     earlier: dict[str, Any] | None
     done_again: int = 0
     archives: Sequence[Contents] = ()
+    basis: Basis | None = None
+    cost: dict[str, Any] | None = None
+    tiling: Tiling | None = None
 
 
 def set_up(
@@ -64,24 +73,51 @@ def set_up(
     Settings that were not given were chosen for an earlier call's images. If those were few, and now there are many,
     the few are computed again with settings that suit the many: all features of a folder come from one recipe.
     """
-    pyramids, digest = loaded.pyramids, boxes.digest if boxes else None
+    pyramids, digest, tiling = loaded.pyramids, boxes.digest if boxes else None, loaded.tiling
     before = taken_over(job, earlier, pyramids[0].device)
-    computers, workers = spread(pyramids, job, len(items), before, on_note, boxes)
-    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest)
+    basis = basis_of(job, pyramids[0], output, earlier)
+    computers, workers = spread(pyramids, job, len(items), before, on_note, boxes, basis)
+    of_basis = basis.sha256 if basis else None
+    recipe = recipe_of(pyramids[0], job, workers.batch_size, workers.threads, digest, of_basis, tiling)
     require_same_recipe(output, earlier, recipe, pyramids[0].architecture)
     if job.like:
         require_alike(job, recipe, pyramids[0].architecture, on_note)
-    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier)
+    setting = Setting(job, loaded.blueprint, plan, computers, workers, recipe, earlier, basis=basis, tiling=tiling)
     if not may_do_again(job, earlier, plan):
         return setting
-    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note, boxes)
+    basis = basis_of(job, pyramids[0], output, None)
+    computers, suitable = spread(pyramids, job, len(plan.to_do), {}, on_note, boxes, basis)
     if suitable.batch_size <= workers.batch_size and suitable.threads >= workers.threads:
         return setting
     job = replace(job, overwrite=True)
     done_again = plan.kept_done + plan.again
     plan = plan_work(output, plan.renamed(items), job)
-    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest)
-    return Setting(job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
+    of_basis = basis.sha256 if basis else None
+    recipe = recipe_of(pyramids[0], job, suitable.batch_size, suitable.threads, digest, of_basis, tiling)
+    made = (job, loaded.blueprint, plan, computers, suitable, recipe, None, done_again)
+    return Setting(*made, basis=basis, tiling=tiling)
+
+
+def basis_of(job: Job, pyramid: Pyramid, output: Path, earlier: dict[str, Any] | None) -> Basis | None:
+    """Return the components that a call projects on: those given, or those of the run that it continues.
+
+    None if they are still to be fitted, or none are wanted.
+
+    Raises
+    ------
+    FeatxError
+        If they cannot be read, do not fit the network, or those of the run are no longer what they were.
+    """
+    if job.components is None:
+        return None
+    continues = earlier is not None and earlier["recipe"]["components"] is not None
+    found = stored(output, earlier["recipe"]["basis"]) if earlier and continues else None
+    if job.basis is not None:
+        found = read(job.basis)
+        kept = {field.key for field in pyramid.fields}
+        chosen = [level for level in pyramid.maps if level.key in kept]
+        found.require(chosen, job.components, network_of(pyramid, job), job.basis)
+    return found
 
 
 def continued(job: Job, output: Path, before: dict[str, Any] | None, *, binding: bool = False) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.requests import Job
-from featx.runs import parts
+from featx.runs import basis, parts
 from featx.runs.layout import UNFINISHED
 from featx.runs.planning import Plan
 from featx.runs.recipe import file_facts, options_of
@@ -46,6 +46,7 @@ def is_settled(job: Job, output: Path, earlier: dict[str, Any], plan: Plan, boxe
         and not (parts.home_of(output, job.shard) / UNFINISHED).exists()
         and earlier.get("options") == options_of(job)
         and earlier["recipe"]["boxes"] == boxes
+        and _same_basis(job, output, earlier["recipe"]["basis"])
         and _same_machine(job, earlier)
         and _same_versions(job, earlier)
         and all(_is_unchanged(then, job.model) for then in earlier["files"])
@@ -58,6 +59,13 @@ def _is_done(job: Job, earlier: dict[str, Any]) -> bool:
         return bool(earlier["state"] == "done")
     each = earlier[SHARDS]["each"].get(str(job.shard.number), {})
     return bool(earlier[SHARDS]["of"] == job.shard.count and each.get("state") == "done")
+
+
+def _same_basis(job: Job, output: Path, sha256: str | None) -> bool:
+    """Whether the components of the run are as they were, and those given, if any, are the same."""
+    if sha256 is None:
+        return job.basis is None
+    return not basis.fault_of(output, sha256) and (job.basis is None or basis.read(job.basis).sha256 == sha256)
 
 
 def _same_machine(job: Job, earlier: dict[str, Any]) -> bool:

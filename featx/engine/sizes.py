@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from featx.images import headers
 from featx.images.native import filled_up, reduced
+from featx.images.tiles import Tiling
 
 if TYPE_CHECKING:
     from featx.models.pyramid import Blueprint
@@ -25,6 +26,8 @@ class Sizes:
         Width and height of a typical photo, and of the largest one where each has an input size of its own.
     typical, largest : (int, int)
         Height and width of the inputs.
+    passed : (int, int)
+        Height and width of the largest that goes through the network at once: a tile, where inputs are cut.
     share : float
         Mean area of the inputs, divided by the area of the typical one.
     """
@@ -33,16 +36,18 @@ class Sizes:
     largest_photo: tuple[int, int] | None
     typical: tuple[int, int]
     largest: tuple[int, int]
+    passed: tuple[int, int]
     share: float
 
     @classmethod
-    def of(cls, blueprint: Blueprint, photos: Sequence[tuple[int, int]]) -> Sizes:
-        """Work out the inputs that a pyramid makes of photos of these (width, height)."""
+    def of(cls, blueprint: Blueprint, photos: Sequence[tuple[int, int]], tiling: Tiling | None = None) -> Sizes:
+        """Work out the inputs that a pyramid makes of photos of these (width, height), and how they are cut."""
         feed, traced = blueprint.description.input, blueprint.description.traced
         if feed.height is not None or feed.multiple is None or not photos:
-            return cls(headers.typical(photos), None, traced, traced, 1.0)
+            return cls(headers.typical(photos), None, traced, traced, traced, 1.0)
         ordered = sorted(photos, key=math.prod)
         inputs = [filled_up(reduced(size, feed.max_side), feed.multiple, feed.least)[::-1] for size in ordered]
         middle = len(ordered) // 2
         share = sum(map(math.prod, inputs)) / len(inputs) / math.prod(inputs[middle])
-        return cls(ordered[middle], ordered[-1], inputs[middle], inputs[-1], share)
+        windows = [tiling.window(size) for size in inputs] if tiling else inputs
+        return cls(ordered[middle], ordered[-1], inputs[middle], inputs[-1], max(windows, key=math.prod), share)

@@ -14,10 +14,13 @@ import numpy as np
 from featx.errors import FeatxError
 from featx.runs import formats, parts
 from featx.runs.formats import Array
-from featx.runs.layout import KEPT, LEASE, MANIFEST, SUMMARY, UNFINISHED
+from featx.runs.layout import BASIS, KEPT, LEASE, MANIFEST, SUMMARY, UNFINISHED
 from featx.runs.mirror import is_own, mirror_of
 from featx.runs.reading import Run
 from featx.values import Field
+
+# Bytes of an array that are looked at together.
+PART = 1 << 28
 
 # What reading a file that is not an output can raise.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zipfile.BadZipFile)
@@ -36,7 +39,7 @@ def leftovers(run: Run) -> Leftovers:
     done = {key: run.output(key) for key in run}
     strays = run.reader.strays(done)
     ours = run.reader.files(set(done.values())) | {SUMMARY, MANIFEST, LEASE} | strays.keys()
-    ours |= parts.own_files(run.folder)
+    ours |= parts.own_files(run.folder) | ({BASIS} if run.summary["recipe"]["basis"] else set())
     if mirror := mirror_of(run.folder):
         others, unfinished = [name for name in mirror.store.walk() if name not in ours and not is_own(name)], 0
     else:
@@ -45,6 +48,11 @@ def leftovers(run: Run) -> Leftovers:
     rows = [f"{key} in {name}" for name, keys in strays.items() for key in keys]
     foreign = set(others) - set(uncommitted)
     return Leftovers(rows + uncommitted, [path for path in others if path in foreign], unfinished)
+
+
+def parts_of(values: Array) -> list[Array]:
+    """Cut an array into parts, so that what is worked out for one does not take much memory."""
+    return np.array_split(values, 1 + values.nbytes // PART)
 
 
 def fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str:
@@ -57,7 +65,7 @@ def fault_of_arrays(arrays: Mapping[str, Array], fields: Sequence[Field]) -> str
         dtype = "text" if values.dtype.kind == "U" else str(values.dtype)
         if not expected.fits(values.shape) or dtype != expected.dtype:
             return f"{expected.key} is {dtype} {values.shape}, not {expected.dtype} {expected.shape}"
-        if dtype != "text" and not np.isfinite(values).all():
+        if dtype != "text" and not all(np.isfinite(part).all() for part in parts_of(values)):
             return f"{expected.key} holds NaN or infinity"
     return ""
 

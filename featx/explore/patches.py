@@ -165,13 +165,13 @@ def similar_patches(
     cells.spacing_of(chosen)
     name = os.fspath(query)
     key = key_of(opened, name)
-    path, frame, vector = _feature(opened, name, key, chosen, asked, device)
+    path, frame, placed, vector = _feature(opened, name, key, chosen, asked, device)
     place = f"--at {_numbers(asked.at)}" if asked.at else f"--box {_numbers(asked.box or ())}"
     if np.isnan(vector).all():
         raise outside(place, name, frame, edges=asked.at is None)
     direction = Direction.of(vector, f"The feature of {place} on {chosen.key}", "Try another place or --level")
     found = _Search(opened, chosen, direction, asked, None if with_self else key).run(listener)
-    around = asked.box or _floats(cells.box_of(frame, chosen, *cells.to_cell(frame, chosen, *asked.at or ())))
+    around = asked.box or _floats(cells.box_of(frame, placed, *cells.to_cell(frame, placed, *asked.at or ())))
     kind = opened.summary["weights"]["kind"]
     return Patches(name, path, frame.original, asked.at, around, chosen.key, len(opened), found, kind)
 
@@ -217,20 +217,22 @@ def choose_level(maps: Sequence[Level]) -> Level:
 
 def _feature(
     run: Run, name: str, key: str | None, level: Level, asked: SimilarOptions, device: str
-) -> tuple[str, Frame, Array]:
-    """Return the query's file and frame, and the feature of the place, which is NaN if the model did not see it."""
+) -> tuple[str, Frame, Level, Array]:
+    """Return the query's file, frame, and level as it lies there, and the place's feature: NaN if it was not seen."""
     if key is None:
         path = path_text(name)
-        arrays, frame = arrays_of(run, name, device)
+        arrays, frame, placed = arrays_of(run, name, device)
+        level = placed[level.key]
     else:
-        path, frame = run.line(key).path, run.frame(key)
+        line = run.line(key)
+        path, frame, level = line.path, line.frame, run.placed(line, level)
         arrays = {level.key: _map(run, key, level)}
         if not np.isfinite(arrays[level.key]).all():
             raise damaged(key, f"{level.key} holds NaN or infinity")
     if asked.at is not None:
-        return path, frame, places.sample(arrays, frame, [level], [asked.at])[level.key][0]
+        return path, frame, level, places.sample(arrays, frame, [level], [asked.at])[level.key][0]
     found = places.regions(arrays, frame, [level], np.array([asked.box]), (1, 1))
-    return path, frame, found[level.key][0, :, 0, 0]
+    return path, frame, level, found[level.key][0, :, 0, 0]
 
 
 def _map(run: Run, key: str, level: Level) -> Array:
@@ -289,10 +291,11 @@ class _Search:
         line = self._run.line(key)
         if key == self._left_out or (self._file and locators.same_image(self._file, to_path(line.path))):
             return
-        on_photo = cells.valid(line.frame, self._level, *near.shape)
+        level = self._run.placed(line, self._level)
+        on_photo = cells.valid(line.frame, level, *near.shape)
         for row, column, score in self._best_cells(values, near, on_photo):
-            x, y = _floats(cells.to_pixel(line.frame, self._level, row, column))
-            box = _floats(cells.box_of(line.frame, self._level, row, column))
+            x, y = _floats(cells.to_pixel(line.frame, level, row, column))
+            box = _floats(cells.box_of(line.frame, level, row, column))
             yield Patch(key, line.path, line.frame.original, x, y, self._level.key, score, box)
 
     def _best_cells(

@@ -106,7 +106,7 @@ def _span(photo: Shown, level: Level) -> tuple[int, int, int, int]:
 def _cells(photo: Shown, level: Level) -> dict[str, Any]:
     """Say where the cells on a photo lie: edges and extents in shares of the model's input."""
     row, column, rows, columns = _span(photo, level)
-    offset, stride = cells.spacing_of(level)
+    offset, stride = cells.spacing_of(photo.placed[level.key])
     width, height = photo.frame.input
     return {
         "rows": rows,

@@ -40,12 +40,15 @@ class Shown:
         Where it lies in the model's input.
     maps : dict of str to array
         Key of each level to what is shown of it, (C, H, W): its map, or its attention (heads, H, W).
+    placed : dict of str to Level
+        Key of each level to the level as it lies in this photo.
     """
 
     key: str
     path: str
     frame: Frame
     maps: Mapping[str, Array]
+    placed: Mapping[str, Level]
 
     def valid(self, level: Level) -> Array:
         """Return the features of the cells whose centres lie on the photo: (cells, C) float32."""
@@ -65,7 +68,7 @@ class Shown:
 
     def region(self, level: Level) -> tuple[slice, slice]:
         """Return the rows and columns of the cells whose centres lie on the photo; both empty if there are none."""
-        return cells.valid(self.frame, level, *self.maps[level.key].shape[1:])
+        return cells.valid(self.frame, self.placed[level.key], *self.maps[level.key].shape[1:])
 
 
 def _rows(values: Array) -> Array:
@@ -118,7 +121,8 @@ def shown(run: Run, key: str, levels: Sequence[Level], suffix: str = "") -> Show
         If they are missing or damaged.
     """
     line = run.line(key)
-    return Shown(key, to_path(line.path), line.frame, run.read_maps(key, levels, suffix))
+    placed = {level.key: run.placed(line, level) for level in levels}
+    return Shown(key, to_path(line.path), line.frame, run.read_maps(key, levels, suffix), placed)
 
 
 def outside(place: str, photo: str, frame: Frame, *, edges: bool = False) -> UsageError:

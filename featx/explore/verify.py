@@ -19,14 +19,16 @@ from msgspec import structs
 
 from featx import files
 from featx.command_options import VerifyOptions
+from featx.dtypes import DTYPES
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
-from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers
+from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers, parts_of
 from featx.images.locators import in_order, stat_of
 from featx.options import Limits
 from featx.paths import to_path
 from featx.runs import formats, lock, manifest, remote
+from featx.runs.basis import fault_of
 from featx.runs.formats import Array
 from featx.runs.known import is_same
 from featx.runs.layout import UNFINISHED
@@ -37,8 +39,8 @@ from featx.runs.suspects import read_suspects, save_suspects
 from featx.values import Item
 from featx.version import library_versions
 
-# Tolerance on another machine, relative to a level's largest value: by compute precision, and by stored type.
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2, "float32": 0.0, "float16": 1e-3}
+# Tolerance on another machine, relative to a level's largest value, by compute precision.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
 
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
@@ -111,6 +113,8 @@ class Verified:
         Damaged lines of the manifest, and what is wrong with them.
     unfinished : int
         Temporary files of a killed run; the next one removes them.
+    basis : str
+        What is wrong with the components that its maps are projected on; empty if nothing is.
     repaired : bool
         Whether what is missing or damaged was forgotten.
     recomputed : Recomputed or None
@@ -127,6 +131,7 @@ class Verified:
     foreign: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     unfinished: int = 0
+    basis: str = ""
     repaired: bool = False
     recomputed: Recomputed | None = None
 
@@ -134,7 +139,7 @@ class Verified:
     def sound(self) -> bool:
         """Whether every output is as written, and was reproduced if recomputed."""
         same = self.recomputed is None or self.recomputed.same
-        return same and not (self.missing or self.damaged or self.unreadable)
+        return same and not (self.missing or self.damaged or self.unreadable or self.basis)
 
     @property
     def complete(self) -> bool:
@@ -176,7 +181,7 @@ def verify(
 def _verify(folder: Path, recompute: int, *, repair: bool, listener: Callable[[Checked], None]) -> Verified:
     holding: AbstractContextManager[Any] = remote.exclusive(folder, make=False) if repair else remote.shared(folder)
     with holding as held:
-        run = open_run(folder)
+        run = open_run(folder, raw=True)
         mirror = mirror_of(folder)
         verified = Verified(mirror.store.url if mirror else folder, failed=len(run.failed))
         verified.unreadable = manifest.unreadable_lines(folder)
@@ -187,6 +192,8 @@ def _verify(folder: Path, recompute: int, *, repair: bool, listener: Callable[[C
                 verified.missing.append(key)
             elif fault:
                 verified.damaged[key] = fault
+        if sha256 := run.summary["recipe"]["basis"]:
+            verified.basis = fault_of(folder, sha256)
         verified.uncommitted, verified.foreign, verified.unfinished = leftovers(run)
         if recompute:
             verified.recomputed = _recompute(run, recompute, {*verified.missing, *verified.damaged})
@@ -243,7 +250,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     from featx.engine.boxes import of_outputs
 
     recipe = run.summary["recipe"]
-    tolerance = max(TOLERANCE[recipe["precision"]], TOLERANCE[recipe["dtype"]])
+    tolerance = max(TOLERANCE[recipe["precision"]], DTYPES[recipe["dtype"]].tolerance)
     result = Recomputed(tolerance=tolerance, versions=_other_versions(run.summary))
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
@@ -253,15 +260,18 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     if not items:
         return result
     boxes = of_outputs({item.key: run[item.key] for item in items}, recipe["box_size"]) if recipe["boxes"] else None
-    again = set_up_again(run.summary, recipe["device"], len(items), boxes)
+    again = set_up_again(run.folder, run.summary, recipe["device"], len(items), boxes)
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
-        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED)
+        reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED, tiling=again.tiling)
         writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
+        tiles = again.tiles(reader, LIMITS, writer, scratch / UNFINISHED)
         made = formats.reader("npz", scratch)
         try:
             for outcome in chain.from_iterable(
-                pipeline.run(again.computers, in_order(items), writer, again.workers, reader, room=again.room)
+                pipeline.run(
+                    again.computers, in_order(items), writer, again.workers, reader, room=again.room, tiles=tiles
+                )
             ):
                 key = outcome.item.key
                 if not outcome.done:
@@ -289,9 +299,11 @@ def _compare(then: Mapping[str, Array], now: Mapping[str, Array], key: str, resu
     for name, values in then.items():
         if values.dtype.kind == "U":
             continue
-        old, new = values.astype(np.float64), now[name].astype(np.float64)
-        largest = max(np.abs(old).max(initial=0), np.finfo(np.float32).tiny)
-        deviation = float(np.abs(new - old).max(initial=0) / largest)
+        largest, apart = float(np.finfo(np.float32).tiny), 0.0
+        for old, new in zip(parts_of(values), parts_of(now[name]), strict=True):
+            largest = max(largest, float(np.abs(old.astype(np.float64)).max(initial=0)))
+            apart = max(apart, float(np.abs(new.astype(np.float64) - old).max(initial=0)))
+        deviation = apart / largest
         if deviation > result.deviation:
             result.deviation, result.where = deviation, f"{name} of {key}"
 

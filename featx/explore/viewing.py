@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from featx.command_options import ViewOptions
+from featx.dtypes import ATTENTION
 from featx.errors import FeatxError, UsageError
 from featx.explore import colours, contact, drawing, page, panels, sheets
 from featx.explore.cosines import Direction
@@ -26,9 +27,6 @@ from featx.runs.formats import Array
 from featx.runs.reading import Run, open_run
 from featx.text import spacing
 from featx.values import EMBEDDING, Level
-
-# What the names of arrays of attention end in.
-ATTENTION = "_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +284,15 @@ class _Sheet:
         return Block(photo.key, [Panel(own, ["as the model saw it", size_seen, found]), *made])
 
     def _level(self, photo: Shown, base: Image.Image, level: Level) -> Panel:
-        values, colouring = photo.maps[level.key], self._colouring
+        values, colouring, placed = photo.maps[level.key], self._colouring, photo.placed[level.key]
         found = panels.cellwise(colouring.colours[level.key], values)
-        drawn = panels.paint(base, found, photo.frame, level, self._asked.overlay or 1.0, smooth=self._asked.smooth)
+        drawn = panels.paint(base, found, photo.frame, placed, self._asked.overlay or 1.0, smooth=self._asked.smooth)
         if place := colouring.best.get((photo.key, level.key)):
-            panels.outline(drawn, photo.frame, level, *place)
+            panels.outline(drawn, photo.frame, placed, *place)
         self._cross(photo, drawn)
         shape = " x ".join(map(str, values.shape))
         title = f"{level.key} {level.name}".strip()
-        return Panel(drawn, [title, f"{shape}, stride {spacing(level.stride)}", colouring.details[level.key]])
+        return Panel(drawn, [title, f"{shape}, stride {spacing(placed.stride)}", colouring.details[level.key]])
 
     def _cross(self, photo: Shown, panel: Image.Image) -> None:
         if self._asked.at is not None and photo is self._photos[0]:

@@ -26,6 +26,9 @@ Size = tuple[int, int]
 # readers.
 LARGE = 50_000_000
 
+# The EXIF orientations from which on width and height change places.
+SIDEWAYS = 5
+
 Alone = Callable[[], AbstractContextManager[None]]
 
 
@@ -34,6 +37,8 @@ class Undecoded:
 
     Attributes
     ----------
+    size : (int, int)
+        Its width and height, upright.
     orientation : int
         The EXIF orientation, 1 to 8, that `rgb` applies.
     notes : Notes
@@ -43,6 +48,7 @@ class Undecoded:
     def __init__(self, image: Image.Image, notes: Notes) -> None:
         self._image, self.notes = [image], notes
         self.orientation = orientation_of(image, notes)  # before loading, which ends Pillow's reading of tags
+        self.size = image.size if self.orientation < SIDEWAYS else image.size[::-1]
 
     def reduced(self, side: int) -> Undecoded:
         """Have a JPEG decoded at a half, a quarter or an eighth of its size, no side of it shorter than this."""

@@ -6,7 +6,7 @@ A `Preprocessor` does to an image what the model's makers do, and keeps account 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +24,8 @@ from featx.images.frame import Frame
 from featx.options import Limits
 
 Size = tuple[int, int]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Read = Callable[[tuple[int, int, int, int]], Pixels]
 
 # The steps of timm's evaluation transform that move pixels.
 RESIZES = (Resize, ResizeKeepRatio)
@@ -212,6 +214,39 @@ class Native(Preprocessor):
         placed = Image.new("RGB", filled, self._fill)
         placed.paste(image, (0, 0))
         return placed, frame
+
+    def framed(self, original: Size, size: Size, orientation: int) -> Frame:
+        """Return the frame of a picture of an original size that is read at another, both (width, height)."""
+        return Frame.of(original, orientation).resized(size).filled_up(self._sizes(size)[1])
+
+    def section(self, frame: Frame, size: Size, rows: slice, columns: slice, read: Read) -> Pixels:
+        """Place a part of a picture that is not placed as a whole.
+
+        Parameters
+        ----------
+        frame : Frame
+            Where the picture lies in the input.
+        size : (int, int)
+            Width and height that it is read at.
+        rows, columns : slice
+            The part, in pixels of the input.
+        read : callable
+            Gives the (h, w, 3) pixels within left, top, right and bottom of the picture.
+
+        Returns
+        -------
+        ndarray
+            (H, W, 3) uint8.
+        """
+        (width, height), (wide, tall) = size, frame.input
+        rows, columns = slice(*rows.indices(tall)), slice(*columns.indices(wide))
+        right, bottom = min(columns.stop, width), min(rows.stop, height)
+        pixels = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+        pixels[:] = self._fill
+        if right > columns.start and bottom > rows.start:
+            inner = read((columns.start, rows.start, right, bottom))
+            pixels[: bottom - rows.start, : right - columns.start] = inner
+        return pixels
 
     def largest(self, size: Size) -> int:
         """Return the pixels of the padded photo."""

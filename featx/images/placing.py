@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featx.errors import UnreadableError
-from featx.images import decoding, locators
-from featx.images.fitting import Preprocessor
+from featx.images import decoding, locators, windows
+from featx.images.fitting import Native, Preprocessor
 from featx.images.frame import Frame
 from featx.images.pictures import reason_of
+from featx.images.tiles import Tiling
 from featx.options import Limits
 from featx.values import Stat
 
@@ -42,6 +43,24 @@ class Placed:
     frame: Frame
     sha256: str = ""
     messages: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """An image that is to be read and placed tile by tile.
+
+    Attributes
+    ----------
+    frame, sha256, messages
+        As in `Placed`.
+    as_a_whole : int
+        Bytes that it takes because it can only be decoded as a whole.
+    """
+
+    frame: Frame
+    sha256: str
+    messages: str
+    as_a_whole: int
 
 
 def place(
@@ -92,7 +111,40 @@ def place(
     except UnreadableError:
         raise
     except Exception as error:
-        raise _unreadable(error, locator, sha256) from error
+        raise unreadable(error, locator, sha256) from error
+
+
+def place_in_tiles(
+    preprocessor: Native,
+    tiling: Tiling,
+    locator: str,
+    limits: Limits,
+    *,
+    hashed: bool = False,
+    alone: decoding.Alone = nullcontext,
+    going_on: Callable[[], None] = lambda: None,
+    known: Stat | None = None,
+) -> Placed | Large:
+    """Place an image that is a single tile; of a larger one, only the header is read.
+
+    Parameters and errors are those of `place`; `tiling` says how images are cut.
+    """
+    sha256 = ""
+    try:
+        with locators.opened(locator, limits, going_on, known) as file:
+            if hashed:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                file.seek(0)
+            with windows.opened(file, locator, limits, alone, tiling.mpp) as source:
+                frame = preprocessor.framed(source.original, source.size, source.orientation)
+                if tiling.cuts(frame.input[::-1]):
+                    return Large(frame, sha256, str(source.notes), source.as_a_whole)
+                pixels = preprocessor.section(frame, source.size, slice(None), slice(None), source.read)
+                return Placed(pixels, frame, sha256, str(source.notes))
+    except UnreadableError:
+        raise
+    except Exception as error:
+        raise unreadable(error, locator, sha256) from error
 
 
 def read_elsewhere(
@@ -110,10 +162,11 @@ def read_elsewhere(
     except UnreadableError:
         raise
     except Exception as error:
-        raise _unreadable(error, locator) from error
+        raise unreadable(error, locator) from error
 
 
-def _unreadable(error: Exception, locator: str, sha256: str = "") -> UnreadableError:
+def unreadable(error: Exception, locator: str, sha256: str = "") -> UnreadableError:
+    """Say why an image could not be read, and whether that is the file's fault or the disk's."""
     missing = isinstance(error, FileNotFoundError)
     # A position that a damaged file names, and does not have, is not the disk's fault.
     of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)

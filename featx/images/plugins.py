@@ -1,5 +1,5 @@
 # Plugins: formats that Pillow does not read by itself, and that featx's extras add.
-"""HEIC and JPEG XL: how they are recognised by name, and what to install for them."""
+"""HEIC, JPEG XL and slides: how they are recognised by name, and what to install for them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Plugin:
 HEIC = Plugin("HEIC", (".heic", ".heif", ".hif"), "pillow_heif", "heif")
 JPEG_XL = Plugin("JPEG XL", (".jxl",), "pillow_jxl", "jxl")
 
-BY_SUFFIX = {suffix: plugin for plugin in (HEIC, JPEG_XL) for suffix in plugin.suffixes}
+# Scanners' own formats; a pyramid in a plain .tif is an image like any other.
+SLIDES = Plugin("slide", (".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide"), "openslide", "slides")
+
+BY_SUFFIX = {suffix: plugin for plugin in (HEIC, JPEG_XL, SLIDES) for suffix in plugin.suffixes}
 
 
 def missing() -> dict[str, Plugin]:

@@ -71,3 +71,8 @@ class Description:
     traced: tuple[int, int] = (0, 0)
     plan: Any = None
     files: tuple[str, ...] = ()
+
+    @property
+    def maps(self) -> tuple[Level, ...]:
+        """The levels, the final map, and the maps of modules."""
+        return (*self.levels, *([self.final] if self.final else ()), *self.modules)

@@ -19,6 +19,9 @@ VECTORS, KEYS = "embeddings.npy", "keys.txt"
 # What the run itself keeps in its folder; the folders of outputs stay clear of these names.
 SUMMARY, MANIFEST, UNFINISHED, LEASE = "summary.json", "manifest.jsonl", ".unfinished", ".lease"
 
+# The components that its maps are projected on.
+BASIS = "basis.npz"
+
 # The folder of the manifests of shards.
 PARTS = "manifest.parts"
 
@@ -53,6 +56,7 @@ def output_of(key: str, suffix: str = ".npz", *, apart: bool = False) -> str:
     """
     *folders, name = key.split("/")
     places = [_fitted(folder, "~" if _taken(suffix).fullmatch(folder) else "", "") for folder in folders]
+    apart = apart or f"{key}{suffix}".casefold() == BASIS
     return "/".join([*places, _fitted(name, _mark(key) if apart else "", suffix)])
 
 

@@ -14,14 +14,15 @@ from typing import Any
 from featx import files
 from featx.errors import ROOM, OutputError
 from featx.runs import formats, manifest, parts
+from featx.runs.basis import Basis
 from featx.runs.flock import in_turn, open_alone, open_locked, require_no_shards
 from featx.runs.folding import clear_up, fold, rewritten
-from featx.runs.layout import KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
+from featx.runs.layout import BASIS, KEPT, KEYS, LEASE, MANIFEST, OF_WORKER, PARTS, SUMMARY, UNFINISHED, VECTORS
 from featx.runs.lease import Lease, require_free
 from featx.runs.summary import ELSEWHERE, read_summary, write_summary
 
 # What may lie in a folder before the first image is done.
-EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS}
+EMPTY = {MANIFEST, UNFINISHED, LEASE, PARTS, BASIS}
 
 # What the folder of a worker is called before it is removed.
 ENDED = "ended-"
@@ -93,6 +94,17 @@ class LockedFolder:
         write_summary(self._folder, summary, self.unfinished)
         return summary
 
+    def keep(self, basis: Basis) -> None:
+        """Put the components that maps are projected on into the folder, before the first of them.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be written.
+        """
+        self._require_lease()
+        basis.save(self._folder, self.unfinished)
+
     def drop(self, keys: Collection[str]) -> None:
         """Take the lines of some keys, and those that cannot be read, out of the manifest."""
         self._require_lease()
@@ -152,6 +164,7 @@ class LockedFolder:
         for folder in sorted({parent for output in outputs for parent in PurePath(output).parents}, reverse=True):
             with suppress(OSError, OutputError):  # it holds something else, or is elsewhere
                 files.inside(self._root, str(folder)).rmdir()
+        files.remove(self._folder / BASIS)
         os.ftruncate(self._handle, 0)
 
     def _remove_all(self, outputs: Collection[str]) -> None:

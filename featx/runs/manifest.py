@@ -36,6 +36,7 @@ class Done(Struct, frozen=True, gc=False, tag_field="status", tag="done"):
     bytes: int
     sha256: str
     levels: dict[str, tuple[int, int]] | None = None
+    pooled: dict[str, tuple[int, int]] | None = None
     boxes: int | None = None
     messages: str = ""
 
@@ -78,8 +79,9 @@ def encoded(outcome: Outcome, number: int | None = None) -> bytes:
     }
     facts = ("size", "frame", "output", "bytes", "sha256") if outcome.done else ("stage", "error")
     line.update((fact, getattr(outcome, fact)) for fact in facts)
-    if outcome.levels:
-        line["levels"] = outcome.levels
+    for fact in ("levels", "pooled"):
+        if sizes := getattr(outcome, fact):
+            line[fact] = sizes
     if outcome.boxes is not None:
         line["boxes"] = outcome.boxes
     if outcome.messages:

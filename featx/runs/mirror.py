@@ -21,7 +21,7 @@ from typing import BinaryIO
 from featx import files, stores
 from featx.errors import FeatxError, OutputError, StoreError
 from featx.paths import is_url
-from featx.runs.layout import LEASE, MANIFEST, PARTS, SUMMARY
+from featx.runs.layout import BASIS, LEASE, MANIFEST, PARTS, SUMMARY
 from featx.stores import Store
 
 # How often reading begins again, since the run goes on meanwhile.
@@ -81,7 +81,7 @@ class Mirror:
         """
         for _ in range(TRIES):
             parts = part_names(self.store)
-            versions = (self.store.version(SUMMARY), self.store.version(MANIFEST), *parts)
+            versions = (*map(self.store.version, (SUMMARY, BASIS, MANIFEST)), *parts)
             if versions == self._seen:
                 return
             if self._bring(parts):
@@ -90,8 +90,8 @@ class Mirror:
         raise StoreError(f"{self.store.url} changes while it is read", "Try again when the run has ended")
 
     def _bring(self, parts: Sequence[str]) -> bool:
-        """Fetch summary and manifest; False if parts have been merged meanwhile."""
-        for name in (SUMMARY, MANIFEST):
+        """Fetch summary, basis and manifest; False if parts have been merged meanwhile."""
+        for name in (SUMMARY, BASIS, MANIFEST):
             temporary = files.temporary_beside(self.folder / name)
             try:
                 if not self.store.fetch(name, temporary):
@@ -120,7 +120,7 @@ def number_of(part: str) -> int:
 
 def is_own(name: str) -> bool:
     """Whether an object is one that a run keeps beside its outputs."""
-    return name in (SUMMARY, MANIFEST, LEASE) or name.startswith((f"{PARTS}/", f"{LEASE}-"))
+    return name in (SUMMARY, BASIS, MANIFEST, LEASE) or name.startswith((f"{PARTS}/", f"{LEASE}-"))
 
 
 def require_usable(store: Store) -> None:

@@ -6,22 +6,20 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
-from numpy.typing import ArrayLike
 
-from featx.declaring import bins
 from featx.errors import FeatxError
-from featx.images import cells
-from featx.images.frame import Frame
-from featx.runs import formats, manifest, places
+from featx.runs import formats, manifest
 from featx.runs.formats import Array
+from featx.runs.located import Located
 from featx.runs.manifest import Done, Line
 from featx.runs.mirror import located
 from featx.runs.parts import Texts
-from featx.runs.places import Levels, Named
+from featx.runs.restored import Restored, needed, restored_fields
 from featx.runs.summary import require_summary
 from featx.values import EMBEDDING, Field, Level
 
@@ -31,11 +29,13 @@ if TYPE_CHECKING:
 REPAIR = "Run `featx verify --repair` on the folder, then the same extract command"
 
 
-class Run(Mapping[str, Mapping[str, Array]]):
+class Run(Located):
     """A run's folder, read-only: image key to its arrays.
 
     Iterating gives the keys of the images that have features, in the order in which they were first done. Arrays are
-    memory-mapped: ``run["cats/1.jpg"]["level_2"]`` reads nothing until its numbers are used.
+    memory-mapped: ``run["cats/1.jpg"]["level_2"]`` reads nothing until its numbers are used. Maps that are stored as
+    float16 or int8 are given as float32, each when it is asked for; opened with ``raw=True``, a run gives them as they
+    are stored, memory-mapped, and the scales of int8 beside them (``level_2_scale``). Methods always use float32.
 
     Attributes
     ----------
@@ -45,12 +45,15 @@ class Run(Mapping[str, Mapping[str, Array]]):
         Its folder, or its URL.
     summary : dict
         Its ``summary.json``.
+    raw : bool
+        Whether arrays are given as they are stored.
     levels : tuple of Level
-        The levels of every image.
+        The levels of every image, as their maps are stored: with the cells of the grid, and as many channels as
+        components. Where photos have grids of different sizes, `level` tells stride and offset.
     final : Level or None
         The map that embeddings are made of, if the run has it.
     fields : tuple of Field
-        All arrays of every image.
+        All arrays of every image, as they are given.
     modules : tuple of Level
         The maps of modules, if the run has them.
     maps : tuple of Level
@@ -61,14 +64,16 @@ class Run(Mapping[str, Mapping[str, Array]]):
         What reads them.
     """
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(self, folder: str | PathLike[str], *, raw: bool = False) -> None:
+        self.raw = raw
         self.summary = require_summary(folder)
         self._mirror, self.folder, self.name = located(folder, self)
         self.levels = convert(self.summary["levels"], tuple[Level, ...])
         self.final = convert(self.summary.get("final"), Level | None)
         self.modules = convert(self.summary.get("modules", ()), tuple[Level, ...])
-        self.fields = convert(self.summary["arrays"], tuple[Field, ...])
-        kept = {field.key for field in self.fields if len(field.shape) == 3}
+        self._stored = convert(self.summary["arrays"], tuple[Field, ...])
+        self.fields = self._stored if raw else restored_fields(self._stored)
+        kept = {field.key for field in self._stored if len(field.shape) == 3}
         every = (*self.levels, self.final, *self.modules)
         self.maps = tuple(level for level in every if level and level.key in kept)
         self.reader = self._reader()
@@ -99,7 +104,8 @@ class Run(Mapping[str, Mapping[str, Array]]):
 
     def __getitem__(self, key: str) -> Mapping[str, Array]:
         """Return the arrays of one image: ``level_N`` -> (C, H, W), ``embedding`` -> (D,) and so on."""
-        return self.reader.read(key, self._outputs[key])
+        arrays = self.reader.read(key, self._outputs[key])
+        return arrays if self.raw else Restored(arrays)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
@@ -115,134 +121,13 @@ class Run(Mapping[str, Mapping[str, Array]]):
         """Return the file that holds an image's arrays, relative to the folder."""
         return self._outputs[key]
 
-    def frame(self, key: str) -> Frame:
-        """Where the original image lies in the model's input.
-
-        Raises
-        ------
-        FeatxError
-            As `line` does.
-        """
-        return self.line(key).frame
-
     def sizes(self, key: str) -> dict[str, tuple[int, int]]:
         """Return the height and width of each of an image's maps, in cells, by the names of their arrays."""
-        return {name: (values.shape[1], values.shape[2]) for name, values in self.read_maps(key, self.maps).items()}
-
-    def cell_to_pixel(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array]:
-        """Find the points of a photo at which cells of a level are centred.
-
-        Parameters
-        ----------
-        key : str
-            The photo.
-        level : int, str or Level
-            The level: its index, the name of its array (``level_2``), or itself.
-        row, column : array_like
-            Cells, of shapes that numpy broadcasts; fractions lie between cells.
-
-        Returns
-        -------
-        x, y : array
-            Points in pixels of the photo as a viewer shows it, pixel centres at integers: a photo of width `w` spans
-            -0.5 … w - 0.5. Cells on bars give points outside the photo.
-
-        Raises
-        ------
-        KeyError
-            If the image has no features.
-        FeatxError
-            If the run lacks that map, or its level's offset or stride is unknown.
-        """
-        return cells.to_pixel(self.frame(key), self._map(level), row, column)
-
-    def pixel_to_cell(self, key: str, level: Named, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-        """Find the cells of a level at points of a photo: row and column; the inverse of `cell_to_pixel`.
-
-        Both are fractions, `i` at the centre of cell `i`: round them to get the cell. They lie outside the map if the
-        model did not see the point.
-        """
-        return cells.to_cell(self.frame(key), self._map(level), x, y)
-
-    def cell_box(self, key: str, level: Named, row: ArrayLike, column: ArrayLike) -> tuple[Array, Array, Array, Array]:
-        """Find the boxes in a photo that cells of a level cover: one stride wide and high, not clipped to the photo.
-
-        Returns
-        -------
-        x1, y1, x2, y2 : array
-            Edges in pixels of the photo, as in COCO: a photo of width `w` spans 0 … w; an edge is its point plus 0.5.
-        """
-        return cells.box_of(self.frame(key), self._map(level), row, column)
-
-    def valid(self, key: str, level: Named) -> tuple[slice, slice]:
-        """Find the rows and columns of a level whose cells are centred on the photo, and not on bars."""
-        found = self._map(level)
-        return cells.valid(self.frame(key), found, *self.sizes(key)[found.key])
-
-    def sample(self, key: str, points: ArrayLike, levels: Levels = None) -> dict[str, Array]:
-        """Sample features at points of a photo, interpolating bilinearly between cells.
-
-        Parameters
-        ----------
-        key : str
-            The photo.
-        points : array_like
-            (P, 2): x, y in pixels of the photo as a viewer shows it, pixel centres at integers.
-        levels : int, str or Level, or a sequence of them, or None
-            The maps; None takes all.
-
-        Returns
-        -------
-        dict of str to array
-            Name of the array to (P, C) float32; NaN where a point lies outside what the model saw of the photo.
-
-        Raises
-        ------
-        KeyError
-            If the image has no features.
-        FeatxError
-            If the run lacks a map, a level's offset or stride is unknown, or the maps are damaged.
-        """
-        chosen = places.chosen(self.maps, levels)
-        return places.sample(self.read_maps(key, chosen), self.frame(key), chosen, points)
-
-    def regions(
-        self, key: str, boxes: ArrayLike, levels: Levels = None, size: int | tuple[int, int] = (1, 1)
-    ) -> dict[str, Array]:
-        """Average features in boxes of a photo, by ``torchvision.ops.roi_align`` (aligned).
-
-        Boxes are clipped to what the model saw of the photo. The numbers of a box do not depend on the other boxes.
-
-        Parameters
-        ----------
-        key : str
-            The photo.
-        boxes : array_like
-            (B, 4): x1, y1, x2, y2, edges in pixels of the photo as a viewer shows it: a photo of width `w` spans 0 … w.
-        levels : int, str or Level, or a sequence of them, or None
-            The maps; None takes all.
-        size : int or (int, int)
-            Height and width of the result; 1 gives a box one vector.
-
-        Returns
-        -------
-        dict of str to array
-            Name of the array to (B, C, h, w) float32; NaN for a box that lies outside what the model saw, has no area,
-            or is not finite.
-
-        Raises
-        ------
-        KeyError, FeatxError
-            As `sample` does.
-        """
-        shape, chosen = bins("size", size), places.chosen(self.maps, levels)
-        return places.regions(self.read_maps(key, chosen), self.frame(key), chosen, boxes, shape)
-
-    def _map(self, level: Named) -> Level:
-        return places.chosen(self.maps, level)[0]
+        arrays = self._read(key, [level.key for level in self.maps])
+        return {level.key: (arrays[level.key].shape[1], arrays[level.key].shape[2]) for level in self.maps}
 
     def read_maps(self, key: str, levels: Sequence[Level], suffix: str = "") -> dict[str, Array]:
-        """Return arrays of an image's levels: each level's `key` to (C, H, W), memory-mapped.
+        """Return arrays of an image's levels: each level's `key` to (C, H, W), float32, memory-mapped where they are.
 
         With a suffix, such as ``_attention``, these are the arrays of that name beside the levels.
 
@@ -253,10 +138,16 @@ class Run(Mapping[str, Mapping[str, Array]]):
         FeatxError
             If they are missing or damaged.
         """
-        output, names = self._outputs[key], {level.key: level.key + suffix for level in levels}
+        names = {level.key: level.key + suffix for level in levels}
+        arrays = Restored(self._read(key, list(names.values())))
+        return {level: arrays[name] for level, name in names.items()}
+
+    def _read(self, key: str, names: Sequence[str]) -> Mapping[str, Array]:
+        """Read some arrays as they are stored."""
+        output, stored = self._outputs[key], list(chain.from_iterable(needed(name, self._stored) for name in names))
         try:
-            arrays = self.reader.read(key, output, list(names.values()))
-            return {level: arrays[name] for level, name in names.items()}
+            arrays = self.reader.read(key, output, stored)
+            return {name: arrays[name] for name in stored}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise damaged(key, error) from error
 
@@ -341,12 +232,19 @@ def require_format(summary: dict[str, Any]) -> str:
     return name
 
 
-def open_run(folder: str | PathLike[str]) -> Run:
+def open_run(folder: str | PathLike[str], *, raw: bool = False) -> Run:
     """Open the folder that ``featx extract`` wrote, or a run behind a URL; its outputs are fetched when they are read.
+
+    Parameters
+    ----------
+    folder : path
+        The run's.
+    raw : bool
+        Whether to give arrays as they are stored, memory-mapped, instead of maps as float32.
 
     Raises
     ------
     FeatxError
         If it is not a run.
     """
-    return Run(folder)
+    return Run(folder, raw=raw)

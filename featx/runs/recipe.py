@@ -12,10 +12,12 @@ from msgspec import to_builtins
 from featx.declaring import declared
 from featx.errors import OutputError
 from featx.images.locators import stat_of
+from featx.images.tiles import Tiling
 from featx.options import RECIPE, BoxOptions, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.paths import absolute, expanded
 from featx.requests import Job
-from featx.run_options import NetworkOptions
+from featx.run_options import NetworkOptions, TileOptions
+from featx.smaller_options import SmallerOptions
 from featx.values import Field, Input, Level, Stat, Weights, plain
 from featx.version import library_versions
 
@@ -117,19 +119,31 @@ class Model(Protocol):
 ORDER = (
     *("model", "weights", "levels", "strides", "part", "maps", "norm", "prefix_tokens", "final", "embedding", "pool"),
     *("output_stride", "input", "rebuilt", "precision", "backend", "dtype", "format", "boxes", "box_size"),
+    *("grid", "grid_pool", "components", "basis"),
     *("batch_size", "memory_format", "device", "threads", "versions"),
 )
 
 
-def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: str | None = None) -> dict[str, Any]:
+def recipe_of(
+    pyramid: Model,
+    job: Job,
+    batch_size: int,
+    threads: int,
+    boxes: str | None = None,
+    basis: str | None = None,
+    tiling: Tiling | None = None,
+) -> dict[str, Any]:
     """Everything that changes the numbers: the options that say so of themselves, and what they came to.
 
-    Boxes are in it by a digest of what is in their file.
+    Boxes and the basis of components are in it by digests of what is in their files.
     """
     recipe = {
         **{name: getattr(job, name) for name in RECIPE},
         "strides": job.strides if job.part == "all" else None,  # elsewhere the levels say it
         "boxes": boxes,
+        "basis": basis,
+        "tile": tiling and tiling.tile,
+        "halo": tiling and tiling.halo,
         "model": pyramid.name,
         "weights": pyramid.weights.identity,
         "levels": [level.index for level in pyramid.levels],
@@ -146,9 +160,24 @@ def recipe_of(pyramid: Model, job: Job, batch_size: int, threads: int, boxes: st
     return plain(ordered)  # type: ignore[no-any-return]
 
 
-def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], job: Job) -> dict[str, Any]:
+class Stored(Protocol):
+    """What comes out of a pyramid to be stored; see `featx.engine.computing.Computer`."""
+
+    @property
+    def pyramid(self) -> Model: ...  # noqa: D102 - as there
+    @property
+    def fields(self) -> Sequence[Field]: ...  # noqa: D102
+    @property
+    def levels(self) -> Sequence[Level]: ...  # noqa: D102
+    @property
+    def final(self) -> Level | None: ...  # noqa: D102
+    @property
+    def modules(self) -> Sequence[Level]: ...  # noqa: D102
+
+
+def facts_of(made: Stored, recipe: dict[str, Any], job: Job) -> dict[str, Any]:
     """The part of a summary that does not change while the run goes on."""
-    dtype = recipe["dtype"]
+    pyramid, dtype = made.pyramid, recipe["dtype"]
 
     def stored(levels: Sequence[Level]) -> list[dict[str, Any]]:
         return [{**to_builtins(level), "dtype": dtype} for level in levels]
@@ -158,10 +187,10 @@ def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], jo
         "source": pyramid.source,
         "architecture": pyramid.architecture,
         "weights": pyramid.weights,
-        "levels": stored(pyramid.levels),
-        **({"final": stored([pyramid.final])[0]} if pyramid.final else {}),
-        **({"modules": stored(pyramid.modules)} if pyramid.modules else {}),
-        "arrays": fields,
+        "levels": stored(made.levels),
+        **({"final": stored([made.final])[0]} if made.final else {}),
+        **({"modules": stored(made.modules)} if made.modules else {}),
+        "arrays": made.fields,
         "input": pyramid.input,
         "recipe": recipe,
         "versions": recipe["versions"],
@@ -174,10 +203,12 @@ def facts_of(pyramid: Model, fields: Sequence[Field], recipe: dict[str, Any], jo
 def options_of(job: Job) -> dict[str, Any]:
     """Return the options that choose the network, the images' fit and what is kept, as they were given.
 
-    The file of boxes is not among them: what is in it matters.
+    The files of boxes and of a basis are not among them: what is in them matters.
     """
-    groups = (ModelOptions, ImageOptions, KeepOptions, BoxOptions, StoreOptions, NetworkOptions)
-    options = {each.name: getattr(job, each.name) for group in groups for each in declared(group, without=["boxes"])}
+    models = (ModelOptions, ImageOptions, TileOptions, NetworkOptions)
+    groups = (*models, KeepOptions, BoxOptions, SmallerOptions, StoreOptions)
+    named = [each.name for group in groups for each in declared(group, without=["boxes", "basis"])]
+    options = {name: getattr(job, name) for name in named}
     if job.weights not in ("pretrained", "random"):
         options["weights"] = absolute(expanded(job.weights))
     return plain(options)  # type: ignore[no-any-return]

@@ -14,8 +14,10 @@ from featx.declaring import converted, declared
 from featx.errors import UsageError
 from featx.nearest import did_you_mean
 from featx.options import GROUPS, OutputOptions
+from featx.paths import absolute
 from featx.requests import ONE
 from featx.run_options import RecipeOptions
+from featx.runs.layout import BASIS
 from featx.runs.summary import require_summary
 
 # Options that a file may hold: all but where a run is written and on which machines, which is decided call by call.
@@ -27,9 +29,14 @@ REPLACE = {
     "strides": ("out_indices",),
     "image_size": ("test_size",),
     "test_size": ("image_size",),
-    "fit": ("crop_pct", "max_side"),
+    "fit": ("crop_pct", "max_side", "tile", "halo", "level_mpp"),
+    "max_side": ("tile", "halo", "level_mpp"),
+    "tile": ("max_side", "halo"),
     "model": ("weights", "seed"),
     "weights": ("seed",),
+    "components": ("fit_on", "basis"),
+    "fit_on": ("basis",),
+    "basis": ("fit_on",),
 }
 
 
@@ -66,6 +73,8 @@ def options_of_run(folder: str | PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"{folder} was written by an earlier featx, which did not record its options", "Type them")
     if unknown := options.keys() - NAMES.keys():
         raise UsageError(f"{folder} was made with --{min(unknown)}, which this featx does not have", "Update featx")
+    if summary["recipe"]["basis"]:
+        options = {**options, "fit_on": None, "basis": absolute(f"{folder}/{BASIS}")}
     # Maps are kept wherever the format can hold them.
     return {
         name: value

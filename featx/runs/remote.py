@@ -24,8 +24,9 @@ from featx import files
 from featx.errors import BusyError, FeatxError, OutputError
 from featx.paths import is_url
 from featx.runs import formats, lock
+from featx.runs.basis import Basis
 from featx.runs.flock import open_alone
-from featx.runs.layout import MANIFEST, PARTS, SUMMARY, UNFINISHED, is_inside
+from featx.runs.layout import BASIS, MANIFEST, PARTS, SUMMARY, UNFINISHED, is_inside
 from featx.runs.lock import LockedFolder
 from featx.runs.mirror import Mirror, mirror_of, number_of, part_names, require_usable
 from featx.runs.store_lease import StoreLease, require_free
@@ -74,6 +75,12 @@ class RemoteFolder(LockedFolder):
         saved = super().save(summary)
         self._store.upload(self._folder / SUMMARY, SUMMARY)
         return saved
+
+    def keep(self, basis: Basis) -> None:
+        """See `LockedFolder.keep`."""
+        super().keep(basis)
+        self._held.require()
+        self._store.upload(self._folder / BASIS, BASIS)
 
     def drop(self, keys: Collection[str]) -> None:
         """See `LockedFolder.drop`."""
@@ -130,7 +137,7 @@ class RemoteFolder(LockedFolder):
         self._held.require()
         ours = [name for name in outputs if Path(name).suffix in formats.SUFFIXES and is_inside(name)]
         with threads() as pool:
-            for _ in pool.map(self._store.remove, ours):
+            for _ in pool.map(self._store.remove, [*ours, BASIS]):
                 pass
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta, Struct, convert, defstruct
 
-from featx import files, options
+from featx import dtypes, files, options
 from featx.errors import FeatxError, OutputError
 from featx.images.locators import recognised
 from featx.paths import is_url
@@ -28,7 +28,7 @@ SHARDS = "shards"
 
 ELSEWHERE = "Check the folder, or choose another one; featx changes only what it has written"
 
-Dtype = Literal[options.DTYPES]  # type: ignore[valid-type]
+Dtype = Literal[dtypes.NAMES]  # type: ignore[valid-type]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
@@ -58,6 +58,7 @@ def _recipe_type() -> Any:
         "precision": Literal[PRECISIONS],
         "dtype": Dtype,
         "boxes": str | None,
+        "basis": str | None,
     }
     came_to = {
         "model": str,

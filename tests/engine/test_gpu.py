@@ -126,6 +126,34 @@ def test_attention_agrees_with_the_processor_s_and_leaves_the_maps_as_they_are(m
             np.testing.assert_array_equal(gpu[key][name], values)
 
 
+@pytest.mark.parametrize("fit", ["crop", "native"])
+def test_smaller_maps_and_modules_agree_with_the_processor_s_and_are_the_same_after_an_interruption(
+    mixed, tmp_path, fit
+):
+    paths = sorted(mixed.iterdir())[:30]
+    options = {"grid": "4", "components": 8, "fit_on": 12, "batch_size": 4, "fit": fit, "modules": "layer2.0.conv1"}
+    extract(paths, tmp_path / "gpu", **options)
+    extract(paths, tmp_path / "cpu", device="cpu", **options)
+    gpu, cpu = (featx.open_run(tmp_path / name) for name in ("gpu", "cpu"))
+    for key in gpu:
+        for level in gpu.maps:  # components may differ in sign, and in order where they explain the same
+            one, two = (run.unproject(level.key, run[key][level.key]) for run in (gpu, cpu))
+            np.testing.assert_allclose(one, two, atol=0.02 * abs(two).max())
+    options |= {"dtype": "int8", "basis": tmp_path / "gpu", "fit_on": None}
+    extract(paths, tmp_path / "whole", **options)
+
+    def interrupt(event):
+        seen.append(event) if isinstance(event, Outcome) else None
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(StoppedError):
+        extract(random.Random(3).sample(paths, 30), tmp_path / "out", listener=interrupt, **options)
+    extract(paths, tmp_path / "out", **options)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ray_s_workers_share_a_card_and_give_the_same_bytes(mixed, tmp_path):
@@ -155,6 +183,15 @@ def test_ray_s_workers_share_a_card_and_give_the_same_bytes(mixed, tmp_path):
     for line in lines(tmp_path / "few"):
         for name, values in run[line["key"]].items():
             np.testing.assert_allclose(mapped[line["path"]][name], values, atol=1e-5 * abs(values).max())
+
+
+def test_tiles_agree_with_the_whole_picture(tmp_path):
+    natural_image(0, 1500, 1100).save(tmp_path / "large.png")
+    extract(tmp_path / "large.png", tmp_path / "tiled", fit="native", tile=512)
+    extract(tmp_path / "large.png", tmp_path / "whole", fit="native")
+    tiled, whole = (featx.open_run(tmp_path / name) for name in ("tiled", "whole"))
+    assert tiled.summary["tiling"]["exact"]
+    assert difference(tiled, whole) < 1e-5
 
 
 def test_memory_that_runs_out(mixed, tmp_path):

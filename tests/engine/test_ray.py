@@ -210,6 +210,7 @@ KINDS = {
     "boxes": {"boxes": "boxes.csv", "maps": False, "dtype": "float16"},
     "separate processes": {"isolate": True, "embedding": True, "hash_inputs": True},
     "a shard": {"shard": "1/3"},
+    "smaller maps": {"grid": 3, "components": 6, "fit_on": 20, "dtype": "int8"},
 }
 
 

@@ -99,6 +99,11 @@ COMMANDS = {
     "extract": ((), ("extract", "photos", *SMALL), (0,)),
     "resume": ((("extract", "photos/0000.jpg", *SMALL, *ONE),), ("extract", "photos", *SMALL, *ONE), (0,)),
     "overwrite": ((("extract", "photos", *SMALL),), ("extract", "photos", *SMALL, "--seed", "1", "--overwrite"), (0,)),
+    "smaller": (
+        (),
+        ("extract", "photos", *SMALL, "--grid", "3", "--components", "4", "--dtype", "int8"),
+        (0,),
+    ),
     "npy": ((), ("extract", "photos", *SMALL, "--format", "npy"), (0,)),
     "parquet": ((), ("extract", "photos", *SMALL, "--format", "parquet"), (0,)),
     "shard": (

@@ -11,6 +11,7 @@ from PIL import Image
 from featx.images import coverage, fitting, headers
 from featx.images.frame import Frame
 from featx.values import Input, Item
+from tests.images import tiffs
 
 MODES = {"crop": "center", "squash": "squash", "pad": "border"}
 
@@ -59,6 +60,15 @@ def test_sizes_are_read_from_the_first_bytes(tmp_path, suffix, more):
     path = tmp_path / f"photo.{suffix}"
     Image.new("RGB", (301, 47)).save(path, **(more if suffix == "jpg" else {}))
     assert headers.size_of(str(path)) == (301, 47)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("big", [False, True])
+def test_sizes_of_tiffs(tmp_path, order, big):
+    data = tiffs.write(tiffs.made_up(tiffs.RGB, 8, size=(47, 301)), tiffs.RGB, 8, order=order, big=big)
+    for length in (*range(0, len(data), 997), len(data)):
+        (tmp_path / "a.tif").write_bytes(data[:length])
+        assert headers.size_of(str(tmp_path / "a.tif")) in ((301, 47), None if length < len(data) else (301, 47))
 
 
 def test_any_start_of_a_file_is_a_size_or_none(tmp_path, photo):

@@ -362,7 +362,7 @@ def test_the_question_of_the_readme_is_one_command(featx_command):
 
 @pytest.mark.parametrize(("text", "count"), [("30M", 30_000_000), ("1.5g", 1_500_000_000), ("250k", 250_000), ("7", 7)])
 def test_numbers_of_parameters(text, count):
-    from featx.declaring import amount
+    from featx.conversions import amount
 
     convert = amount("30M")
     assert convert("--max-params", text) == count

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from featx.declaring import one_of
+from featx.conversions import one_of
 from featx.errors import UsageError
 from featx.runs.formats import store as remote
 from featx.runs.manifest import Done

@@ -17,6 +17,7 @@ import numpy as np
 
 from featx import files
 from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.large import OnDisk
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
@@ -46,15 +47,16 @@ class Writer(ABC):
 
     @staticmethod
     @abstractmethod
-    def pack(arrays: Mapping[str, Array]) -> Sequence[files.Piece]:
-        """Lay out a file: what to write, one after the other."""
+    def pack(arrays: Mapping[str, Array | OnDisk]) -> Sequence[files.Piece | OnDisk]:
+        """Lay out a file: what to write, one after the other; see `in_blocks`."""
 
     def write(self, record: Record) -> Stored:
         """Write the file, hashing it on the way."""
         pieces = self.pack(record.arrays)
-        digest = hashlib.sha256()
-        for piece in pieces:
+        digest, size = hashlib.sha256(), 0
+        for piece in in_blocks(pieces):
             digest.update(piece)
+            size += len(piece)
         output = record.item.alias or output_of(record.item.key, self.suffix)
         temporary = self._unfinished / f"{next(TEMPORARIES)}"
         path = self._folder / output
@@ -65,11 +67,11 @@ class Writer(ABC):
             self._folders.add(path.parent)
         self._begun.add(temporary)
         try:
-            files.write(temporary, pieces)
+            files.write(temporary, in_blocks(pieces))
         except OSError:
             self._remove(temporary)  # half a file, whose room those that are finished may need
             raise
-        return Stored(sum(map(len, pieces)), digest.hexdigest(), (temporary, path))
+        return Stored(size, digest.hexdigest(), (temporary, path))
 
     def commit(self, group: Sequence[Stored]) -> list[str]:
         """Rename the files; those that have been already are left alone."""
@@ -138,3 +140,12 @@ class Reader(ABC):
 
     def _vector(self, key: str, output: str) -> Array:
         return np.array(self.read(key, output, [EMBEDDING])[EMBEDDING])
+
+
+def in_blocks(pieces: Iterable[files.Piece | OnDisk]) -> Iterator[files.Piece]:
+    """Yield what is laid out; arrays on the disk are read on the way."""
+    for piece in pieces:
+        if isinstance(piece, OnDisk):
+            yield from piece.blocks()
+        else:
+            yield piece

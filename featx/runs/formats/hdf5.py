@@ -62,11 +62,12 @@ class Writer:
                 "Choose another --format",
             ) from error
         group.attrs.update(path=record.path, width=record.size[0], height=record.size[1])
-        for name, values in record.arrays.items():
+        arrays = {name: np.asarray(values) for name, values in record.arrays.items()}
+        for name, values in arrays.items():
             text = values.dtype.kind == "U"
             group.create_dataset(name, data=values.astype(object) if text else values, dtype=_text() if text else None)
-        size = sum(values.nbytes for values in record.arrays.values())
-        return Stored(size, digest_of(record.arrays), None)
+        size = sum(values.nbytes for values in arrays.values())
+        return Stored(size, digest_of(arrays), None)
 
     def commit(self, group: Sequence[Stored]) -> list[str]:
         """Give the file its name."""

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import reduce
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx import files
+from featx.dtypes import LETTERS
 from featx.runs.formats import Array, apart
+from featx.runs.formats.apart import in_blocks
 from featx.runs.formats.headers import PLAIN, npy_header, read_header
-from featx.values import LETTERS, Field
+from featx.runs.formats.large import OnDisk
+from featx.values import Field
 
 # Arrays start at multiples of this many bytes: a cache line, and what numpy's own .npy headers are padded to.
 ALIGNMENT = 64
@@ -48,7 +52,7 @@ class Writer(apart.Writer):
     largest = LARGEST - (1 << 20)  # with room for the headers
 
     @staticmethod
-    def pack(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
+    def pack(arrays: Mapping[str, Array | OnDisk]) -> list[bytes | memoryview | OnDisk]:
         """Lay out a file."""
         return pack_npz(arrays)
 
@@ -76,7 +80,7 @@ class Reader(apart.Reader):
             return {name: places[name].map(file) for name in names}
 
 
-def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
+def pack_npz(arrays: Mapping[str, Array | OnDisk]) -> list[bytes | memoryview | OnDisk]:
     """Lay out a file of arrays, uncompressed, in the order given; the arrays themselves are not copied.
 
     Parameters
@@ -86,35 +90,37 @@ def pack_npz(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
 
     Returns
     -------
-    list of bytes or memoryview
-        What to write, one after the other.
+    list of bytes, memoryview or OnDisk
+        What to write, one after the other; see `in_blocks`.
 
     Raises
     ------
     ValueError
         If the file would pass 4 GiB, from which on zip files are laid out in another way.
     """
-    pieces: list[bytes | memoryview] = []
+    pieces: list[bytes | memoryview | OnDisk] = []
     directory: list[bytes] = []
     position = 0
     for name, values in arrays.items():
         header, data, filename = (
             npy_header(values.dtype, values.shape),
-            values.reshape(-1).view(np.uint8).data,
+            values if isinstance(values, OnDisk) else values.reshape(-1).view(np.uint8).data,
             f"{name}.npy".encode("ascii"),
         )
         padding = _padding(position + LOCAL_HEADER + len(filename))
-        size = len(header) + len(data)
+        size = len(header) + values.nbytes
         if position + size >= LARGEST:
             raise ValueError(f"{position + size} bytes are more than an npz file can hold")
         # Version 2.0, no flags, stored, no time, checksum, size twice: the part that both headers share.
-        common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, zlib.crc32(data, zlib.crc32(header)), size, size)
+        checksum = reduce(lambda before, block: zlib.crc32(block, before), in_blocks([header, data]), 0)
+        common = struct.pack("<5H3L", 20, 0, 0, *NO_TIME, checksum, size, size)
         lengths = struct.pack("<2H", len(filename), len(padding))
-        pieces += [b"PK\3\4" + common + lengths + filename + padding + header, data]
+        start = b"PK\3\4" + common + lengths + filename + padding + header
+        pieces += [start, data]
         made_by = struct.pack("<2B", 20, 3)  # Unix, whose rights are in the upper half of the attributes
         attributes = struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, position)
         directory.append(b"PK\1\2" + made_by + common + lengths + attributes + filename + padding)
-        position += len(pieces[-2]) + len(data)
+        position += len(start) + values.nbytes
     ending = b"".join(directory)
     count = len(directory)
     return [*pieces, ending + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(ending), position, 0)]

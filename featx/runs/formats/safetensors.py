@@ -1,8 +1,8 @@
 # The .safetensors of one image: what safetensors.numpy.load_file reads.
 """Writing and reading files of tensors.
 
-The tensors lie in the order that safetensors gives them. The order of the arrays, and those of text, which it has no
-tensors for, are in the file's metadata, as JSON under the name ``featx``.
+Arrays of text, which safetensors has no tensors for, are in the file's metadata, with the order of all arrays, as JSON under
+the name ``featx``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from io import BufferedReader
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as tensors
 
 from featx import files
 from featx.runs.formats import Array, apart
+from featx.runs.formats.large import OnDisk
 from featx.values import Field
 
 # Types of numbers by safetensors' names for them.
@@ -26,6 +26,11 @@ TYPES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
+
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+# The header is filled up to a multiple of so many bytes.
+ALIGNMENT = 8
 
 # The length of the header is in so many bytes, and the header is at most so long, as in safetensors itself.
 LENGTH, LONGEST = 8, 100_000_000
@@ -40,11 +45,13 @@ class Writer(apart.Writer):
     suffix = ".safetensors"
 
     @staticmethod
-    def pack(arrays: Mapping[str, Array]) -> list[bytes]:
-        """Lay out a file; the same arrays give the same bytes."""
+    def pack(arrays: Mapping[str, Array | OnDisk]) -> list[bytes | memoryview | OnDisk]:
+        """Lay out a file, without copying arrays; the same give the same bytes."""
         numbers = {name: values for name, values in arrays.items() if values.dtype.kind != "U"}
-        text = {name: values.tolist() for name, values in arrays.items() if name not in numbers}
-        return [tensors.save(numbers, {OURS: _ours(list(arrays), text)})]
+        text = {name: np.asarray(values).tolist() for name, values in arrays.items() if name not in numbers}
+        facts = {name: (str(values.dtype), values.shape, values.nbytes) for name, values in numbers.items()}
+        data = [values if isinstance(values, OnDisk) else _bytes(values) for values in numbers.values()]
+        return [_header(list(arrays), facts, text), *data]
 
 
 class Reader(apart.Reader):
@@ -70,15 +77,28 @@ class Reader(apart.Reader):
 
 def bytes_of(fields: Sequence[Field]) -> int:
     """Return the bytes of a file with these arrays."""
-    numbers = [field for field in fields if field.dtype != "text"]
+    facts = {field.key: (field.dtype, field.lengths, field.bytes) for field in fields if field.dtype != "text"}
     text: dict[str, list[str]] = {field.key: [] for field in fields if field.dtype == "text"}
-    header: dict[str, Any] = {"__metadata__": {OURS: _ours([field.key for field in fields], text)}}
+    return len(_header([field.key for field in fields], facts, text)) + sum(field.bytes for field in fields)
+
+
+def _header(
+    names: Sequence[str], facts: Mapping[str, tuple[str, tuple[int, ...], int]], text: Mapping[str, Any]
+) -> bytes:
+    """Lay out what comes before the numbers: of each array the type, the shape, and where it lies."""
+    ours = json.dumps({"arrays": names, "text": text})
+    header: dict[str, Any] = {"__metadata__": {OURS: ours}}
     end = 0
-    for field in numbers:
-        header[field.key] = {"dtype": "F32", "shape": field.lengths, "data_offsets": (end, end + field.bytes)}
-        end += field.bytes
-    length = len(json.dumps(header, separators=(",", ":")))
-    return LENGTH + length + -length % 8 + end + sum(field.bytes for field in fields) - end
+    for name, (dtype, shape, size) in facts.items():
+        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (end, end + size)}
+        end += size
+    data = json.dumps(header, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % ALIGNMENT)
+    return len(data).to_bytes(LENGTH, "little") + data
+
+
+def _bytes(values: Array) -> memoryview:
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _mapped(file: BufferedReader, length: int, each: Mapping[str, Any]) -> Array:
@@ -86,7 +106,3 @@ def _mapped(file: BufferedReader, length: int, each: Mapping[str, Any]) -> Array
     dtype, shape = np.dtype(TYPES[each["dtype"]]), tuple(each["shape"])
     start = LENGTH + length + int(each["data_offsets"][0])
     return np.memmap(file, dtype, "r", start, shape) if math.prod(shape) else np.empty(shape, dtype)
-
-
-def _ours(names: Sequence[str], text: Mapping[str, Any]) -> str:
-    return json.dumps({"arrays": names, "text": text})

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
+from featx.dtypes import LETTERS
 from featx.errors import OutputError
 from featx.runs.formats import Array, Record, Stored
 from featx.runs.formats.headers import PLAIN, npy_header, read_header
@@ -40,7 +41,7 @@ from featx.runs.formats.tar_samples import (
 )
 from featx.runs.manifest import Done
 from featx.sharding import Shard
-from featx.values import EMBEDDING, LETTERS, Field
+from featx.values import EMBEDDING, Field
 
 # All numbers of files.
 WHOLE = Shard(1, 1)
@@ -84,7 +85,7 @@ class Writer:
         name = escaped(record.item.key)
         pieces = member_of(f"{name}.json", [json.dumps(facts).encode()])
         for field, values in record.arrays.items():
-            header, data = npy_header(values.dtype, values.shape), values.reshape(-1).view(np.uint8).data
+            header, data = npy_header(values.dtype, values.shape), np.asarray(values).reshape(-1).view(np.uint8).data
             pieces += member_of(f"{name}.{field}.npy", [header, data])
         digest = hashlib.sha256()
         for piece in pieces:

@@ -1,0 +1,215 @@
+# Pictures in tiles, through the real pipeline: the maps of one pass where that can be, and told where it cannot.
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import featx
+from featx.engine.mosaic import Tiles
+from featx.errors import ModelError, StoppedError, UsageError
+from featx.explore.verify import verify
+from featx.images.tiff_blocks import TiffBlocks
+from featx.models.pyramid import draw_up
+from featx.models.reach import reach_of
+from featx.requests import ModelRequest
+from featx.values import Note, Outcome
+from tests.helpers import extract, lines, natural_image, outputs
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A picture of 310 x 250 pixels in strips, which several tiles cover, the last ones only in part."""
+    path = tmp_path_factory.mktemp("photos") / "photo.tif"
+    natural_image(0, 310, 250).save(path, compression="tiff_lzw", strip_size=310 * 3 * 16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory):
+    """Weights by name, drawn so that no branch of a network is switched off, as some are in new ones."""
+
+    def of(name):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            torch.manual_seed(0)
+            module = timm.create_model(name)
+            for key, values in module.named_parameters():
+                if values.ndim == 1:
+                    torch.nn.init.uniform_(values, *((-0.1, 0.1) if "bias" in key else (0.5, 1)))
+            save_file(module.state_dict(), path)
+        return path
+
+    folder = tmp_path_factory.mktemp("weights")
+    return of
+
+
+def native(inputs, output, **options):
+    return extract(inputs, output, image_size=None, fit="native", **options)
+
+
+def deviations(found, expected):
+    return {name: float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected}
+
+
+def test_tiles_of_a_convolutional_network_are_exact(photo, tmp_path, lively):
+    options = {"weights": lively("test_resnet"), "final": True}
+    native(photo, tmp_path / "whole", **options)
+    report = native(photo, tmp_path / "tiles", tile=64, **options)
+    tiling = report.summary["tiling"]
+    assert (tiling["tile"], tiling["exact"]) == (64, False)  # the halo is a quarter of so small a tile
+    report = native(photo, tmp_path / "tiles", tile=64, halo=96, overwrite=True, **options)
+    tiling = report.summary["tiling"]
+    assert tiling == {"tile": 64, "halo": 96, "reach": 96, "exact": True, "deviation": tiling["deviation"]}
+    whole, tiles = (featx.open_run(tmp_path / name) for name in ("whole", "tiles"))
+    assert max(deviations(tiles["photo.tif"], whole["photo.tif"]).values()) <= 5e-7
+    assert max(tiling["deviation"].values()) <= 5e-7
+    assert tiles.frame("photo.tif") == whole.frame("photo.tif")
+    assert lines(tmp_path / "tiles")[0]["levels"] == lines(tmp_path / "whole")[0]["levels"]
+    verified = verify(tmp_path / "tiles", recompute=1)
+    assert verified.sound
+    assert verified.recomputed.deviation == 0
+
+
+def test_one_tile_is_the_map_bit_for_bit(photo, tmp_path, lively):
+    options = {"model": "test_efficientnet", "weights": lively("test_efficientnet")}
+    native(photo, tmp_path / "whole", **options)
+    native(photo, tmp_path / "tile", tile=320, **options)
+    assert outputs(tmp_path / "tile") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"])
+def test_where_the_whole_picture_counts_the_deviation_is_told(name, tmp_path, lively, request):
+    """It is measured on two tiles side by side; here that is all of the picture."""
+    if name.startswith("swin") and not request.config.getoption("large"):
+        pytest.skip("a large network")
+    tile, width, height = (224, 448, 224) if name.startswith("swin") else (96, 192, 96)
+    natural_image(0, width, height).save(tmp_path / "photo.png")
+    heard = []
+    options = {"model": name, "weights": lively(name)}
+    native(tmp_path / "photo.png", tmp_path / "whole", **options)
+    report = native(tmp_path / "photo.png", tmp_path / "tiles", tile=tile, halo=0, listener=heard.append, **options)
+    tiling = report.summary["tiling"]
+    assert not tiling["exact"]
+    assert any("approximate" in event.text for event in heard if isinstance(event, Note))
+    whole, tiles = (featx.open_run(tmp_path / run)["photo.png"] for run in ("whole", "tiles"))
+    expected = deviations(tiles, whole)
+    assert max(expected.values()) > 1e-3
+    assert tiling["deviation"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
+def test_the_reach_is_that_of_a_change_of_pixels(name, lively):
+    """Brute force: pixels beyond the reach change no cell, and those within it do, as far as numbers can show."""
+    blueprint = draw_up(ModelRequest(name, fit="native", weights=str(lively(name))))
+    reach = reach_of(blueprint)
+    module = blueprint.library.build(blueprint.description, blueprint.request)[0].double()
+    length = 2048
+    picture = torch.randn(1, 3, 32, length, generator=torch.Generator().manual_seed(0)).double()
+    changed = picture.clone()
+    changed[..., : length // 2] *= 1000
+    with torch.no_grad():
+        pairs = zip(module(picture), module(changed), strict=True)
+        farthest = 0
+        for before, after in pairs:
+            same = (before == after).all(1)[0].all(0)
+            first = int(same.nonzero()[0]) if same.any() else len(same)
+            farthest = max(farthest, first * length // len(same) - length // 2)
+    reach = length // 2 if reach is None else reach
+    assert reach - 32 <= farthest <= reach
+
+
+def test_a_picture_is_read_band_by_band(photo, tmp_path, lively, monkeypatch):
+    """No strip is read before its band is due, and maps that memory should not hold are written all the same."""
+    monkeypatch.setattr("featx.engine.mosaic.IN_MEMORY", 0)
+    decoded = []
+    honest = TiffBlocks.decoded
+    monkeypatch.setattr(TiffBlocks, "decoded", lambda self, number: decoded.append(number) or honest(self, number))
+    monkeypatch.setattr(Tiles, "_measured", lambda *_: {})
+    options = {"weights": lively("test_resnet"), "tile": 64, "halo": 32}
+    native(photo, tmp_path / "out", **options)
+    # Windows of 128 rows that begin at 0, 32, 96 and 128; strips have 16.
+    assert decoded == [*range(8), *range(2, 10), *range(6, 14), *range(8, 16)]
+    monkeypatch.undo()
+    native(photo, tmp_path / "in_memory", **options)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "in_memory")
+
+
+def test_a_stopped_picture_is_begun_again(photo, tmp_path, lively):
+    small = tmp_path / "a.png"
+    natural_image(1, 60, 60).save(small)
+    options = {"weights": lively("test_resnet"), "tile": 64, "halo": 96}
+
+    def interrupt(event):
+        if isinstance(event, Outcome):
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedError):
+        native([small, photo], tmp_path / "out", listener=interrupt, **options)
+    report = native([small, photo], tmp_path / "out", **options)
+    assert report.summary["counts"]["done"] == 2
+    native([small, photo], tmp_path / "straight", **options)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "straight")
+    again = native([small, photo], tmp_path / "out", **options)
+    assert again.tried == 0
+    assert again.summary["tiling"] == report.summary["tiling"]
+
+
+def test_a_broken_or_isolated_picture(photo, tmp_path, lively):
+    """A file that ends early fails with a line; pictures read in processes of their own give the same bytes."""
+    options = {"weights": lively("test_resnet"), "tile": 64, "halo": 96}
+    (tmp_path / "in").mkdir()
+    data = photo.read_bytes()
+    (tmp_path / "in" / "photo.tif").write_bytes(data)
+    native(tmp_path / "in", tmp_path / "out", **options)
+    native(tmp_path / "in", tmp_path / "apart", isolate=True, **options)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "apart")
+    strips = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+    (tmp_path / "in" / "broken.tif").write_bytes(strips)
+    report = native(tmp_path / "in", tmp_path / "out", **options)
+    assert [(each.item.key, each.stage) for each in report.failures] == [("in/broken.tif", "decode")]
+    assert not list((tmp_path / "out").rglob("broken*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fit": None, "image_size": 64}, "--tile is for --fit native"),
+        ({"max_side": 100}, "--max-side shrinks"),
+        ({"embedding": True}, "--embedding needs the whole picture"),
+        ({"grid": 4}, "--grid needs whole maps"),
+        ({"dtype": "int8"}, "--dtype int8 needs whole maps"),
+        ({"engine": "ray"}, "--engine local"),
+        ({"tile": None, "halo": 32}, "--halo is for tiles"),
+        ({"tile": None, "level_mpp": 0.5}, "--level-mpp is for slides"),
+    ],
+)
+def test_contradictions_are_refused(photo, tmp_path, options, said):
+    with pytest.raises(UsageError, match=said):
+        extract(photo, tmp_path / "out", **{"image_size": None, "fit": "native", "tile": 64, **options})
+
+
+def test_sizes_are_rounded_up_and_other_networks_refused(photo, tmp_path):
+    heard = []
+    report = native(photo, tmp_path / "out", tile=50, halo=90, listener=heard.append)
+    assert (report.summary["recipe"]["tile"], report.summary["recipe"]["halo"]) == (64, 96)
+    said = "--tile 50 became 64, --halo 90 became 96: test_resnet takes multiples of 32 pixels"
+    assert said in [event.text for event in heard if isinstance(event, Note)]
+    with pytest.raises(ModelError, match=r"inception_v3 cannot be run in tiles: its level_0 does not grow"):
+        native(photo, tmp_path / "other", model="inception_v3", tile=192)
+
+
+def test_the_forecast_counts_tiles(photo, tmp_path):
+    path = tmp_path / "photo.png"
+    natural_image(0, 1600, 1000).save(path)
+    plain = native(path, tmp_path / "out", dry_run=True).forecast
+    tiled = native(path, tmp_path / "out", tile=256, halo=96, dry_run=True).forecast
+    assert tiled.tiles == (256, 96, 28, 448)
+    assert tiled.bytes == plain.bytes
+    assert tiled.pass_memory < plain.pass_memory / 4
+    assert json.dumps(tiled.tiles)
+    assert [each.options for each in tiled.savings if "strides" not in each.options] == ["--dtype float16"]
