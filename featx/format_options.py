@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from featx.declaring import Options, group, one_of, option, whole
+from featx.conversions import one_of, whole
+from featx.declaring import Options, group, option
 
 FORMATS = ("npz", "safetensors", "npy", "parquet", "webdataset", "zarr")
 

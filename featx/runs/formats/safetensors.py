@@ -1,8 +1,8 @@
 # The .safetensors of one image: what safetensors.numpy.load_file reads.
 """Writing and reading files of tensors.
 
-Arrays of text, which safetensors has no tensors for, are in the file's metadata, with the order of all arrays, as JSON under
-the name ``featx``.
+Arrays of text, which safetensors has no tensors for, are in the file's metadata, with the order of all arrays, as JSON
+under the name ``featx``.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def bytes_of(fields: Sequence[Field]) -> int:
 
 
 def _header(
-    names: Sequence[str], facts: Mapping[str, tuple[str, tuple[int, ...], int]], text: Mapping[str, Any]
+    names: Sequence[str], facts: Mapping[str, tuple[str, Any, int]], text: Mapping[str, Any]
 ) -> bytes:
-    """Lay out what comes before the numbers: of each array the type, the shape, and where it lies."""
+    """Lay out what comes before the numbers; `facts` are the type, shape and bytes of each array."""
     ours = json.dumps({"arrays": names, "text": text})
     header: dict[str, Any] = {"__metadata__": {OURS: ours}}
     end = 0
