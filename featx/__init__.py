@@ -16,6 +16,7 @@ from featx.version import __version__ as __version__
 
 _HOMES = {
     "FeatxError": "featx.errors",
+    "convert": "featx.explore.converting",
     "extract": "featx.engine.extract",
     "list_models": "featx.models.search",
     "load_pyramid": "featx.models.pyramid",
@@ -24,7 +25,7 @@ _HOMES = {
     "similar_patches": "featx.explore.patches",
 }
 
-__all__ = ["FeatxError", "extract", "list_models", "load_pyramid", "open_run", "similar", "similar_patches"]
+__all__ = ["FeatxError", "convert", "extract", "list_models", "load_pyramid", "open_run", "similar", "similar_patches"]
 
 
 def __getattr__(name: str) -> Any:

@@ -61,6 +61,7 @@ def extract(
     max_disk: int | str | None = None,
     force: bool = False,
     hash_inputs: bool = False,
+    shard_mb: int | None = None,
     shard: str | None = None,
     precision: str = "fp32",
     backend: str = "torch",
@@ -156,7 +157,7 @@ def extract(
     basis : str | PathLike[str] | None
         Take the components from another run, or its basis.npz, instead of fitting them.
     format : str
-        One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
+        One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
     dtype : str
         Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and prefix tokens are float32 or float16, embeddings always float32.
     overwrite : bool
@@ -171,6 +172,8 @@ def extract(
         Run even if disk space or memory seems too small.
     hash_inputs : bool
         Recognise changed images by their sha256 instead of by size and modification time.
+    shard_mb : int | None
+        Size of the tar files of --format webdataset, in megabytes. Default: 500.
     shard : str | None
         Compute part I of N of the images, so that N tasks of a job array, on any machines, fill one folder at once; slurm reads I and N from the task.
     precision : str

@@ -22,13 +22,13 @@ from featx.conversions import (
     whole,
 )
 from featx.declaring import Options, declaration, declared, group, option
-from featx.dtypes import DTYPES
+from featx.dtypes import NAMES as DTYPES
+from featx.format_options import FORMATS, TarOptions
 from featx.naming import as_model
 from featx.run_options import EngineOptions, NetworkOptions, RecipeOptions, RunOptions, TileOptions
 from featx.sharding import ShardOptions
 from featx.smaller_options import SmallerOptions
 
-FORMATS = ("npz", "npy", "parquet")
 FITS = ("crop", "squash", "pad", "native")
 PARTS, POOLS = ("backbone", "neck", "all"), ("avg", "max", "gem", "cls")
 
@@ -215,8 +215,8 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="One .npz file per image, all embeddings in one array (npy), or all embeddings or box vectors in one "
-        "table (parquet).",
+        help="One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all "
+        "embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).",
         convert=one_of(*FORMATS),
         metavar="|".join(FORMATS),
         in_recipe=True,
@@ -306,7 +306,7 @@ class Limits(Options):
 # All groups, in the order of the help and the reference.
 GROUPS: tuple[type[Options], ...] = (
     *(ModelOptions, RecipeOptions, ImageOptions, TileOptions, KeepOptions, BoxOptions, SmallerOptions, StoreOptions),
-    *(OutputOptions, ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
+    *(OutputOptions, TarOptions, ShardOptions, NetworkOptions, RunOptions, EngineOptions, Limits),
 )
 
 # Options that change the numbers, with the values that apply to runs made before the option existed.

@@ -8,6 +8,7 @@ from itertools import chain
 
 from featx.declaring import declared, group
 from featx.errors import UsageError
+from featx.format_options import TarOptions
 from featx.options import (
     BoxOptions,
     ImageOptions,
@@ -45,6 +46,7 @@ class Job(
     SmallerOptions,
     StoreOptions,
     OutputOptions,
+    TarOptions,
     ShardOptions,
     NetworkOptions,
     RunOptions,

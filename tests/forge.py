@@ -42,7 +42,7 @@ from PIL import Image
 from featx.cli import commands
 from featx.cli import main as border
 from featx.engine import children, stopping
-from featx.runs.formats import npy, parquet  # noqa: F401 - before forking, since they take their time
+from featx.runs.formats import npy, parquet, safetensors, webdataset, zarr  # noqa: F401 - before forking, since they take their time
 from tests.faults import faults
 from tests.helpers import HANGS, wait_until
 

@@ -27,6 +27,7 @@ ALONE = {
         *("models.timm.outputs", "models.timm.reference", "models.timm.survey", "models.fetching", "images.fitting"),
     },
     "ultralytics": {"models.yolo.importing"},
+    "h5py": {"runs.formats.hdf5"},
     "pyarrow": {"explore.vector_tables", "images.tables", "runs.formats.parquet"},
     "fsspec": {"filesystems"},
     "huggingface_hub": {"models.hub"},
@@ -38,7 +39,10 @@ HEAVY = ("torch", "timm", "torchvision", "numpy", "PIL", "huggingface_hub", "saf
 
 
 # Named by no other file: the tables find them by their names.
-PLUGINS = {"runs.formats.npz", "runs.formats.npy", "runs.formats.parquet", "models.yolo.library", "models.timm.library"}
+PLUGINS = {
+    *(f"runs.formats.{name}" for name in ("hdf5", "npy", "npz", "parquet", "safetensors", "webdataset", "zarr")),
+    *("models.yolo.library", "models.timm.library"),
+}
 
 
 @cache

@@ -18,9 +18,9 @@ from featx.engine.bench import bench
 from featx.errors import UsageError
 from featx.explore.similarity import similar
 from featx.explore.verify import verify
+from featx.format_options import CONVERTED as WORDS_OF_FORMATS
 from featx.models import runtimes
 from featx.models.libraries import LIBRARIES
-from featx.options import FORMATS as WORDS_OF_FORMATS
 from featx.options import GROUPS, RECIPE
 from featx.requests import Job, ModelRequest
 from featx.run_options import BACKENDS
@@ -158,7 +158,7 @@ UNFIT = [
     ("memory_limit", True, "not True"),
     ("time_limit", "inf", "expected seconds, from 0.1 to 1000000, not 'inf'"),
     ("time_limit", float("nan"), "not nan"),
-    ("format", "zip", "expected npz, npy or parquet, not 'zip'"),
+    ("format", "zip", "expected npz, .* webdataset or zarr, not 'zip'"),
     ("device", "cpu,1", "expected auto, cpu, .* not 'cpu,1'. cpu takes no number"),
     ("device", "cuda:0,0", "'cuda:0,0' names a GPU twice"),
     ("device", "cuda:x", "not 'cuda:x'"),

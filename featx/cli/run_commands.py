@@ -14,6 +14,7 @@ from featx.cli.arguments import Debug, Json, switch, takes, written_to
 from featx.command_options import SampleOptions, SimilarOptions, VerifyOptions, ViewOptions
 from featx.declaring import declared
 from featx.errors import UsageError
+from featx.format_options import ConvertOptions
 from featx.options import ImageOptions, ModelOptions, OutputOptions
 from featx.requests import ONE
 from featx.run_options import RunOptions
@@ -137,6 +138,28 @@ def view(
             tables.viewed(viewing.view(run, path, keys, **asked), as_json=as_json)
     if show:
         pictures.show(wanted.html or path)
+
+
+@command(epilog="Example: featx convert features/photos --format zarr --output features/photos-zarr")
+@takes(ConvertOptions)
+def convert(
+    options: dict[str, Any],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a complete run.")],
+    output: Annotated[Path, written_to("FOLDER", "Folder of the new run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a complete run in another format, without computing anything.
+
+    The run itself is only read. The same command continues where it was stopped.
+
+    Exit status: 0 converted, 1 could not, 2 wrong usage, 11 a run holds a folder.
+    """
+    from featx.explore import converting
+
+    with progress.counting("converting", quiet=as_json) as listener:
+        converted = converting.convert(run, output, listener=listener, **options)
+    tables.converted(converted, as_json=as_json)
 
 
 @command(epilog="Example: featx merge features/photos")

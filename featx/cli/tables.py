@@ -23,6 +23,7 @@ from featx.values import RANDOM_SIMILARITY, RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from featx.command_options import ListOptions
+    from featx.explore.converting import Converted
     from featx.explore.page import Page
     from featx.explore.patches import Patches
     from featx.explore.sampling import Sampled
@@ -236,6 +237,19 @@ def merged(value: Merged, *, as_json: bool) -> None:
     what = f"{count_of(value.parts, 'part')} merged" if value.parts else "nothing to merge"
     failed = f", {value.failed} failed" if value.failed else ""
     stdout().print(f"{what}: {value.done} done{failed} in one manifest", highlight=False)
+
+
+def converted(value: Converted, *, as_json: bool) -> None:
+    """Show the result of converting."""
+    if as_json:
+        print_json({**asdict(value), "output": str(value.output)})
+        return
+    failed = f", {value.failed} failed" if value.failed else ""
+    where = escape(printable(str(value.output)))
+    now = "nothing to convert" if not value.converted else f"{value.converted} converted now"
+    out = stdout()
+    out.print(f"{value.done} done{failed} as {value.format} ({now})", highlight=False)
+    out.print(f"{amount_of(value.bytes)} in {where}/", highlight=False, soft_wrap=True)
 
 
 def _recomputed(value: Recomputed) -> str:

@@ -19,15 +19,26 @@ def completed(job: Job) -> Job:
         If the format is unknown, or holds only vectors and something else was requested.
     """
     formats.require(job.format)
-    if job.engine == "ray" and formats.vectors_only(job.format):
+    if job.engine == "ray" and formats.shares_files(job.format):
         raise UsageError(
-            f"--engine ray writes files where its workers are, and --format {job.format} has one file for all images",
-            "Leave out --format: featx similar reads embeddings from .npz files as well",
+            f"--engine ray writes files where its workers are, and in --format {job.format} images share files",
+            "Use --format npz or safetensors; featx similar reads embeddings from them as well",
+        )
+    if job.shard_mb and not formats.FORMATS[job.format].sized:
+        raise UsageError(
+            f"--shard-mb is about tar files, and --format {job.format} has none",
+            "Leave out --shard-mb, or use --format webdataset",
         )
     if isinstance(job.output, str):
         _require_uploadable(job)
     if job.shard:
         _require_divisible(job)
+    if formats.FORMATS[job.format].uniform and (job.boxes or job.fit == "native"):
+        raise UsageError(
+            f"--format {job.format} stores arrays of one shape for all images, which "
+            f"{'--boxes' if job.boxes else '--fit native'} does not give",
+            formats.OTHERWISE,
+        )
     if job.boxes:
         job = replace(job, box_size=job.box_size or (1, 1))
     if not formats.vectors_only(job.format):
@@ -52,10 +63,10 @@ def completed(job: Job) -> Job:
 
 def _require_uploadable(job: Job) -> None:
     """Refuse what cannot be done behind a URL."""
-    if not formats.takes_shards(job.format):
+    if formats.FORMATS[job.format].grows:
         raise UsageError(
-            f"--format {job.format} keeps one file that grows, and objects behind a URL cannot grow",
-            "Use --format npz or parquet, or write to a folder and copy it",
+            f"--format {job.format} has files that grow, and objects behind a URL cannot grow",
+            "Use --format npz, safetensors or parquet, or write to a folder and copy it",
         )
     if job.engine == "ray":
         raise UsageError("--engine ray writes to a folder that all machines see, not to a URL", "Give such a folder")

@@ -271,7 +271,7 @@ def _find(job: Job, listener: Listener) -> tuple[sources.Found, Path]:
         return archives.listing(path)
 
     found = sources.find(job.inputs, job.listed, listing)
-    layout.tell_apart(found.items, found.crowded)
+    layout.tell_apart(found.items, found.crowded, formats.FORMATS[job.format].suffix)
     lock.require_usable(output)
     for text in remarks(found, job):
         listener(Note(text))
@@ -284,7 +284,9 @@ def _begin(held: lock.LockedFolder, output: Path, setting: Setting, earlier: dic
         formats.require(earlier["recipe"]["format"])
     held.begin(from_scratch=setting.job.overwrite)
     shard = setting.job.shard
-    writer = formats.writer(setting.job.format, output, held.unfinished, setting.computers[0].fields, shard)
+    writer = formats.writer(
+        setting.job.format, output, held.unfinished, setting.computers[0].fields, shard, setting.job.shard_mb
+    )
     if earlier:
         name = earlier["recipe"]["format"]
         same = name == setting.job.format

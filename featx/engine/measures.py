@@ -94,4 +94,4 @@ def whole(name: str, room: int) -> int:
 
 def on_disk(name: str, size: int) -> int:
     """Return the bytes that one output takes on the disk, its line included."""
-    return (size if formats.vectors_only(name) else -(-size // BLOCK) * BLOCK) + LINE
+    return (size if formats.shares_files(name) else -(-size // BLOCK) * BLOCK) + LINE

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from featx.errors import FeatxError
-from featx.runs import parts
+from featx.runs import formats, parts
 from featx.runs.formats import Array
-from featx.runs.layout import BASIS, KEPT, LEASE, MANIFEST, SUFFIX, SUMMARY, UNFINISHED
+from featx.runs.layout import BASIS, KEPT, LEASE, MANIFEST, SUMMARY, UNFINISHED
 from featx.runs.mirror import is_own, mirror_of
 from featx.runs.reading import Run
 from featx.values import Field
@@ -86,7 +86,8 @@ def _others(folder: Path, ours: set[str]) -> tuple[list[str], int]:
 
 def _is_output(run: Run, path: str) -> bool:
     """Whether a file could be an output of the run that is not in the manifest."""
-    if not path.endswith(SUFFIX) or run.summary["recipe"]["format"] != "npz":
+    row = formats.FORMATS[run.summary["recipe"]["format"]]
+    if row.shared or not path.endswith(row.suffix):
         return False
     try:
         return not fault_of_arrays(run.reader.read("", path), run.fields)

@@ -16,7 +16,7 @@ ANY_VECTOR = (Field(EMBEDDING, (1,)),)
 
 def collect_garbage(writer: formats.Writer, output: Path, name: str) -> None:
     """Have a writer of the named format remove what is not in the manifest."""
-    if not formats.vectors_only(name):  # files of their own are replaced one by one
+    if not formats.shares_files(name):  # files of their own are replaced one by one
         return
     try:
         # The manifest must be safe on the disk before rows that it no longer names are removed.

@@ -131,7 +131,7 @@ def plan_work(
         plan.numbers = _numbered(items, plan.to_do)
     planner.keep(folder, known)
     if taken:
-        _tell_apart(plan.to_do, fresh, taken)
+        _tell_apart(plan.to_do, fresh, taken, formats.FORMATS[job.format].suffix)
     return plan
 
 
@@ -141,7 +141,7 @@ class _Planner:
     def __init__(self, folder: Path, job: Job, stale: set[str]) -> None:
         self.plan = Plan()
         self._reader = formats.reader(job.format, folder)
-        self._own_files = not formats.vectors_only(job.format)
+        self._own_files = not formats.shares_files(job.format)
         self._job = job
         self.stale = stale
 
@@ -223,9 +223,9 @@ def _known_as(known: Mapping[str, Known], fresh: Iterable[Item]) -> dict[str, st
     return found
 
 
-def _tell_apart(items: list[Item], fresh: Iterable[int], taken: set[str]) -> None:
+def _tell_apart(items: list[Item], fresh: Iterable[int], taken: set[str], suffix: str) -> None:
     """Give new images whose outputs could be taken for those of other images a name of their own."""
     for place in fresh:
         item = items[place]
-        if not item.alias and paths.fold(layout.output_of(item.key)) in taken:
-            items[place] = replace(item, alias=layout.output_of(item.key, apart=True))
+        if not item.alias and paths.fold(layout.output_of(item.key, suffix)) in taken:
+            items[place] = replace(item, alias=layout.output_of(item.key, suffix, apart=True))

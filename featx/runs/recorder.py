@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import ROOM, OutputError
-from featx.runs import manifest
-from featx.runs.layout import SUFFIX
+from featx.runs import formats, manifest
 from featx.runs.summary import FORMAT
 from featx.values import Outcome
 
@@ -103,7 +102,7 @@ class Recorder:
         return [outcome for outcome, _ in entries]
 
     def _remove(self, output: str) -> None:
-        if output.endswith(SUFFIX):  # rows of shared files are removed by the next writer
+        if output.endswith(formats.OF_ONE_IMAGE):  # rows of shared files are removed by the next writer
             with suppress(OSError, OutputError):  # what leads elsewhere is not ours
                 self._locked.remove(output)
 

@@ -541,6 +541,9 @@ def test_another_format_is_another_recipe_and_overwriting_leaves_nothing_of_the_
     for format_, names in {
         "npy": {"embeddings.npy", "keys.txt"},
         "parquet": {"embeddings-00000.parquet"},
+        "zarr": {"features.zarr"},
+        "safetensors": {"photos"},
+        "webdataset": {"features-00000.tar"},
         "npz": {"photos"},
     }.items():
         if format_ != "npy":
@@ -550,10 +553,10 @@ def test_another_format_is_another_recipe_and_overwriting_leaves_nothing_of_the_
         assert names_in(tmp_path / "out") == {"summary.json", "manifest.jsonl", *names}
         if format_ == "parquet":  # one that was settled when a run was killed
             (tmp_path / "out" / "embeddings-00007.parquet").write_bytes(b"")
-    assert not list((tmp_path / "out" / "photos").glob("level_*"))
+    assert {path.suffix for path in (tmp_path / "out" / "photos").rglob("*.*")} == {".npz"}
 
 
-@pytest.mark.parametrize("format_", ["npy", "parquet"])
+@pytest.mark.parametrize("format_", ["npy", "parquet", "webdataset", "zarr"])
 def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, format_):
     options = {"embedding": True, "batch_size": 4, "format": format_}
     extract(photos, tmp_path / "out", **options)
@@ -576,7 +579,14 @@ def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, form
         ({"format": "npy"}, "holds only embeddings, and none were asked for. Add --embedding"),
         ({"format": "npy", "embedding": True, "maps": True}, "holds only embeddings. Leave out --maps"),
         ({"format": "parquet", "embedding": True, "norm": True}, "holds only embeddings. Leave out --norm"),
-        ({"format": "hdf5"}, "--format: expected npz, npy or parquet, not 'hdf5'"),
+        ({"format": "hdf5"}, "--format: expected npz, .* webdataset or zarr, not 'hdf5'"),
+        (
+            {"format": "zarr", "fit": "native", "image_size": None},
+            "arrays of one shape for all images, which --fit",
+        ),
+        ({"format": "zarr", "boxes": "boxes.csv"}, "arrays of one shape for all images, which --boxes does not give"),
+        ({"format": "zarr", "shard_mb": 5}, "--shard-mb is about tar files, and --format zarr has none"),
+        ({"format": "webdataset", "engine": "ray"}, "in --format webdataset images share files"),
         ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
         ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but --no-maps keeps none"),
     ],
@@ -612,7 +622,7 @@ def test_a_run_of_an_earlier_version_goes_on(photos, tmp_path):
 
 
 def test_vectors_that_are_missing_are_said(photos, tmp_path):
-    for format_ in ("npz", "npy", "parquet"):
+    for format_ in ("npz", "npy", "parquet", "safetensors"):
         folder = tmp_path / format_
         extract(photos, folder, embedding=True, format=format_)
         next(path for path in folder.rglob("*") if path.suffix == f".{format_}").unlink()

@@ -266,14 +266,19 @@ def test_what_a_stopped_run_has_not_done_is_said(forge, photos, run, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("format_", ["npy", "parquet"])
+@pytest.mark.parametrize("format_", ["npy", "parquet", "webdataset", "zarr"])
 def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_):
     few = [photos / f"{number:04}.jpg" for number in range(3)]
     made = forge.extract(tmp_path, few[0], "out", *few[1:], "--embedding", "--format", format_)
     assert made["status"] == 0
     entries, out = lines(tmp_path / "out"), tmp_path / "out"
     (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries[:2]))
-    name = {"npy": "embeddings.npy", "parquet": "embeddings-00000.parquet"}[format_]
+    name = {
+        "npy": "embeddings.npy",
+        "parquet": "embeddings-00000.parquet",
+        "webdataset": "features-00000.tar",
+        "zarr": "features.zarr",
+    }[format_]
     verified = verify(out)
     assert (verified.uncommitted, verified.foreign, verified.to_do) == ([f"0002.jpg in {name}"], [], 1)
     (out / "manifest.jsonl").write_text("")

@@ -1,19 +1,26 @@
-# Vectors that share files: a disk that fails at any call, a kill at any call and at any moment, nothing lost or twice.
+# Images that share files: a disk that fails at any call, a kill at any call and at any moment, nothing lost or twice.
 from __future__ import annotations
 
 import json
 import random
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import featx
 from featx.explore.verify import verify
 from tests.faults.conftest import make_photos
 from tests.helpers import lines
+
+FORMATS = ("npy", "parquet", "boxes", "webdataset", "zarr")
+
+# The files that hold vectors.
+PLACES = ("embeddings*", "*.tar", "features.zarr/embedding/c.*")
 
 KINDS = ("ENOSPC", "EIO", "kill")
 
@@ -51,8 +58,17 @@ def vectors(folder):
 
 
 def rows_in_files(folder):
+    if (folder / "features.zarr").exists():
+        keys = zarr.open_group(folder / "features.zarr", mode="r")["key"][:].tolist()
+        return len(keys), len(set(keys) - {""})
     if (folder / "embeddings.npy").exists():
         return len(np.load(folder / "embeddings.npy", mmap_mode="r")), len((folder / "keys.txt").read_text().split())
+    if tars := list(folder.glob("*.tar")):
+        names = []
+        for path in tars:
+            with tarfile.open(path) as tar:
+                names += [name for name in tar.getnames() if name.endswith(".json")]
+        return len(names), len(set(names))
     from pyarrow import parquet
 
     counts = [parquet.read_metadata(path).num_rows for path in folder.glob("*.parquet")]
@@ -85,7 +101,7 @@ def change(photos, others):
     shutil.copy(others / "0002.jpg", photos / "0007.jpg")
 
 
-@pytest.mark.parametrize("format_", ["npy", "parquet", "boxes"])
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("anew", [True, False])
 def test_calls_fail_in_turn(forge, five, tmp_path, format_, kind, anew, request):
@@ -124,7 +140,7 @@ def test_calls_fail_in_turn(forge, five, tmp_path, format_, kind, anew, request)
         shutil.rmtree(tmp_path / "out")
 
 
-@pytest.mark.parametrize("format_", ["npy", "parquet", "boxes"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_images_that_change_and_break_between_kills(forge, tmp_path, format_, request):
     """Rows are replaced and dropped while runs are killed at random moments; what is left is what the images are."""
     chance = random.Random(format_)
@@ -148,12 +164,12 @@ def test_images_that_change_and_break_between_kills(forge, tmp_path, format_, re
     assert verify(Path(tmp_path / "out")).sound
 
 
-@pytest.mark.parametrize("format_", ["npy", "parquet", "boxes"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_damage_is_found_forgotten_and_made_good(forge, five, tmp_path, format_):
     extract = (tmp_path, five, "out", *options(format_))
     sound = forge.extract(*extract)["status"]
     expected = vectors(tmp_path / "out")
-    file = next((tmp_path / "out").glob("embeddings*"))
+    (file,) = (path for place in PLACES for path in (tmp_path / "out").glob(place))
     data = bytearray(file.read_bytes())
     place = data.index(expected["photos/0002.jpg"][-6:].astype(np.float32).tobytes())
     data[place + 9] ^= 1

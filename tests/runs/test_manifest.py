@@ -92,15 +92,25 @@ def test_a_failure_does_not_remove_what_a_link_leads_to(run, recording, tmp_path
     assert (tmp_path / "elsewhere" / "a.npz").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("format_", ["npz", "npy", "parquet"])
+# A file of each format's outputs.
+SECRETS = {
+    "npz": "photos/0.jpg.npz",
+    "safetensors": "photos/0.jpg.safetensors",
+    "npy": "embeddings.npy",
+    "parquet": "embeddings-00000.parquet",
+    "webdataset": "features-00000.tar",
+    "zarr": "features.zarr/zarr.json",
+}
+
+
+@pytest.mark.parametrize("format_", SECRETS)
 @pytest.mark.parametrize(
     "output", ["../secret.npz", "/etc/passwd", "a\0b.npz", "\ud800.npz", "linked/secret.npz", "link.npz"]
 )
 def test_nothing_outside_of_the_folder_is_read(tmp_path, format_, output):
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "out"
     extract(photos, run, embedding=True, format=format_)
-    secret = {"npz": "photos/0.jpg.npz", "npy": "embeddings.npy", "parquet": "embeddings-00000.parquet"}[format_]
-    (run / secret).replace(tmp_path / "secret.npz")
+    (run / SECRETS[format_]).replace(tmp_path / "secret.npz")
     (run / "linked").symlink_to(tmp_path)
     (run / "link.npz").symlink_to(tmp_path / "secret.npz")
     if format_ == "npy":

@@ -65,7 +65,7 @@ def test_as_a_torch_dataset(folder, workers):
     assert set(batches[0]) == {"key", "level_2"}
 
 
-@pytest.fixture(scope="module", params=["npz", "npy", "parquet"])
+@pytest.fixture(scope="module", params=["npz", "npy", "parquet", "safetensors", "webdataset", "zarr"])
 def vectors(request, folder, tmp_path_factory):
     """A run of vectors in every format."""
     output = tmp_path_factory.mktemp("vectors") / "run"

@@ -367,9 +367,9 @@ def test_what_crashed_a_shard_is_a_suspect_for_whoever_comes_next(photos, tmp_pa
         shutil.rmtree(tmp_path / "copy")
 
 
-def test_tables_are_written_by_shards_at_once(many, tmp_path):
-    pytest.importorskip("pyarrow")
-    vectors = {"format": "parquet", "embedding": True, "out_indices": None}
+@pytest.mark.parametrize("format_", ["parquet", "webdataset", "zarr"])
+def test_files_of_many_images_are_written_by_shards_at_once(many, tmp_path, format_):
+    vectors = {"format": format_, "embedding": True, "out_indices": None}
     out, whole, photos = tmp_path / "out", tmp_path / "whole", tmp_path / "photos"
     shutil.copytree(many, photos)
     extract(photos, whole, **vectors)

@@ -8,12 +8,11 @@ the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,26 +41,50 @@ class Row(NamedTuple):
         Whether it holds nothing but a vector of each image.
     boxes : bool
         Whether it also holds vectors of each of an image's boxes, where it holds nothing else of it.
+    shared : bool
+        Whether images share files.
+    grows : bool
+        Whether files that are there grow, which objects behind a URL cannot.
     numbered : bool
-        Whether images share files that are numbered; a shard writes to those whose numbers belong to it.
+        Whether those files are numbered; a shard writes to those whose numbers belong to it.
+    uniform : bool
+        Whether each array must have one shape in all images.
+    sized : bool
+        Whether the size of its files can be chosen.
+    at_once : bool
+        Whether it is written as a whole, by ``featx convert`` alone.
     """
 
     module: str
     suffix: str
     vectors_only: bool = False
     boxes: bool = False
+    shared: bool = False
+    grows: bool = False
     numbered: bool = False
+    uniform: bool = False
+    sized: bool = False
+    at_once: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
-    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True),
-    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, numbered=True),
+    "safetensors": Row("featx.runs.formats.safetensors", ".safetensors"),
+    "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True, grows=True),
+    "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
+    "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, grows=True, numbered=True, sized=True),
+    "zarr": Row("featx.runs.formats.zarr", ".zarr", shared=True, grows=True, numbered=True, uniform=True),
+    "hdf5": Row("featx.runs.formats.hdf5", ".h5", shared=True, at_once=True),
 }
 
-SUFFIXES = {row.suffix for row in FORMATS.values()}
+# Of files that can be outputs; a Zarr store is a folder.
+SUFFIXES = {row.suffix for row in FORMATS.values()} - {".zarr"}
 
-_PARSING = threading.Lock()
+# Of files that hold one image each.
+OF_ONE_IMAGE = tuple(row.suffix for row in FORMATS.values() if not row.shared)
+
+# What to do about arrays whose shapes differ.
+OTHERWISE = "Use --format npz, safetensors or webdataset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,21 +218,6 @@ class Reader(Protocol):
         ...
 
 
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the head of a ``.npy``: shape, whether in Fortran's order, type; the data follow.
-
-    One at a time: numpy has Python parse it, which in several threads at once goes wrong now and then (CPython 3.11).
-
-    Raises
-    ------
-    ValueError
-        If it is not the head of a ``.npy``.
-    """
-    with _PARSING:
-        np.lib.format.read_magic(file)
-        return np.lib.format.read_array_header_1_0(file)
-
-
 def require(name: str, fields: Sequence[Field] | None = None) -> None:
     """Refuse an unknown format, or one that cannot hold these arrays, which are written in their types.
 
@@ -228,6 +236,8 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
         raise UsageError(
             f"{name} stores one vector per image, not {given}", "Use --embedding without other outputs, or --format npz"
         )
+    if row.uniform and (varying := next((field.key for field in fields or () if None in field.shape), "")):
+        raise UsageError(f"{name} stores arrays of one shape, and {varying} differs from image to image", OTHERWISE)
     size = sum(field.bytes for field in fields or ())
     if size > module.Writer.largest:
         raise UsageError(
@@ -252,9 +262,14 @@ def vectors_only(name: str) -> bool:
     return name in FORMATS and FORMATS[name].vectors_only
 
 
+def shares_files(name: str) -> bool:
+    """Whether images share files in a format."""
+    return name in FORMATS and FORMATS[name].shared
+
+
 def takes_shards(name: str) -> bool:
     """Whether several processes can write it at once."""
-    return FORMATS[name].numbered or not FORMATS[name].vectors_only
+    return FORMATS[name].numbered or not FORMATS[name].shared
 
 
 def bytes_of(name: str, fields: Sequence[Field]) -> int:
@@ -267,16 +282,28 @@ def bytes_of(name: str, fields: Sequence[Field]) -> int:
 
 def bytes_held(name: str, size: int, count: int) -> int:
     """Return the most bytes that wait in memory to be committed, of so many images of that size."""
-    if not vectors_only(name):  # files of their own are on the disk
+    if not shares_files(name):  # files of their own are on the disk
         return 0
     made = import_module(FORMATS[name].module).Writer
     held: int = min(size * min(count, made.group), made.room)
     return held
 
 
-def writer(name: str, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard | None = None) -> Writer:
-    """Make what writes a run's outputs, or a shard's; `unfinished` is where it may put what is not complete."""
-    own = {"shard": shard} if shard and FORMATS[name].numbered else {}
+def writer(
+    name: str,
+    folder: Path,
+    unfinished: Path,
+    fields: Sequence[Field],
+    shard: Shard | None = None,
+    megabytes: int | None = None,
+) -> Writer:
+    """Make what writes a run's outputs, or a shard's, to files of a size where that can be chosen.
+
+    `unfinished` is where it may put what is not complete.
+    """
+    own: dict[str, Any] = {"shard": shard} if shard and FORMATS[name].numbered else {}
+    if megabytes and FORMATS[name].sized:
+        own["megabytes"] = megabytes
     made: Writer = import_module(FORMATS[name].module).Writer(folder, unfinished, fields, **own)
     mirror = mirror_of(folder)
     return remote.Writer(made, mirror, _shared(name)) if mirror else made
@@ -295,4 +322,4 @@ def reader(name: str, folder: Path, digest: Callable[[str], str] = lambda _: "")
 
 def _shared(name: str) -> str:
     """Return the suffix of files that images share; empty where each has its own."""
-    return FORMATS[name].suffix if FORMATS[name].vectors_only else ""
+    return FORMATS[name].suffix if FORMATS[name].shared else ""

@@ -8,7 +8,6 @@ array's header counts it, which is written last: at any moment the file is an ar
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
 import threading
@@ -20,7 +19,8 @@ import numpy as np
 
 from featx import files
 from featx.errors import OutputError
-from featx.runs.formats import Array, Record, Stored, read_header
+from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.headers import npy_header, read_header
 from featx.runs.layout import KEYS, VECTORS
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING, Field
@@ -246,10 +246,7 @@ def _sound_rows(path: Path, length: int) -> Array:
 
 def _header(rows: int, length: int) -> bytes:
     """Lay out a header, which numpy makes as long for any number of rows."""
-    header = io.BytesIO()
-    facts = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, length)}
-    np.lib.format.write_array_header_1_0(header, facts)
-    return header.getvalue()
+    return npy_header(FLOAT32, (rows, length))
 
 
 def _owners(rows: Array, digests: Mapping[str, str]) -> list[str]:

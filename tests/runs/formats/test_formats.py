@@ -21,7 +21,8 @@ from featx.runs.manifest import Done
 from featx.values import Field, Item
 
 FIELDS = (Field("embedding", (6,), "float32"),)
-VECTORS_ONLY = [name for name in formats.FORMATS if formats.vectors_only(name)]
+APPENDED = [name for name, row in formats.FORMATS.items() if not row.at_once]
+SHARED = [name for name in APPENDED if formats.shares_files(name)]
 
 
 def vector(number):
@@ -76,17 +77,21 @@ class Shelf:
         for keys, rows in blocks:
             for key, row in zip(keys, rows, strict=True):
                 np.testing.assert_array_equal(row, reader.read(key, self.done[key])["embedding"])
-        files = {path.name for path in self.folder.iterdir()} - {"unfinished"}
+        files = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
         assert files == (reader.files(self.done.values()) if self.done else set())
-        assert not list((self.folder / "unfinished").iterdir())
+
+    def data(self, key):
+        """Return the file that has the numbers of an image."""
+        output = self.folder / self.done[key]
+        return output / "embedding" / "c.0.0" if output.is_dir() else output
 
 
-@pytest.fixture(params=formats.FORMATS)
+@pytest.fixture(params=APPENDED)
 def shelf(request, tmp_path):
     return Shelf(request.param, tmp_path / "run")
 
 
-@pytest.fixture(params=VECTORS_ONLY)
+@pytest.fixture(params=SHARED)
 def rows(request, tmp_path):
     """A shelf whose images share files."""
     return Shelf(request.param, tmp_path / "run")
@@ -97,7 +102,7 @@ def test_what_was_committed_is_read(shelf):
     shelf.enter(9)
     shelf.require({3: 0, 1: 0, 2: 0, 9: 0})
     reader = formats.reader(shelf.name, shelf.folder)
-    assert not reader.holds("4.jpg", shelf.done["3.jpg"] if shelf.name != "npz" else "4.jpg.npz", 24)
+    assert not reader.holds("4.jpg", shelf.done["3.jpg"] if shelf.name in SHARED else f"4.jpg.{shelf.name}", 24)
     assert not reader.holds("3.jpg", shelf.done["3.jpg"], shelf.bytes["3.jpg"] + 1)
 
 
@@ -116,7 +121,7 @@ def test_the_same_arrays_give_the_same_files(shelf, tmp_path):
         each.enter(3)
 
     def contents(folder):
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     assert contents(shelf.folder) == contents(other.folder)
 
@@ -156,7 +161,7 @@ def test_what_the_manifest_forgot_is_cleared_away(rows):
 
 def test_a_damaged_vector_is_found(shelf):
     shelf.enter(1, 2)
-    path = shelf.folder / shelf.done["2.jpg"]
+    path = shelf.data("2.jpg")
     data, needle = bytearray(path.read_bytes()), vector(2).tobytes()
     data[data.index(needle) + 5] ^= 4
     path.write_bytes(data)
@@ -171,7 +176,7 @@ def test_a_damaged_vector_is_found(shelf):
 @pytest.mark.parametrize("rest", [0, 10, 100])
 def test_of_a_torn_file_nothing_is_held(rows, rest):
     rows.enter(1, 2)
-    path = rows.folder / rows.done["1.jpg"]
+    path = rows.data("1.jpg")
     path.write_bytes(path.read_bytes()[:rest])
     assert not formats.reader(rows.name, rows.folder).holds("1.jpg", rows.done["1.jpg"], 24)
     rows.open()  # the run makes them again, and enters them
@@ -184,11 +189,13 @@ def test_what_a_format_cannot_hold_is_refused():
     level = Field("level_0", (3, 4, 5))
     formats.require("npz", [level, *FIELDS])
     formats.require("npy", FIELDS)
+    with pytest.raises(UsageError, match="zarr stores arrays of one shape, and level_1 differs from image to image"):
+        formats.require("zarr", [level, Field("level_1", (3, None, None))])
     for fields in ([level], [level, *FIELDS], []):
         with pytest.raises(UsageError, match="stores one vector per image"):
             formats.require("parquet", fields)
-    with pytest.raises(UsageError, match="--format: expected npz, npy or parquet, not 'hdf5'"):
-        formats.require("hdf5")
+    with pytest.raises(UsageError, match=r"--format: expected npz, safetensors, .* zarr or hdf5, not 'csv'"):
+        formats.require("csv")
 
 
 # The array
@@ -281,7 +288,7 @@ def test_commits_do_not_run_into_each_other(tmp_path, monkeypatch):
     """After an image that hangs, a run goes on beside a commit that is not finished; here there is room for it."""
     honest, nothing = files.synchronise, threading.Event()
     monkeypatch.setattr(files, "synchronise", lambda path: (nothing.wait(0.01), honest(path)))
-    for name in VECTORS_ONLY:
+    for name in SHARED:
         shelf = Shelf(name, tmp_path / name)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(shelf.enter, range(12)))
