@@ -82,9 +82,7 @@ def bytes_of(fields: Sequence[Field]) -> int:
     return len(_header([field.key for field in fields], facts, text)) + sum(field.bytes for field in fields)
 
 
-def _header(
-    names: Sequence[str], facts: Mapping[str, tuple[str, Any, int]], text: Mapping[str, Any]
-) -> bytes:
+def _header(names: Sequence[str], facts: Mapping[str, tuple[str, Any, int]], text: Mapping[str, Any]) -> bytes:
     """Lay out what comes before the numbers; `facts` are the type, shape and bytes of each array."""
     ours = json.dumps({"arrays": names, "text": text})
     header: dict[str, Any] = {"__metadata__": {OURS: ours}}
