@@ -15,7 +15,7 @@ from featx import paths
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, UsageError
 from featx.format_options import ConvertOptions
-from featx.runs import formats, layout, lock, manifest
+from featx.runs import basis, formats, layout, lock, manifest
 from featx.runs.formats import Record, Stored, Writer
 from featx.runs.garbage import collect_garbage
 from featx.runs.known import Known, read_known
@@ -97,15 +97,13 @@ def convert(
     asked = ConvertOptions(format=format, shard_mb=shard_mb)
     for path in (run, output):
         if paths.is_url(fspath(path)):
-            raise UsageError(
-                f"{path} is a URL, and runs are converted in folders", "Copy the run, convert it, copy it back"
-            )
+            raise UsageError(f"{path} is a URL, and runs are converted in folders", "Copy the run first")
     require_summary(run)
     source, target = Path(run), Path(output)
     if target.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"--output: {target} lies in the run {source}", "Choose a folder outside it")
     with lock.shared(source):
-        there = open_run(source)
+        there = open_run(source, raw=True)
         _require_convertible(there, asked.format)
         with lock.exclusive(target) as held:
             return _Conversion(there, target, held, asked, listener).run()
@@ -151,6 +149,8 @@ class _Conversion:
         writer = formats.writer(
             self._asked.format, self._output, self._held.unfinished, self._source.fields, None, self._asked.shard_mb
         )
+        if digest := self._facts["recipe"]["basis"]:
+            self._held.keep(basis.stored(self._source.folder, digest))
         if earlier:
             collect_garbage(writer, self._output, self._asked.format)
         failed = [line for line in self._failures() if line.key not in kept]
@@ -211,8 +211,7 @@ class _Conversion:
         line = self._source.line(key)
         try:
             fault = self._source.reader.fault(line)
-            read = self._source.reader.read(key, line.output)  # as they are stored
-            arrays = {name: np.array(values) for name, values in read.items()}
+            arrays = {name: np.array(values) for name, values in self._source[key].items()}
         except (OSError, KeyError, ValueError) as error:
             fault = str(error)
         if fault:

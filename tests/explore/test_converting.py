@@ -55,6 +55,20 @@ def test_there_and_back(run, tmp_path, name):
     assert featx.convert(run, tmp_path / "made", format=name).converted == 0
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_smaller_maps_keep_their_scales_and_components(tmp_path, name):
+    photos = make_photos(tmp_path / "photos", 5)
+    extract(photos, tmp_path / "run", out_indices=(1, 2), grid=3, components=4, dtype="int8")
+    featx.convert(tmp_path / "run", tmp_path / "made", format=name)
+    require_same(tmp_path / "made", tmp_path / "run", name)
+    assert (tmp_path / "made" / "basis.npz").read_bytes() == (tmp_path / "run" / "basis.npz").read_bytes()
+    raw = featx.open_run(tmp_path / "made", raw=True)["photos/1.jpg"]
+    assert (raw["level_1"].dtype, raw["level_1"].shape, raw["level_1_scale"].shape) == (np.int8, (4, 3, 3), (4,))
+    if name != "hdf5":
+        extract(photos, tmp_path / "anew", out_indices=(1, 2), grid=3, components=4, dtype="int8", format=name)
+        require_same(tmp_path / "anew", tmp_path / "run", name)
+
+
 def test_a_converted_run_goes_on(run, tmp_path):
     featx.convert(run, tmp_path / "made", format="zarr")
     photos = make_photos(tmp_path / "photos", 11)

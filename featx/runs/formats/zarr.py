@@ -81,6 +81,9 @@ class Writer:
     def write(self, record: Record) -> Stored:
         """Only hash."""
         arrays = {name: np.ascontiguousarray(record.arrays[name]) for name in self._store.layout.arrays}
+        for name, spec in self._store.layout.arrays.items():
+            if (arrays[name].shape, arrays[name].dtype) != (spec.shape, spec.dtype):  # it would shift all other rows
+                raise ValueError(f"{name} of {record.item.key} is {arrays[name].dtype} {arrays[name].shape}")
         return Stored(self._store.layout.bytes, digest_of(arrays), Row(record.item.key, arrays))
 
     def commit(self, group: Sequence[Stored]) -> list[str]:
