@@ -157,7 +157,7 @@ def extract(
     basis : str | PathLike[str] | None
         Take the components from another run, or its basis.npz, instead of fitting them.
     format : str
-        One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).
+        npz or safetensors: a file per image; webdataset: tar files of many; zarr: one array per level; npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.
     dtype : str
         Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and prefix tokens are float32 or float16, embeddings always float32.
     overwrite : bool

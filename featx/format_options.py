@@ -18,7 +18,7 @@ CONVERTED = (*FORMATS, "hdf5")
 class TarOptions(Options):
     """How large tar files become."""
 
-    panel: ClassVar[str] = "Output"
+    panel: ClassVar[str] = "Size and format"
 
     shard_mb: int | None = option(
         default=None,
@@ -33,10 +33,11 @@ class TarOptions(Options):
 class ConvertOptions(TarOptions):
     """The format that a run is converted to."""
 
-    panel: ClassVar[str] = "Output"
+    panel: ClassVar[str] = "Size and format"
 
     format: str = option(
-        help="Format of the new run: one of those of featx extract, or one HDF5 file with a group per image (hdf5).",
+        help="Format of the new run: npz, safetensors, webdataset, zarr, npy or parquet, as for featx extract, or hdf5: one "
+        "file with a group per image.",
         convert=one_of(*CONVERTED),
-        metavar="|".join(CONVERTED),
+        metavar="FORMAT",
     )

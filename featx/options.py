@@ -211,14 +211,14 @@ class BoxOptions(Options):
 class StoreOptions(Options):
     """How what is kept is stored."""
 
-    panel: ClassVar[str] = "What to keep"
+    panel: ClassVar[str] = "Size and format"
 
     format: str = option(
         default="npz",
-        help="One .npz or .safetensors file per image, tar files of many (webdataset), one array per level (zarr), all "
-        "embeddings in one array (npy), or all embeddings or box vectors in one table (parquet).",
+        help="npz or safetensors: a file per image; webdataset: tar files of many; zarr: one array per level; npy: all "
+        "embeddings in one array; parquet: all embeddings or box vectors in one table.",
         convert=one_of(*FORMATS),
-        metavar="|".join(FORMATS),
+        metavar="FORMAT",
         in_recipe=True,
     )
     dtype: str = option(

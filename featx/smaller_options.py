@@ -24,7 +24,7 @@ def grid_size(name: str, value: object) -> tuple[int, int]:
 class SmallerOptions(Options):
     """How maps are made smaller, in this order."""
 
-    panel: ClassVar[str] = "What to keep"
+    panel: ClassVar[str] = "Size and format"
 
     grid: tuple[int, int] | None = option(
         default=None,
