@@ -36,8 +36,8 @@ class ConvertOptions(TarOptions):
     panel: ClassVar[str] = "Size and format"
 
     format: str = option(
-        help="Format of the new run: npz, safetensors, webdataset, zarr, npy or parquet, as for featx extract, or hdf5: "
-        "one file with a group per image.",
+        help="Format of the new run: npz, safetensors, webdataset, zarr, npy or parquet, as for featx extract, or "
+        "hdf5: one file with a group per image.",
         convert=one_of(*CONVERTED),
         metavar="FORMAT",
     )
