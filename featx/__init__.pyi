@@ -107,9 +107,9 @@ def extract(
     seed : int
         Random seed, used with --weights random.
     like : str | PathLike[str] | None
-        Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. Options that are typed win.
+        Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. Options that you give as well take precedence.
     recipe : str | PathLike[str] | None
-        Read options from this TOML file, as featx info RUN --recipe prints them. Options that are typed win.
+        Read options from this TOML file, as featx info RUN --recipe prints them. Options that you give as well take precedence.
     image_size : int | tuple[int, int] | None
         Size of the model's input: one side (384), or height x width (256x320). Default: the model's own.
     test_size : bool
@@ -123,7 +123,7 @@ def extract(
     tile : int | None
         With --fit native, process pictures in tiles of N x N pixels, and put their maps together; the summary says whether that is exact.
     halo : int | None
-        Pixels around each tile that the network sees as well. Default: as far as the network looks, up to half a tile; a quarter of a tile if it looks farther.
+        Pixels around each tile that the network sees as well. Default: as far as the network sees; a quarter of a tile if that is more than half of one.
     level_mpp : float | None
         With --tile, read slides (featx\[slides]) at this resolution, in microns a pixel. Default: all pixels.
     embedding : bool
@@ -151,15 +151,15 @@ def extract(
     grid_pool : str
         How the cells of --grid are made: by the mean of what they cover, or by its maximum.
     components : int | None
-        Project each map on its first N principal components; a level with no more channels than N keeps them.
+        Project each map onto its first N principal components; levels with at most N channels stay as they are.
     fit_on : int | None
         Fit the components on the first N images. Default: 1000.
     basis : str | PathLike[str] | None
         Take the components from another run, or its basis.npz, instead of fitting them.
     format : str
-        npz or safetensors: a file per image; webdataset: tar files of many; zarr: one array per level; npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.
+        npz or safetensors: a file per image; webdataset: tar files of many images; zarr: one array per level; npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.
     dtype : str
-        Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and prefix tokens are float32 or float16, embeddings always float32.
+        Data type of the stored maps; int8 comes with a scale per channel. Box features, attention and prefix tokens are float32 or float16, embeddings always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool
@@ -167,7 +167,7 @@ def extract(
     dry_run : bool
         Only forecast the run (images, bytes, memory); nothing is computed or written.
     max_disk : int | str | None
-        Refuse a run that would write more; it, and --dry-run, say which options would fit.
+        Refuse a run that would write more than this, and say which options would fit; --dry-run says so, too.
     force : bool
         Run even if disk space or memory seems too small.
     hash_inputs : bool
@@ -191,13 +191,13 @@ def extract(
     engine : str
         What does the work: this process, or workers in a Ray cluster (featx\[ray]), which all need to see the photos and the folder of the run.
     ray_address : str | None
-        Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, and ended.
+        Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, and shut down afterwards.
     ray_workers : int | None
         Number of workers, each with the model and its own batches. Default: one per node, or per GPU.
     gpus_per_worker : float | None
         GPUs of each worker, such as 1, or 0.5 for two workers on each. Default: 1 on GPUs.
     max_pixels : int | str
-        Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what has to be decoded at once. Default: 179M.
+        Width times height, as stored and as resized; a larger image fails. With --tile, it limits what is decoded at once. Default: 179M.
     max_bytes : int | str
         Size of the file; a larger one fails. Default: 1GB.
     time_limit : float

@@ -55,7 +55,7 @@ def _shared(start: str, process: int) -> Any:
     del process
     protocol = protocol_of(start)
     if find_spec("fsspec") is None:
-        raise FeatxError(f"{protocol}:// needs an extra", "Run `pip install 'featx[remote]'`")
+        raise FeatxError(f"{protocol}:// needs fsspec, which is not installed", "Run `pip install 'featx[remote]'`")
     import fsspec
 
     if protocol not in fsspec.available_protocols():
@@ -72,7 +72,7 @@ def _shared(start: str, process: int) -> Any:
     except ImportError as error:
         raise FeatxError(
             f"{protocol}:// needs a library: {first_line(error)}",
-            f"pip install 'featx[remote]' {LIBRARIES.get(protocol, '')}".strip(),
+            "Run `" + f"pip install 'featx[remote]' {LIBRARIES.get(protocol, '')}".strip() + "`",
         ) from error
     except Exception as error:
         raise FeatxError(f"{protocol}:// cannot be opened: {first_line(error)}", "Check fsspec's settings") from error

@@ -215,15 +215,15 @@ class StoreOptions(Options):
 
     format: str = option(
         default="npz",
-        help="npz or safetensors: a file per image; webdataset: tar files of many; zarr: one array per level; npy: all "
-        "embeddings in one array; parquet: all embeddings or box vectors in one table.",
+        help="npz or safetensors: a file per image; webdataset: tar files of many images; zarr: one array per level; "
+        "npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.",
         convert=one_of(*FORMATS),
         metavar="FORMAT",
         in_recipe=True,
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps; int8 has a scale per channel, beside them. Box features, attention and "
+        help="Data type of the stored maps; int8 comes with a scale per channel. Box features, attention and "
         "prefix tokens are float32 or float16, embeddings always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
@@ -253,7 +253,7 @@ class OutputOptions(Options):
     )
     max_disk: int | None = option(
         default=None,
-        help="Refuse a run that would write more; it, and --dry-run, say which options would fit.",
+        help="Refuse a run that would write more than this, and say which options would fit; --dry-run says so, too.",
         convert=size_in_bytes("30GB"),
         metavar="SIZE",
         accepts="int | str | None",
@@ -275,8 +275,8 @@ class Limits(Options):
 
     max_pixels: int = option(
         default=179_000_000,
-        help="Width times height, as stored and as resized; an image that exceeds it fails; with --tile, of what "
-        "has to be decoded at once.",
+        help="Width times height, as stored and as resized; a larger image fails. With --tile, it limits what is "
+        "decoded at once.",
         convert=amount("179M"),
         metavar="N",
         shown="179M",

@@ -131,7 +131,11 @@ def _of_tiles(job: Job) -> Iterator[tuple[bool, str, str]]:
     tiled, native = job.tile is not None, job.fit == "native"
     yield tiled and not native, "--tile is for --fit native", "Add --fit native, or leave out --tile"
     yield job.halo is not None and not tiled, "--halo is for tiles", "Add --tile N, or leave out --halo"
-    yield job.level_mpp is not None and not tiled, "--level-mpp is for slides, which take tiles", "Add --tile 1024"
+    yield (
+        job.level_mpp is not None and not tiled,
+        "--level-mpp is for slides, which take tiles",
+        "Add --fit native --tile 1024",
+    )
     yield (
         tiled and job.max_side is not None,
         "--tile takes pictures with all their pixels, and --max-side shrinks them",

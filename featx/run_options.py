@@ -19,21 +19,22 @@ MOST_IMAGES = 65_536
 
 @group
 class RecipeOptions(Options):
-    """Where options come from that are not typed."""
+    """Where options come from that are not given."""
 
     panel: ClassVar[str] = "Model"
 
     like: Path | str | None = option(
         default=None,
         help="Take the recipe of this run: its model, with the same weights, and all that its numbers depend on. "
-        "Options that are typed win.",
+        "Options that you give as well take precedence.",
         convert=as_place,
         metavar="RUN",
         accepts="str | PathLike[str] | None",
     )
     recipe: Path | None = option(
         default=None,
-        help="Read options from this TOML file, as featx info RUN --recipe prints them. Options that are typed win.",
+        help="Read options from this TOML file, as featx info RUN --recipe prints them. Options that you give as well "
+        "take precedence.",
         convert=as_path,
         metavar="FILE",
         accepts="str | PathLike[str] | None",
@@ -59,7 +60,7 @@ class TileOptions(Options):
         help="Pixels around each tile that the network sees as well.",
         convert=whole(0, 1 << 20),
         metavar="N",
-        shown="as far as the network looks, up to half a tile; a quarter of a tile if it looks farther",
+        shown="as far as the network sees; a quarter of a tile if that is more than half of one",
         in_recipe=True,
     )
     level_mpp: float | None = option(
@@ -142,7 +143,7 @@ class EngineOptions(Options):
     ray_address: str | None = option(
         default=None,
         help="Address of the Ray cluster, such as auto, or ray-head:6379; without one, Ray is started on this machine, "
-        "and ended.",
+        "and shut down afterwards.",
         convert=as_text,
         metavar="ADDRESS",
     )

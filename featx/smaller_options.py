@@ -44,7 +44,7 @@ class SmallerOptions(Options):
     )
     components: int | None = option(
         default=None,
-        help="Project each map on its first N principal components; a level with no more channels than N keeps them.",
+        help="Project each map onto its first N principal components; levels with at most N channels stay as they are.",
         convert=whole(1, 1 << 20),
         metavar="N",
         in_recipe=True,

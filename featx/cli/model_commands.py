@@ -59,7 +59,7 @@ def info(
         bool,
         switch(
             "--recipe",
-            help="Print the options of a run, whose folder is named instead of a model, for extract --recipe.",
+            help="Print the options of a run, given by its folder instead of a model, for extract --recipe.",
             rich_help_panel=ModelOptions.panel,
         ),
     ] = False,
@@ -85,7 +85,7 @@ def info(
 ) -> None:
     """Show a model's levels, input and weights, or those of a run.
 
-    Fetches no weights.
+    A run is given by its folder or URL. Fetches no weights.
     """
     from featx.models.search import describe_model, describe_modules
 

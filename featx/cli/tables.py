@@ -208,7 +208,7 @@ def verified(value: Verified, *, as_json: bool) -> None:
     for key, fault in value.damaged.items():
         say(f"damaged: {printable(key)}: {printable(fault)}")
     if value.basis:
-        say(f"damaged: {BASIS} {value.basis}; its maps cannot be returned to their channels, nor continued")
+        say(f"damaged: {BASIS} {value.basis}; maps cannot be returned to the network's channels, nor the run continued")
     for fault in value.unreadable:
         say(f"damaged: {printable(fault)}")
     for name in value.uncommitted:

@@ -26,7 +26,7 @@ def completed(job: Job) -> Job:
         )
     if job.shard_mb and not formats.FORMATS[job.format].sized:
         raise UsageError(
-            f"--shard-mb is about tar files, and --format {job.format} has none",
+            f"--shard-mb is the size of tar files, and --format {job.format} has none",
             "Leave out --shard-mb, or use --format webdataset",
         )
     if isinstance(job.output, str):
@@ -65,7 +65,7 @@ def _require_uploadable(job: Job) -> None:
     """Refuse what cannot be done behind a URL."""
     if formats.FORMATS[job.format].grows:
         raise UsageError(
-            f"--format {job.format} has files that grow, and objects behind a URL cannot grow",
+            f"--format {job.format} appends to its files, and objects behind a URL cannot be appended to",
             "Use --format npz, safetensors or parquet, or write to a folder and copy it",
         )
     if job.engine == "ray":

@@ -67,7 +67,7 @@ def connected(address: str | None) -> Iterator[None]:
         import ray
         import ray.data
     except ImportError as error:
-        raise FeatxError("--engine ray needs Ray, which is not installed", "pip install 'featx[ray]'") from error
+        raise FeatxError("--engine ray needs Ray, which is not installed", "Run `pip install 'featx[ray]'`") from error
     if ray.is_initialized():
         with _silent():
             yield
@@ -82,7 +82,7 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"The Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
-            raise FeatxError(f"{where}: {first_line(error)}", "See `ray status`") from error
+            raise FeatxError(f"{where}: {first_line(error)}", "Check it with `ray status`") from error
         if in_main and before is not None:  # which Ray has replaced
             signal.signal(signal.SIGTERM, before)
         try:
@@ -93,7 +93,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep Ray from printing its log, and what befalls workers; it is in Ray's files as well."""
+    """Keep Ray from printing its log, and what happens to workers; both are in Ray's files as well."""
     from ray._private import worker
 
     log = logging.getLogger("ray.data")
@@ -163,7 +163,7 @@ def layout_of(nodes: Sequence[Mapping[str, Any]], job: Job, *, on_gpu: bool) -> 
     workers = job.ray_workers or by_default
     if not any(room(1)):
         size = f"{gpus:g} GPU and a processor" if on_gpu else "one processor"
-        raise UsageError(f"The Ray cluster has no node with {size} for a worker", "See `ray status`")
+        raise UsageError(f"The Ray cluster has no node with {size} for a worker", "`ray status` shows what it has")
     most = max(int(node.get("CPU", 0)) for node in nodes)
     at_once = min(workers, sum(room(1)))  # GPUs may be too few for all, however small they are
     cpus = next(cpus for cpus in range(most, 0, -1) if sum(room(cpus)) >= at_once)
@@ -175,5 +175,5 @@ def shortage(layout: Layout) -> list[str]:
     if layout.room >= layout.workers:
         return []
     now = count_of(layout.room, "worker")
-    share = "; --gpus-per-worker 0.5 has two share a GPU" if layout.gpus == 1 else ""
-    return [f"The Ray cluster has room for {now} now, not {layout.workers}; the others begin where it grows{share}"]
+    share = "; --gpus-per-worker 0.5 lets two share a GPU" if layout.gpus == 1 else ""
+    return [f"The Ray cluster has room for {now} now, not {layout.workers}; the others start when there is more{share}"]

@@ -88,7 +88,8 @@ class FeaturePyramid:
         column = next((name for name in COLUMNS if name in batch), None)
         if column is None:
             raise UsageError(
-                f"The batch has no column {listed(COLUMNS)}, only {', '.join(batch)}", "Rename the column of pictures"
+                f"The batch has no column {listed(COLUMNS)}, only {', '.join(batch)}",
+                "Rename the column that holds the pictures",
             )
         pictures = list(batch[column])
         arrays = {

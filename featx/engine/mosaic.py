@@ -36,7 +36,7 @@ from featx.runs.formats.large import InMemory, OnDisk
 from featx.text import amount_of
 from featx.values import Item
 
-# Bytes of a picture, decoded as a whole, that are worth a word.
+# A picture that is decoded as a whole and takes this many bytes gets a note.
 MUCH = 1 << 29
 
 # Gives the pixels of a part of the input: its rows, and its columns.

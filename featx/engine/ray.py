@@ -125,7 +125,7 @@ class RayEngine:
                 for batch in batches:
                     yield from map(pickle.loads, batch["answer"])
         except ray.exceptions.RayError as error:
-            raise FeatxError(f"Ray gave up: {first_line(error)}", "See the logs of Ray") from error
+            raise FeatxError(f"Ray failed: {first_line(error)}", "See Ray's logs, below /tmp/ray") from error
 
     def _blocks(self, items: Sequence[Item]) -> Iterator[Block]:
         """Cut the images into blocks of whole batches, which workers take in turn."""

@@ -31,7 +31,7 @@ ATTEMPTS = 3
 MISSING, DENIED = (404, 410), (401, 403, 407)
 REFUSALS = (*MISSING, *DENIED, 400, 405, 406, 414, 416, 451)
 
-NO_ACCESS, NO_PARTS = "access denied", "its server does not serve parts of files"
+NO_ACCESS, NO_PARTS = "access denied", "its server does not support range requests"
 
 # What the libraries call an object's version, and its time.
 VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum")

@@ -37,7 +37,7 @@ REFUSED = {
 
 def _open_xz(file: BinaryIO) -> lzma.LZMAFile:
     lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(file.read(BLOCK), 1)
-    file.seek(0)  # that first block says what the others take, unless somebody means harm
+    file.seek(0)  # that first block says what the others take, unless the file was made to do harm
     return lzma.open(file)
 
 

@@ -70,7 +70,7 @@ class Tiling:
 
     @property
     def blends(self) -> bool:
-        """Whether neighbours differ where they meet, so that one has to fade into the other."""
+        """Whether neighbours differ where they meet, so that they have to be blended."""
         return self.reach is None or self.halo < self.reach
 
     def spans(self, side: int) -> list[Span]:

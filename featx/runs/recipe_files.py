@@ -70,7 +70,9 @@ def options_of_run(folder: str | PathLike[str]) -> dict[str, Any]:
     summary = require_summary(folder)
     options = {name: value for name, value in summary.get("options", {}).items() if value is not None}
     if not options:
-        raise UsageError(f"{folder} was written by an earlier featx, which did not record its options", "Type them")
+        raise UsageError(
+            f"{folder} was written by an earlier featx, which did not record its options", "Type them instead"
+        )
     if unknown := options.keys() - NAMES.keys():
         raise UsageError(f"{folder} was made with --{min(unknown)}, which this featx does not have", "Update featx")
     if summary["recipe"]["basis"]:

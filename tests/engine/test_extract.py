@@ -585,7 +585,7 @@ def test_images_that_change_or_break_have_one_row_or_none(photos, tmp_path, form
             "arrays of one shape for all images, which --fit",
         ),
         ({"format": "zarr", "boxes": "boxes.csv"}, "arrays of one shape for all images, which --boxes does not give"),
-        ({"format": "zarr", "shard_mb": 5}, "--shard-mb is about tar files, and --format zarr has none"),
+        ({"format": "zarr", "shard_mb": 5}, "--shard-mb is the size of tar files, and --format zarr has none"),
         ({"format": "webdataset", "engine": "ray"}, "in --format webdataset images share files"),
         ({"embedding": True, "maps": False, "dtype": "float16"}, "--dtype is about maps"),
         ({"embedding": True, "maps": False, "strides": [8]}, "Levels were chosen, but --no-maps keeps none"),

@@ -103,7 +103,7 @@ def test_every_input_gives_the_bytes_of_the_folder_and_is_skipped_when_unchanged
     out = tmp_path / "out"
     report = extract(url, out)
     if place == "web without parts" and kind in ("zip", "table"):
-        assert [failure.error for failure in report.failures] == ["its server does not serve parts of files"]
+        assert [failure.error for failure in report.failures] == ["its server does not support range requests"]
         return
     assert [failure.item.key for failure in report.failures] == ["photos/broken.jpg"]
     assert outputs(out) == expected
@@ -298,6 +298,8 @@ def test_what_cannot_be_read_is_one_line(places, tmp_path, url, said):
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(filesystems, "find_spec", lambda name: None)
     filesystems._shared.cache_clear()
-    with pytest.raises(FeatxError, match=r"s3:// needs an extra. Run `pip install 'featx\[remote\]'`"):
+    with pytest.raises(
+        FeatxError, match=r"s3:// needs fsspec, which is not installed. Run `pip install 'featx\[remote\]'`"
+    ):
         extract("s3://bucket/photos", tmp_path / "out")
     filesystems._shared.cache_clear()

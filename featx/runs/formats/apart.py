@@ -25,7 +25,7 @@ from featx.values import EMBEDDING, Field
 # Vectors that are read together.
 BLOCK = 1024
 
-# Names of temporary files: unlike each other in the whole process.
+# Names of temporary files, unique in the whole process.
 TEMPORARIES = count()
 
 
