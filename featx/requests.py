@@ -137,6 +137,11 @@ def _of_tiles(job: Job) -> Iterator[tuple[bool, str, str]]:
         "Add --fit native --tile 1024",
     )
     yield (
+        job.level_mpp is not None and job.isolate,
+        "--isolate decodes in separate processes, which cannot read slides at a --level-mpp",
+        ONE,
+    )
+    yield (
         tiled and job.max_side is not None,
         "--tile takes pictures with all their pixels, and --max-side shrinks them",
         ONE,

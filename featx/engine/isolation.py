@@ -65,6 +65,7 @@ class Reader:
     ) -> None:
         self.isolate = isolate
         self._tiling = tiling
+        self._only_here = tiling is not None and tiling.mpp is not None  # other processes read all pixels of a slide
         self._preprocessor, self._limits, self._hashed = preprocessor, limits, hashed
         self._suspects, self._captured = frozenset(suspects), captured
         self._marks = Marks(folder)
@@ -85,15 +86,19 @@ class Reader:
             If no process can be started to read it in.
         """
         if self.isolate or mark_of(item) in self._suspects:
+            if self._only_here:
+                raise UnreadableError(
+                    "decode", "it ended or hung an earlier run, and --level-mpp reads in this process"
+                )
             return self._apart(item)
         before = self._captured()
         try:
             placed = self._here(item)
         except UnreadableError:
-            if self._captured() == before:
+            if self._only_here or self._captured() == before:
                 raise
         else:
-            if self._captured() == before:
+            if self._only_here or self._captured() == before:
                 return placed
         return self._apart(item)
 

@@ -182,6 +182,7 @@ def test_a_broken_or_isolated_picture(photo, tmp_path, lively):
         ({"max_side": 100}, "--max-side shrinks"),
         ({"embedding": True}, "--embedding needs the whole picture"),
         ({"grid": 4}, "--grid needs whole maps"),
+        ({"level_mpp": 0.5, "isolate": True}, "cannot read slides at a --level-mpp"),
         ({"dtype": "int8"}, "--dtype int8 needs whole maps"),
         ({"engine": "ray"}, "--engine local"),
         ({"tile": None, "halo": 32}, "--halo is for tiles"),
