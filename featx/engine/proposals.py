@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ DTYPES, COMPONENTS, GRIDS = ("float16", "int8"), (256, 64), (14, 7, 1)
 MOST = 5
 
 
-class Proposal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Proposal:
     """Options as they are typed, and the bytes of an output with them."""
 
     options: str

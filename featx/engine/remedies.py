@@ -148,7 +148,8 @@ def _alternatives(blueprint: Blueprint, job: Job) -> Iterator[tuple[str, int]]:
     """Yield options that write less, and the bytes of an output with them; boxes take little."""
     if job.boxes:
         return
-    yield from (each for each in proposals.alone(blueprint, job) if each.options.startswith(SAID))
+    found = proposals.alone(blueprint, job)
+    yield from ((each.options, each.bytes) for each in found if each.options.startswith(SAID))
     if job.maps or job.final or job.modules:
         try:
             vector = draw_up(_only_embedding(blueprint.request))
