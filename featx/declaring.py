@@ -31,6 +31,8 @@ class Declaration:
         Placeholder for the value in the help.
     flags : tuple of str
         Other spellings on the command line (``-o``), or all of them if one is long (``--maps/--no-maps``).
+    words : tuple of str
+        Choices to complete, where there are too many for `metavar`.
     shown : str
         The default as the help shows it; empty to show the value itself.
     accepts : str
@@ -44,6 +46,7 @@ class Declaration:
     help: str
     convert: Convert | None = None
     metavar: str = ""
+    words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     shown: str = ""
     accepts: str = ""

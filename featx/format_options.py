@@ -40,4 +40,5 @@ class ConvertOptions(TarOptions):
         "hdf5: one file with a group per image.",
         convert=one_of(*CONVERTED),
         metavar="FORMAT",
+        words=CONVERTED,
     )

@@ -219,6 +219,7 @@ class StoreOptions(Options):
         "npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.",
         convert=one_of(*FORMATS),
         metavar="FORMAT",
+        words=FORMATS,
         in_recipe=True,
     )
     dtype: str = option(

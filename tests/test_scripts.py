@@ -75,7 +75,8 @@ def test_versions_are_timed():
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines()[2:]]
     assert [row[0] for row in rows if row[0].endswith(", s")] == [
         *("featx --help, s", "featx list-models, s", "featx list-models --json, s", "featx info, s"),
-        *("walk and plan 2000, s", "list and plan 2000, s", "open_run 2000, s"),
+        *("find and plan a new run 2000, s", "find and plan the other half 2000, s"),
+        *("find and plan a complete run 2000, s", "list and plan 2000, s", "open_run 2000, s"),
     ]
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="featx",
-    help="Turn image files into the multi-scale feature maps of any timm backbone.",
-    epilog="Example: featx extract photo.jpg --model resnest26d",
+    help="Turn image files into the multi-scale feature maps of any timm backbone. "
+    "Example: featx extract photo.jpg --model resnest26d",
     cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

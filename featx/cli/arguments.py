@@ -130,7 +130,7 @@ def _parameter(group: type[Options], each: Field[Any], *, needed: bool) -> inspe
         help=about.help,
         metavar=about.metavar,
         rich_help_panel=group.panel or None,
-        autocompletion=completion.completing(each.name, about.metavar),
+        autocompletion=completion.completing(each.name, about.words or about.metavar.split("|")),
         show_default=about.shown or False if default in (None, MISSING) else default is not False,
     )
     kind: Any = bool if is_flag else list[str] if about.repeated else str

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Complete = Callable[[str], list[str]]
 
@@ -40,10 +40,10 @@ def licences(_: str) -> list[str]:
     return sorted({tag["license"] for tag in tags if tag["license"]})
 
 
-def completing(name: str, metavar: str) -> Complete | None:
-    """Return what completes an option: names, or the choices in its placeholder, such as ``avg|max|gem|cls``."""
+def completing(name: str, choices: Sequence[str]) -> Complete | None:
+    """Return what completes an option: names, or those of its choices that are words."""
     names = {"model": models, "family": families, "license": licences}
-    words = [word for word in metavar.split("|") if re.fullmatch("[a-z][a-z0-9]*", word)]
+    words = [word for word in choices if re.fullmatch("[a-z][a-z0-9]*", word)]
     return names.get(name) or (_one_of(words) if words else None)
 
 

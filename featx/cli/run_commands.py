@@ -149,9 +149,9 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a complete run in another format, without computing anything.
+    """Write a complete run in another format.
 
-    The run itself is only read. The same command continues where it was stopped.
+    Nothing is computed, and the run itself is only read. The same command continues where it was stopped.
 
     Exit status: 0 converted, 1 could not, 2 wrong usage, 11 a run holds a folder.
     """

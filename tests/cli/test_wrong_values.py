@@ -24,6 +24,7 @@ BASES = {
     "fetch": ("--model", "test_resnet", "--output", "fetched"),
     "verify": ("run",),
     "merge": ("run",),
+    "convert": ("run", "--format", "safetensors", "--output", "converted"),
 }
 
 EMPTY, HUGE, NEGATIVE, MISSPELT = "", "9" * 400, "-1", "nonsense"

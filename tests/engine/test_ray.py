@@ -354,7 +354,7 @@ def test_workers_on_gpus():
 WRONG = [
     ({"ray_workers": 2}, "--ray-workers needs --engine ray"),
     ({"engine": "rai"}, "Did you mean ray?"),
-    ({"engine": "ray", "format": "npy", "embedding": True}, "--format npy has one file for all images"),
+    ({"engine": "ray", "format": "npy", "embedding": True}, "in --format npy images share files"),
     ({"engine": "ray", "ray_address": "127.0.0.1:1"}, "No Ray cluster answers at 127.0.0.1:1"),
     ({"engine": "ray", "ray_address": "ray://head"}, "expected auto or host:port, not 'ray://head'"),
 ]

@@ -41,7 +41,9 @@ def made_up(features, side):
     level = Level(0, "layer", features.shape[-1], 8, 3.5, side, side)
     frame = Frame.of((8 * side, 8 * side))
     maps = [rows.reshape(side, side, -1).transpose(2, 0, 1) for rows in features]
-    return [Shown(str(number), "", frame, {level.key: each}) for number, each in enumerate(maps)], level
+    return [
+        Shown(str(number), "", frame, {level.key: each}, {level.key: level}) for number, each in enumerate(maps)
+    ], level
 
 
 @settings(deadline=None, max_examples=40)

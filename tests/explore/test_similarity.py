@@ -19,8 +19,6 @@ from featx.errors import FeatxError, UsageError
 from featx.explore import similarity
 from tests.helpers import make_photos, natural_image
 
-DOWNLOAD = "Download it first, and give its path"
-
 
 def brute_force(keys, rows, query, count):
     rows, query = rows.astype(np.float64), np.asarray(query, np.float64)
@@ -160,7 +158,10 @@ def test_what_is_given_in_place_of_a_run_is_named(featx_command, tmp_path, comma
     for name, message in (
         ("a.png", "a.png is an image, not a featx run. Give a folder that featx extract has written."),
         ("a.tar.gz", "a.tar.gz is a gzip archive, not a featx run. Give a folder that featx extract has written."),
-        ("s3://bucket/run", f"featx reads files, and s3://bucket/run is a URL. {DOWNLOAD}."),
+        (
+            "memory://a/run",
+            "memory://a/run is not a featx run: it has no summary.json. Give a folder that featx extract has written.",
+        ),
     ):
         done = featx_command(*(part.format(name) for part in command))
         assert (done.returncode != 0, done.stdout, done.stderr) == (True, "", f"featx: {message}\n")

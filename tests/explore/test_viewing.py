@@ -69,7 +69,7 @@ def test_a_photo_is_drawn_as_the_model_saw_it(name, tmp_path):
     frame = FRAMES[name]
     photo = natural_image(3, *frame.original).filter(ImageFilter.GaussianBlur(6))
     photo.save(tmp_path / "a.png")
-    each = shown.Shown("a.png", str(tmp_path / "a.png"), frame, {})
+    each = shown.Shown("a.png", str(tmp_path / "a.png"), frame, {}, {})
     drawn = np.asarray(shown.as_seen(each, 64, 64)).astype(float)
     values = np.asarray(photo).astype(float)
     for row in range(2, 62, 5):

@@ -103,7 +103,7 @@ def test_what_is_missing_is_named(run, place, words):
     [
         (("levels", 1, "stride"), "16", r"Expected .*, got `str` - at `\$.levels\[1\].stride`"),
         (("arrays", 0, "shape", 1), "7", r"Expected `int \| null`, got `str` - at `\$.arrays\[0\].shape\[1\]`"),
-        (("recipe", "dtype"), "int8", r"Invalid enum value 'int8' - at `\$.recipe.dtype`"),
+        (("recipe", "dtype"), "int4", r"Invalid enum value 'int4' - at `\$.recipe.dtype`"),
         (("recipe", "batch_size"), 0, r"Expected `int` >= 1 - at `\$.recipe.batch_size`"),
         (("recipe", "norm"), "x", r"Expected `bool`, got `str` - at `\$.recipe.norm`"),
     ],
