@@ -47,7 +47,7 @@ def kill_until_done(forge, folder, inputs, expected, moments) -> int:
 
 
 def test_kills_at_random_moments_of_a_long_run(forge, photos, undisturbed, tmp_path, request):
-    wanted = 1000 if request.config.getoption("--large") else 60
+    wanted = 1000 if request.config.getoption("--large") else 25
     chance = random.Random(5)
     kills = 0
     for _ in range(wanted):
@@ -63,7 +63,7 @@ def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, reques
     few = make_photos(tmp_path / "photos", 150)
     expected = {name: undisturbed[name] for name in list(undisturbed)[:150]}
     chance = random.Random(6)
-    runs = 250 if request.config.getoption("--large") else 15
+    runs = 250 if request.config.getoption("--large") else 6
     kills = 0
     for _ in range(runs):
         kills += kill_until_done(forge, tmp_path, few, expected, [moment(chance, 16) for _ in range(3)])

@@ -165,7 +165,7 @@ def test_a_shard_is_killed_by_every_call(forge, tmp_path, request):
     assert shard(forge, tmp_path, few, "1/2")["status"] == 0
     (tmp_path / "out").rename(tmp_path / "before")
     command = ("extract", few, "--model", "test_resnet", "--weights", "random", "--image-size", "64", "--device", "cpu")
-    step = 1 if request.config.getoption("large") else 9
+    step = 1 if request.config.getoption("large") else 19
     for written, before in (("2/2", tmp_path / "before"), ("1/1", None), ("1/3", tmp_path / "before")):
         arguments = (*command, "--output", "out", "--shard", written)
         for number in killed_by_every_call(forge, tmp_path, *arguments, before=before, step=step):
