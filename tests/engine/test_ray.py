@@ -340,7 +340,7 @@ def test_workers_on_gpus():
     assert layout_of(nodes, job, on_gpu=True) == Layout(5, 5, 4, 1.0, 4)
     few = layout_of([{"CPU": 16, "GPU": 1}], Job("test_resnet", engine="ray", ray_workers=2), on_gpu=True)
     assert few == Layout(2, 1, 16, 1.0, 1)
-    assert cluster.shortage(few)[0].endswith("--gpus-per-worker 0.5 has two share a GPU")
+    assert cluster.shortage(few)[0].endswith("--gpus-per-worker 0.5 lets two share a GPU")
     halves = Job("test_resnet", engine="ray", gpus_per_worker=0.5)
     assert layout_of(nodes, halves, on_gpu=True) == Layout(10, 10, 2, 0.5, 8)
     with pytest.raises(UsageError, match="has GPUs, and this machine, which plans the run, has none"):
