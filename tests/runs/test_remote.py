@@ -287,7 +287,7 @@ def test_a_place_that_holds_something_else_is_left_alone(photos):
         ("nonsense://host/run", {}, "There is no protocol nonsense"),
         ("s3://key:secret@bucket/run", {}, "has credentials in it"),
         (Path("s3://bucket/run"), {}, "what pathlib makes of a URL"),
-        (URL, {"format": "npy", "embedding": True}, "cannot grow"),
+        (URL, {"format": "npy", "embedding": True}, "cannot be appended to"),
         (URL, {"shard": "1/2"}, "--shard divides a folder"),
         (URL, {"engine": "ray"}, "--engine ray writes to a folder"),
     ],
