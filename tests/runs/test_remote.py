@@ -55,7 +55,7 @@ def entries() -> list[dict]:
 def require_as_in(folder: Path) -> None:
     here, there = tree(folder), objects()
     assert there.keys() == here.keys()
-    assert {name for name in here if here[name] != there[name]} == {"summary.json"}
+    assert {name for name in here if here[name] != there[name]} <= {"summary.json"}  # which has times
 
 
 def on_first(function):
