@@ -6,6 +6,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from featx.dtypes import ROUNDING
 from featx.errors import ModelError
 from featx.images.tiles import Size, Tiling
 
@@ -14,11 +15,6 @@ if TYPE_CHECKING:
 
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
-
-# By how much maps may differ from those of the whole picture, of their largest value, where tiles are called exact: as
-# much as passes of different sizes differ by rounding.
-ROUNDING = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
-
 
 # Bytes of a picture's maps that memory holds; larger ones are on the disk until they are written.
 IN_MEMORY = 1 << 28
