@@ -93,6 +93,12 @@ def measured(facts: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def known_deviation(summary: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Return by how much maps of tiles differ, if an earlier call has measured it."""
+    found: dict[str, float] | None = ((summary or {}).get("tiling") or {}).get("deviation")
+    return found
+
+
 def tiling_again(summary: dict[str, Any]) -> Tiling | None:
     """Return how the pictures of a run were cut."""
     found = summary.get("tiling")
