@@ -1,4 +1,4 @@
-# extract: plans the work, has the pipeline do it, and records the outcome of each image.
+# extract: plans the work, has an engine do it, and records the outcome of each image.
 """``featx extract`` as a function."""
 
 from __future__ import annotations
