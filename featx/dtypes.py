@@ -1,4 +1,4 @@
-# The types in which maps can be stored, in one table.
+# The types in which maps can be stored, in one table, and how far numbers of a precision can be relied on.
 """What a number of a map takes on the disk, and what is lost of it."""
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ DTYPES = {"float32": Dtype(4, 0.0), "float16": Dtype(2, 1e-3), "int8": Dtype(1, 
 
 # Their names.
 NAMES = tuple(DTYPES)
+
+# By how much maps may differ by rounding, in passes of other sizes or on another machine, relative to a level's largest
+# value; by the precision that the network computes in.
+ROUNDING = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
 
 # A guess at the letters in a text, where they are not known.
 LETTERS = 16

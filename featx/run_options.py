@@ -1,4 +1,4 @@
-# Options of how a run is done: where its recipe comes from, and what computes it, on which machines.
+# Options of how a run is done: where its recipe comes from, in which tiles, and what computes it on which machines.
 """Options as frozen values in groups, as in `featx.options`, which has the others."""
 
 from __future__ import annotations

@@ -89,13 +89,14 @@ def info(
     """
     from featx.models.search import describe_model, describe_modules
 
-    if (modules or module) and (recipe or descriptions.is_run(options["model"])):
+    of_run = recipe or descriptions.is_run(options["model"])
+    if (modules or module) and of_run:
         raise UsageError("--modules is about a model, not about a run", "Name the model of the run")
     if modules or module:
         patterns = [each for text in module or () for each in text.split(",")]
         descriptions.modules(describe_modules(ModelRequest(**options), patterns), as_json=as_json)
         return
-    if recipe or descriptions.is_run(options["model"]):
+    if of_run:
         descriptions.run(options, recipe=recipe, as_json=as_json)
         return
     with progress.searching() as listener:

@@ -1,4 +1,4 @@
-# Checks of a job: what its format can hold, before anything heavy is loaded.
+# Checks of a job: what its format can hold, and who can write it where, before anything heavy is loaded.
 """Checks that `featx.options` cannot make, since each format says what it can hold."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def completed(job: Job) -> Job:
     Raises
     ------
     UsageError
-        If the format is unknown, or holds only vectors and something else was requested.
+        If the format is unknown, cannot hold what was requested, or cannot be written there or by that engine.
     """
     formats.require(job.format)
     if job.engine == "ray" and formats.shares_files(job.format):

@@ -1,4 +1,4 @@
-# extract: plans the work, has the pipeline do it, and records the outcome of each image.
+# extract: plans the work, has an engine do it, and records the outcome of each image.
 """``featx extract`` as a function."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featx.engine.setting import Setting, continued, set_up, unchosen
 from featx.engine.settled import is_settled
 from featx.engine.stopping import Stop
 from featx.engine.tiling import facts_of as facts_of_tiles
-from featx.engine.tiling import measured
+from featx.engine.tiling import known_deviation, measured
 from featx.images import archives, lists, sources
 from featx.naming import folder_name
 from featx.options import GROUPS
@@ -303,8 +303,7 @@ def _recorder(held: lock.LockedFolder, output: Path, setting: Setting, listener:
     if seen := merged(setting.earlier, setting.archives):
         facts["archives"] = seen
     if setting.tiling:
-        known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
-        facts["tiling"] = facts_of_tiles(setting.tiling, known, setting.job.precision)
+        facts["tiling"] = facts_of_tiles(setting.tiling, known_deviation(setting.earlier), setting.job.precision)
     facts["unchosen"] = sorted(unchosen(setting.job, setting.earlier))
     counts = (plan.kept_done, plan.kept_failed, plan.kept_bytes, len(plan.to_do))
     recorder = Recorder(output, held, facts, *counts, setting.earlier, plan.elsewhere, plan.numbers)

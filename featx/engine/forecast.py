@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, whole
+from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, whole_blocks
 from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
@@ -159,7 +159,7 @@ def _proposals(blueprint: Blueprint, job: Job, count: int, each: int, sizes: Siz
     limit = job.max_disk
     too_much = limit is not None and on_disk(job.format, each) * count > limit
     room = (limit or 0) // max(1, count) - on_disk(job.format, 0)  # for each output, in whole blocks
-    fits = proposals.fitting(blueprint, job, whole(job.format, room), sizes.typical) if too_much else []
+    fits = proposals.fitting(blueprint, job, whole_blocks(job.format, room), sizes.typical) if too_much else []
     saves = proposals.alone(blueprint, job, sizes.typical) if job.dry_run else []
     return {"savings": of_all(saves), "fitting": of_all(fits)}
 

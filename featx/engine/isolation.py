@@ -133,8 +133,6 @@ class Reader:
             child.close()
 
     def _here(self, item: Item) -> Placed | Large:
-        slot = self._marks.enter(item)
-
         @contextmanager
         def alone() -> Iterator[None]:
             """Wait until no other large image is being decoded; that time does not count against this one."""
@@ -145,23 +143,20 @@ class Reader:
                 self._since[item.key] = self._clock, item
                 yield
 
-        try:
-            with self.timed(item):
-                how: dict[str, Any] = {
-                    "hashed": self._hashed,
-                    "alone": alone,
-                    "going_on": partial(self._goes_on, item),
-                    "known": item.stat,
-                }
-                if self._tiling and isinstance(self._preprocessor, Native):
-                    return place_in_tiles(self._preprocessor, self._tiling, item.path, self._limits, **how)
-                return place(self._preprocessor, item.path, self._limits, **how)
-        finally:
-            self._marks.leave(slot)
+        with self.marked(item), self.timed(item):
+            how: dict[str, Any] = {
+                "hashed": self._hashed,
+                "alone": alone,
+                "going_on": partial(self._goes_on, item),
+                "known": item.stat,
+            }
+            if self._tiling and isinstance(self._preprocessor, Native):
+                return place_in_tiles(self._preprocessor, self._tiling, item.path, self._limits, **how)
+            return place(self._preprocessor, item.path, self._limits, **how)
 
     @contextmanager
     def marked(self, item: Item) -> Iterator[None]:
-        """Mark an image while a part of it is read elsewhere in this process."""
+        """Mark an image while it, or a part of it, is read in this process."""
         slot = self._marks.enter(item)
         try:
             yield

@@ -17,6 +17,7 @@ from featx.engine.mosaic import Equipment, Tiles
 from featx.engine.resources import Workers, machine, overlapping, use_backend
 from featx.engine.room import shared
 from featx.engine.stopping import Stop
+from featx.engine.tiling import known_deviation
 from featx.engine.work import stat_within
 from featx.errors import StuckError
 from featx.images import locators
@@ -71,8 +72,7 @@ class LocalEngine:
                 stop.asked,
                 job.force,
             )
-            known = ((setting.earlier or {}).get("tiling") or {}).get("deviation")
-            self._tiles = Tiles(setting.tiling, kit, known, notes.append)
+            self._tiles = Tiles(setting.tiling, kit, known_deviation(setting.earlier), notes.append)
         every = (items, setting.computers, place.writer, setting.workers, self._reader, room, stop, notes, self._tiles)
         yield from processed(*every)
 

@@ -87,7 +87,7 @@ def peak(
     return whole
 
 
-def whole(name: str, room: int) -> int:
+def whole_blocks(name: str, room: int) -> int:
     """Return the bytes that an output may have for so many on the disk."""
     return room if formats.vectors_only(name) else room // BLOCK * BLOCK
 

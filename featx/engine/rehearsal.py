@@ -56,13 +56,13 @@ def rehearsed(setting: Setting, items: Sequence[Item], place: Place, callers: Ca
     FeatxError
         If no image can be used, or there are too few for so many components.
     """
+    known = (setting.earlier or {}).get("cost")
     if not setting.plan.to_do or not (levels := _smaller(setting)):
-        return setting
+        return replace(setting, cost=known)
     rehearsal = _Rehearsal(setting, place, callers, notes)
     if setting.job.components and setting.basis is None:
         setting = _fitted(setting, items, levels, rehearsal)
-    cost = (setting.earlier or {}).get("cost") or _cost(setting, levels, rehearsal)
-    return replace(setting, cost=cost)
+    return replace(setting, cost=known or _cost(setting, levels, rehearsal))
 
 
 def require_enough(setting: Setting, items: Sequence[Item]) -> None:

@@ -164,8 +164,8 @@ def spread(
         workers = workers_on_cpu(job, images, earlier)
     else:
         available = cores()
-        best = OF_ONE_SIZE if job.fit == "native" else computers[0].best_batch_size()
-        batch_size = batch_size or min(images, best)
+        if not batch_size:
+            batch_size = min(images, OF_ONE_SIZE if job.fit == "native" else computers[0].best_batch_size())
         forwards, threads = (job.workers or STREAMS) * len(pyramids), earlier.get("threads") or 1
         workers = Workers(batch_size, forwards, threads, readers=available, writers=available)
     for computer in computers:

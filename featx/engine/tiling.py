@@ -6,6 +6,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from featx.dtypes import ROUNDING
 from featx.errors import ModelError
 from featx.images.tiles import Size, Tiling
 
@@ -14,11 +15,6 @@ if TYPE_CHECKING:
 
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
-
-# By how much maps may differ from those of the whole picture, of their largest value, where tiles are called exact: as
-# much as passes of different sizes differ by rounding.
-ROUNDING = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
-
 
 # Bytes of a picture's maps that memory holds; larger ones are on the disk until they are written.
 IN_MEMORY = 1 << 28
@@ -95,6 +91,12 @@ def measured(facts: dict[str, Any]) -> Iterator[str]:
         f"Maps of tiles differ from those of one pass by up to {largest:.2g} of the largest value ({key}), measured "
         "on a part of a picture"
     )
+
+
+def known_deviation(summary: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Return by how much maps of tiles differ, if an earlier call has measured it."""
+    found: dict[str, float] | None = ((summary or {}).get("tiling") or {}).get("deviation")
+    return found
 
 
 def tiling_again(summary: dict[str, Any]) -> Tiling | None:

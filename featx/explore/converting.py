@@ -260,6 +260,7 @@ def _outcome(line: Done | Failed, output: str = "", size: int = 0, sha256: str =
         bytes=size,
         sha256=sha256,
         levels=line.levels,
+        pooled=line.pooled,
         boxes=line.boxes,
         messages=line.messages,
     )

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from featx import files
 from featx.command_options import VerifyOptions
-from featx.dtypes import DTYPES
+from featx.dtypes import DTYPES, ROUNDING
 from featx.engine import resources
 from featx.engine.events import Checked
 from featx.errors import ROOM, FeatxError, OutputError, StuckError
@@ -38,9 +38,6 @@ from featx.runs.summary import require_summary
 from featx.runs.suspects import read_suspects, save_suspects
 from featx.values import Item
 from featx.version import library_versions
-
-# Tolerance on another machine, relative to a level's largest value, by compute precision.
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 3e-2}
 
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
@@ -250,7 +247,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     from featx.engine.boxes import of_outputs
 
     recipe = run.summary["recipe"]
-    tolerance = max(TOLERANCE[recipe["precision"]], DTYPES[recipe["dtype"]].tolerance)
+    tolerance = max(ROUNDING[recipe["precision"]], DTYPES[recipe["dtype"]].tolerance)
     result = Recomputed(tolerance=tolerance, versions=_other_versions(run.summary))
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))

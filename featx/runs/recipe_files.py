@@ -67,7 +67,10 @@ def options_of_run(folder: str | PathLike[str]) -> dict[str, Any]:
     FeatxError
         If the folder is not a run, or the options are unknown.
     """
-    summary = require_summary(folder)
+    return _options_of(folder, require_summary(folder))
+
+
+def _options_of(folder: str | PathLike[str], summary: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in summary.get("options", {}).items() if value is not None}
     if not options:
         raise UsageError(
@@ -116,7 +119,8 @@ def options_of_file(path: str | PathLike[str]) -> dict[str, Any]:
 
 def recipe_text(folder: str | PathLike[str]) -> str:
     """Write the options that a run was made with as such a file, after comments that say what they came to."""
-    options, summary = options_of_run(folder), require_summary(folder)
+    summary = require_summary(folder)
+    options = _options_of(folder, summary)
     recipe, weights = summary["recipe"], summary["weights"]
     versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
     chosen = {"batch_size": recipe["batch_size"]} if "batch_size" not in summary.get("unchosen", ()) else {}

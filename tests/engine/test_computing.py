@@ -221,6 +221,15 @@ def test_a_device_s_own_batch_size_is_measured(pyramid, monkeypatch):
     assert Computer(pyramid, unfitted, 8).best_batch_size() in (1, 2)
 
 
+def test_a_batch_size_that_is_given_is_not_looked_for(pyramid, monkeypatch):
+    monkeypatch.setattr(pyramid, "device", torch.device("mps"))  # as on any GPU
+    monkeypatch.setattr(Computer, "best_batch_size", lambda _: 64)
+    assert resources.spread([pyramid], Job(model=MODEL), 1000, {})[1].batch_size == 64
+    monkeypatch.setattr(Computer, "best_batch_size", lambda _: pytest.fail("looked for"))
+    assert resources.spread([pyramid], Job(model=MODEL, batch_size=4), 1000, {})[1].batch_size == 4
+    assert resources.spread([pyramid], Job(model=MODEL), 1000, {"batch_size": 16})[1].batch_size == 16
+
+
 def test_several_devices_take_turns(tmp_path, monkeypatch):
     """Two pyramids on the processor stand for two graphics cards."""
     devices = [torch.device("cpu"), torch.device("cpu")]

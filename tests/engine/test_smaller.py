@@ -370,6 +370,12 @@ def test_losses_are_norms_of_differences(run_of, photos):
     assert "cost" not in full.summary
 
 
+def test_losses_stay_known_where_nothing_is_to_do(run_of, photos, tmp_path):
+    folder = shutil.copytree(run_of(**ALL).folder, tmp_path / "out")
+    report = extract(photos, folder, batch_size=4, workers=1, **ALL)
+    assert (report.tried, report.summary["cost"]) == (0, run_of(**ALL).summary["cost"])
+
+
 @pytest.mark.parametrize("fit", ["squash", "native"])
 def test_places_are_found_and_drawn(run_of, tmp_path, fit):
     run = run_of(fit=fit, **ALL)

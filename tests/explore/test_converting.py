@@ -34,6 +34,7 @@ def require_same(folder, run, name):
     for key in source:
         assert all(np.array_equal(made[key][each], source[key][each]) for each in source[key])
         assert made.frame(key) == source.frame(key)
+        assert [made.level(key, level) for level in made.maps] == [source.level(key, level) for level in source.maps]
     assert made.summary["recipe"] == {**source.summary["recipe"], "format": name}
     assert made.summary["counts"] == source.summary["counts"]
     checked = verify(folder)
@@ -151,7 +152,7 @@ def test_boxes_and_photos_of_their_own_sizes(tmp_path):
     (tmp_path / "boxes.csv").write_text(
         "key,x1,y1,x2,y2,label\n0.jpg,10,10,60,50,cät\n2.jpg,1,1,9,9,\n2.jpg,2,2,30,9,x\n"
     )
-    extract(photos, tmp_path / "run", boxes=str(tmp_path / "boxes.csv"), fit="native", image_size=None)
+    extract(photos, tmp_path / "run", boxes=str(tmp_path / "boxes.csv"), fit="native", image_size=None, grid=2)
     for name in ("safetensors", "webdataset", "hdf5"):
         featx.convert(tmp_path / "run", tmp_path / name, format=name)
         require_same(tmp_path / name, tmp_path / "run", name)
