@@ -27,7 +27,7 @@ from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
 from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of, encoding_of
 from featx.runs.manifest import Done
-from featx.sharding import Shard
+from featx.sharding import WHOLE, Shard
 from featx.values import BOXES, EMBEDDING, Field
 
 try:
@@ -44,9 +44,6 @@ SHARD = re.compile(r"embeddings-(\d{5,})\.parquet")
 
 # Shards that a reader keeps in memory.
 OPEN = 3
-
-# All numbers of files.
-WHOLE = Shard(1, 1)
 
 # The sha256 of an image without rows.
 NOTHING = digest_of({})
@@ -141,7 +138,7 @@ class Writer:
         last = max([-1, *(number for number, _ in there), *(int(match[1]) for match in spoken_of if match)])
         self._next = last + 1 + (self._shard.remainder - last - 1) % self._shard.count
         for number, path in there:
-            if number % self._shard.count != self._shard.remainder:
+            if not self._shard.has_number(number):
                 continue
             if path.name not in needed:
                 files.remove(path)

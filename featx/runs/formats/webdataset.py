@@ -40,11 +40,8 @@ from featx.runs.formats.tar_samples import (
     shards,
 )
 from featx.runs.manifest import Done
-from featx.sharding import Shard
+from featx.sharding import WHOLE, Shard
 from featx.values import EMBEDDING, Field
-
-# All numbers of files.
-WHOLE = Shard(1, 1)
 
 # Vectors that are read together.
 BLOCK = 1024
@@ -149,7 +146,7 @@ class Writer:
             if len(live) < len(index.numbers):
                 self._write(path, copied(path, live))
         spoken_of = [int(match[1]) for match in map(SHARD.fullmatch, needed) if match]  # even if it was lost
-        self._continue([number for number in spoken_of if self._is_own(number)])
+        self._continue([number for number in spoken_of if self._shard.has_number(number)])
 
     def _continue(self, needed: Sequence[int]) -> None:
         """Go on with the last shard, or with a new one if that is full or damaged."""
@@ -162,10 +159,7 @@ class Writer:
             self._number, self._keys, self._size = last, set(index.numbers), int(index.starts[-1])
 
     def _own(self) -> list[Path]:
-        return [path for number, path in shards(self._folder) if self._is_own(number)]
-
-    def _is_own(self, number: int) -> bool:
-        return number % self._shard.count == self._shard.remainder
+        return [path for number, path in shards(self._folder) if self._shard.has_number(number)]
 
 
 class Reader:
