@@ -22,9 +22,6 @@ FINAL, EMBEDDING, BOXES = "final", "embedding", "boxes"
 # What the names of arrays of modules begin with.
 MODULE = "module"
 
-# A guess at the letters in a text, where they are not known.
-LETTERS = 16
-
 
 class Item(Struct, frozen=True, gc=False):
     """One input image.

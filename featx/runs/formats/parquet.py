@@ -25,7 +25,8 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of, encoding_of
+from featx.runs.formats.arrays import digest_of
+from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, encoding_of
 from featx.runs.manifest import Done
 from featx.sharding import WHOLE, Shard
 from featx.values import BOXES, EMBEDDING, Field

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
-from featx.dtypes import LETTERS
 from featx.errors import OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.headers import PLAIN, npy_header, read_header
+from featx.runs.formats.arrays import bytes_in, vectors_of
+from featx.runs.formats.headers import PLAIN, bytes_of_npy, npy_header, read_header
 from featx.runs.formats.tar_samples import (
     END,
     NOTHING,
@@ -41,10 +41,7 @@ from featx.runs.formats.tar_samples import (
 )
 from featx.runs.manifest import Done
 from featx.sharding import WHOLE, Shard
-from featx.values import EMBEDDING, Field
-
-# Vectors that are read together.
-BLOCK = 1024
+from featx.values import Field
 
 
 class Sample(NamedTuple):
@@ -82,7 +79,7 @@ class Writer:
         name = escaped(record.item.key)
         pieces = member_of(f"{name}.json", [json.dumps(facts).encode()])
         for field, values in record.arrays.items():
-            header, data = npy_header(values.dtype, values.shape), np.asarray(values).reshape(-1).view(np.uint8).data
+            header, data = npy_header(values.dtype, values.shape), bytes_in(values)
             pieces += member_of(f"{name}.{field}.npy", [header, data])
         digest = hashlib.sha256()
         for piece in pieces:
@@ -223,10 +220,7 @@ class Reader:
 
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read one vector out of each sample."""
-        ordered = sorted(places, key=lambda place: place[1])
-        for start in range(0, len(ordered), BLOCK):
-            block = ordered[start : start + BLOCK]
-            yield [key for key, _ in block], np.stack([self.read(*each, [EMBEDDING])[EMBEDDING] for each in block])
+        return vectors_of(self, sorted(places, key=lambda place: place[1]))
 
     def _index(self, output: str) -> Index:
         if output not in self._indices:
@@ -241,7 +235,6 @@ def bytes_of(fields: Sequence[Field]) -> int:
     """Return the bytes of a sample with these arrays, and a short name and path."""
     size = 2 * UNIT
     for field in fields:
-        dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
-        length = len(npy_header(dtype, field.lengths)) + field.bytes
+        length = bytes_of_npy(field)
         size += UNIT + length + -length % UNIT
     return size

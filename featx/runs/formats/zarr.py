@@ -22,7 +22,8 @@ import numpy as np
 
 from featx import files
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader, bytes_in, digest_of
+from featx.runs.formats.arrays import bytes_in, digest_of
+from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader
 from featx.runs.formats.zarr_store import (
     KEY,
     LARGEST,
