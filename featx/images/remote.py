@@ -61,8 +61,11 @@ def stat_of(url: str) -> Stat:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL is that of a folder; one of the web is, if it ends in a slash. Errors are those of `stat_of`."""
-    return url.endswith("/") if is_web(url) else _info(url)["type"] == "directory"
+    """Whether a URL is that of a folder, or else of a file; one of the web is a folder's if it ends in a slash.
+
+    Errors are those of `stat_of`.
+    """
+    return (is_web(url) and url.endswith("/")) or _info(url)["type"] == "directory"
 
 
 def entries(folder: str) -> Iterator[tuple[str, bool, Stat | None]]:
