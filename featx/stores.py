@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError, StoreError, UsageError, first_line
-from featx.filesystems import file_system, path_in
+from featx.filesystems import file_system, path_in, version_in
 from featx.paths import protocol_of, require_plain_url
 
 # File systems of fsspec that write a file in its place, where half of it can be seen.
@@ -159,8 +159,7 @@ class Store:
                 facts = self._system.info(self._path(name))
             except FileNotFoundError:
                 return ""
-            tag = next((facts[each] for each in ("ETag", "etag", "md5Hash", "content_md5") if facts.get(each)), "")
-            return f"{facts.get('size')} {tag or self.modified(name)}"
+            return f"{facts.get('size')} {version_in(facts) or self.modified(name)}"
 
     @contextmanager
     def _failing(self, done: str, name: str) -> Iterator[None]:

@@ -134,7 +134,7 @@ class Writer:
         A shard of a run does so with files of its own numbers: others may be about to be recorded.
         """
         needed = set(done.values())
-        there = _shards(self._folder)
+        there = files.numbered(self._folder, SHARD)
         spoken_of = (SHARD.fullmatch(name) for name in needed)  # even if it was lost
         last = max([-1, *(number for number, _ in there), *(int(match[1]) for match in spoken_of if match)])
         self._next = last + 1 + (self._shard.remainder - last - 1) % self._shard.count
@@ -215,7 +215,7 @@ class Reader:
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
         """Look through all shards."""
         found = {}
-        for _, path in _shards(Path(self._root)):
+        for _, path in files.numbered(Path(self._root), SHARD):
             keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
@@ -300,11 +300,6 @@ def _to_numpy(column: Any) -> Array:
         values: Array = column.flatten().to_numpy(zero_copy_only=False)
         return values.reshape(len(column), column.type.list_size)
     return np.array(column.to_pylist(), np.str_) if column.type == pa.string() else np.asarray(column.to_numpy())
-
-
-def _shards(folder: Path) -> list[tuple[int, Path]]:
-    found = ((SHARD.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _keys(path: Path) -> list[str]:

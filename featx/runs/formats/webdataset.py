@@ -37,7 +37,6 @@ from featx.runs.formats.tar_samples import (
     index_of,
     member_of,
     name_of,
-    shards,
 )
 from featx.runs.manifest import Done
 from featx.sharding import WHOLE, Shard
@@ -156,7 +155,7 @@ class Writer:
             self._number, self._keys, self._size = last, set(index.numbers), int(index.starts[-1])
 
     def _own(self) -> list[Path]:
-        return [path for number, path in shards(self._folder) if self._shard.has_number(number)]
+        return [path for number, path in files.numbered(self._folder, SHARD) if self._shard.has_number(number)]
 
 
 class Reader:
@@ -212,7 +211,7 @@ class Reader:
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
         """Look through all shards."""
         found = {}
-        for _, path in shards(Path(self._root)):
+        for _, path in files.numbered(Path(self._root), SHARD):
             keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
