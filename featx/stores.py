@@ -118,7 +118,7 @@ class Store:
             self._system.rm_file(self._path(name))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Return the bytes of the objects directly in a folder by their names, and -1 for the folders in it."""
+        """Return the bytes of the objects directly in a folder, 0 where unknown, and -1 for the folders in it."""
         with self._failing("listed", folder):
             place = self._path(folder)
             try:
@@ -126,7 +126,7 @@ class Store:
             except FileNotFoundError:
                 return {}
             found = {
-                each["name"].rstrip("/").rpartition("/")[2]: -1 if each["type"] == "directory" else each["size"]
+                each["name"].rstrip("/").rpartition("/")[2]: -1 if each["type"] == "directory" else each["size"] or 0
                 for each in entries
                 if each["name"].strip("/") != place.strip("/")
             }
