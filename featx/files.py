@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -237,6 +238,12 @@ def nameless() -> BinaryIO | None:
     with suppress(OSError, AttributeError):  # only Linux has it
         return os.fdopen(os.memfd_create("featx"), "w+b")
     return None
+
+
+def numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """Return the files of a folder whose names match, by the numbers in these."""
+    found = ((name.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def sha256_of(path: Path) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,9 @@ from featx.paths import is_web, protocol_of
 
 # Seconds that a web server may take to be reached, and to send something.
 CONNECT, ANSWER = 10, 20
+
+# What the libraries call an object's version.
+VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum")
 
 # The libraries of protocols that fsspec does not bring itself.
 LIBRARIES = {
@@ -47,6 +51,11 @@ def path_in(url: str) -> str:
     """Return the path of a URL in its file system, without a slash at its end."""
     path: str = file_system(url)._strip_protocol(url)  # noqa: SLF001 - what fsspec's own functions call
     return path.rstrip("/")
+
+
+def version_in(facts: Mapping[str, Any]) -> str:
+    """Return the version of an object, as its store or server tells it; empty where it does not."""
+    return next((str(facts[name]) for name in VERSIONS if facts.get(name)), "")
 
 
 @lru_cache

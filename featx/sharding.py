@@ -51,7 +51,15 @@ class Shard(Struct, frozen=True):
     def has(self, key: str) -> bool:
         """Whether the image with a key is in it: the same on every machine, in any order, at any time."""
         digest = hashlib.sha256(key.encode(errors="surrogatepass")).digest()
-        return int.from_bytes(digest[:8]) % self.count == self.remainder
+        return self.has_number(int.from_bytes(digest[:8]))
+
+    def has_number(self, number: int) -> bool:
+        """Whether a number belongs to it, such as that of a file."""
+        return number % self.count == self.remainder
+
+
+# All images, and all numbers.
+WHOLE = Shard(1, 1)
 
 
 def as_shard(name: str, value: Any) -> Shard:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError, StoreError, UsageError, first_line
-from featx.filesystems import file_system, path_in
+from featx.filesystems import file_system, path_in, version_in
 from featx.paths import protocol_of, require_plain_url
 
 # File systems of fsspec that write a file in its place, where half of it can be seen.
@@ -118,7 +118,7 @@ class Store:
             self._system.rm_file(self._path(name))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Return the bytes of the objects directly in a folder by their names, and -1 for the folders in it."""
+        """Return the bytes of the objects directly in a folder, 0 where unknown, and -1 for the folders in it."""
         with self._failing("listed", folder):
             place = self._path(folder)
             try:
@@ -126,7 +126,7 @@ class Store:
             except FileNotFoundError:
                 return {}
             found = {
-                each["name"].rstrip("/").rpartition("/")[2]: -1 if each["type"] == "directory" else each["size"]
+                each["name"].rstrip("/").rpartition("/")[2]: -1 if each["type"] == "directory" else each["size"] or 0
                 for each in entries
                 if each["name"].strip("/") != place.strip("/")
             }
@@ -159,8 +159,7 @@ class Store:
                 facts = self._system.info(self._path(name))
             except FileNotFoundError:
                 return ""
-            tag = next((facts[each] for each in ("ETag", "etag", "md5Hash", "content_md5") if facts.get(each)), "")
-            return f"{facts.get('size')} {tag or self.modified(name)}"
+            return f"{facts.get('size')} {version_in(facts) or self.modified(name)}"
 
     @contextmanager
     def _failing(self, done: str, name: str) -> Iterator[None]:

@@ -184,9 +184,10 @@ def exists(locator: str) -> bool:
     try:
         if found := archives.split(locator):
             return archives.at(found[0]).holds(found[1])
-        return os.path.exists(locator) if not is_url(locator) else remote.stat_of(locator) is not None  # noqa: PTH110
-    except (OSError, UnreadableError):
+        storage.stat_of(locator)
+    except (OSError, ValueError, UnreadableError):
         return False
+    return True
 
 
 def same_image(one: str, other: str) -> bool:

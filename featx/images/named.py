@@ -162,7 +162,6 @@ def _remote(text: str) -> Input:
     try:
         if remote.is_folder(text):
             return Input(shown, url, _own_name(_path_in(url)), Pattern())
-        remote.stat_of(text)
     except FileNotFoundError as error:
         if has_wildcards:
             return _remote_pattern(shown)

@@ -15,7 +15,7 @@ from io import SEEK_CUR, SEEK_END, BufferedReader, RawIOBase
 from typing import Any, BinaryIO, TypeVar
 
 from featx.errors import UnreadableError, first_line
-from featx.filesystems import file_system
+from featx.filesystems import file_system, version_in
 from featx.paths import is_web, protocol_of
 from featx.values import Stat
 
@@ -33,8 +33,7 @@ REFUSALS = (*MISSING, *DENIED, 400, 405, 406, 414, 416, 451)
 
 NO_ACCESS, NO_PARTS = "access denied", "its server does not support range requests"
 
-# What the libraries call an object's version, and its time.
-VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum")
+# What the libraries call an object's time.
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "Last-Modified", "created")
 
 
@@ -61,8 +60,11 @@ def stat_of(url: str) -> Stat:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL is that of a folder; one of the web is, if it ends in a slash. Errors are those of `stat_of`."""
-    return url.endswith("/") if is_web(url) else _info(url)["type"] == "directory"
+    """Whether a URL is that of a folder, or else of a file; one of the web is a folder's if it ends in a slash.
+
+    Errors are those of `stat_of`.
+    """
+    return (is_web(url) and url.endswith("/")) or _info(url)["type"] == "directory"
 
 
 def entries(folder: str) -> Iterator[tuple[str, bool, Stat | None]]:
@@ -280,7 +282,7 @@ def _behind(error: BaseException) -> BaseException:
 
 def _stat_in(info: dict[str, Any]) -> Stat:
     """Return what a listing says of a file."""
-    etag = next((str(info[name]) for name in VERSIONS if info.get(name)), "").strip('"')
+    etag = version_in(info).strip('"')
     time = next((info[name] for name in TIMES if info.get(name)), None)
     if isinstance(time, str):
         time = parsedate_to_datetime(time) if "," in time else datetime.fromisoformat(time)

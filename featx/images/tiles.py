@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,11 +121,10 @@ class Tiling:
         """Weigh tiles by a raised cosine across each border between two of them, as wide as both see beyond it."""
         centres = (np.arange(cells) + 0.5) * side / cells
         weights = np.ones((len(spans), cells))
-        for number, (before, after) in enumerate(pairwise(spans)):
+        for number, after in enumerate(spans[1:]):
             rising = (1 + np.sin(np.pi / 2 * np.clip((centres - after.start) / self.halo, -1, 1))) / 2
             weights[: number + 1] *= 1 - rising
             weights[number + 1 :] *= rising
-            del before
         weights /= weights.sum(axis=0)
         return weights.astype(np.float32)
 

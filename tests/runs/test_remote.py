@@ -22,6 +22,7 @@ from featx.runs.merging import merge
 from featx.stores import Store
 from featx.values import Outcome
 from tests.helpers import extract, lines, make_photos, natural_image, notes, tree
+from tests.servers import site_of
 
 URL = "memory://bucket/run"
 STORE = Store.of(URL)
@@ -297,3 +298,9 @@ def test_what_cannot_be_done_is_refused_in_one_line(photos, output, options, mes
         extract(photos, output, **options)
     assert "secret" not in str(refused.value)
     assert objects() == {}
+
+
+def test_a_web_server_which_lists_no_sizes_is_walked(tmp_path, photos):
+    with site_of(photos) as site:
+        found = sorted(Store.of(site.url).walk())
+    assert found == sorted(path.name for path in photos.iterdir())

@@ -9,21 +9,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from featx import files
 from featx.runs.formats import Array, Record, Stored
+from featx.runs.formats.arrays import vectors_of
 from featx.runs.formats.large import OnDisk
 from featx.runs.layout import output_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, Field
-
-# Vectors that are read together.
-BLOCK = 1024
+from featx.values import Field
 
 # Names of temporary files, unique in the whole process.
 TEMPORARIES = count()
@@ -134,12 +130,7 @@ class Reader(ABC):
 
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read one vector out of each file."""
-        places = iter(places)
-        while block := list(islice(places, BLOCK)):
-            yield [key for key, _ in block], np.stack([self._vector(key, output) for key, output in block])
-
-    def _vector(self, key: str, output: str) -> Array:
-        return np.array(self.read(key, output, [EMBEDDING])[EMBEDDING])
+        return vectors_of(self, places)
 
 
 def in_blocks(pieces: Iterable[files.Piece | OnDisk]) -> Iterator[files.Piece]:

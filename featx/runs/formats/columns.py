@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -52,11 +51,3 @@ def encoding_of(names: Iterable[str], texts: Collection[str], vectors: Collectio
         f"{name}.list.element" if name in vectors else name: "zstd" if name in texts else "none" for name in names
     }
     return {"compression": compression, "use_dictionary": False, "write_page_checksum": True}
-
-
-def digest_of(columns: Mapping[str, Array]) -> str:
-    """Return the sha256 of all values of an image's columns; that of nothing, where there are no rows."""
-    hashed = hashlib.sha256()
-    for values in columns.values():
-        hashed.update("\0".join(values).encode() if values.dtype.kind == "U" else values.data)
-    return hashed.hexdigest()

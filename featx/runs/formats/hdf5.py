@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.columns import digest_of
+from featx.runs.formats.arrays import digest_of, vectors_of
 from featx.runs.manifest import Done
-from featx.values import EMBEDDING, Field
+from featx.values import Field
 
 try:
     import h5py
@@ -30,9 +29,6 @@ except ImportError as error:
     raise FeatxError("The format hdf5 needs h5py", "Run `pip install 'featx[hdf5]'`") from error
 
 FILE = "features.h5"
-
-# Vectors that are read together.
-BLOCK = 1024
 
 
 class Writer:
@@ -133,9 +129,7 @@ class Reader:
 
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read one vector out of each group."""
-        places = iter(places)
-        while block := list(islice(places, BLOCK)):
-            yield [key for key, _ in block], np.stack([self.read(*each, [EMBEDDING])[EMBEDDING] for each in block])
+        return vectors_of(self, places)
 
 
 def _mapped(path: Path, dataset: Any) -> Array:

@@ -1,4 +1,4 @@
-# The head of a .npy: written, and read with care.
+# The head of a .npy: written, counted, and read with care.
 """What comes before an array's numbers."""
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ import threading
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from featx.dtypes import LETTERS
+from featx.values import Field
 
 # Kinds of numpy's types that are read: signed, unsigned, floating, Unicode.
 PLAIN = "iufU"
@@ -21,6 +24,12 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)
     return header.getvalue()
+
+
+def bytes_of_npy(field: Field) -> int:
+    """Return the bytes of a ``.npy`` with an array of a field."""
+    dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
+    return len(npy_header(dtype, field.lengths)) + field.bytes
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

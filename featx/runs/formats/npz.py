@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx import files
-from featx.dtypes import LETTERS
 from featx.runs.formats import Array, apart
 from featx.runs.formats.apart import in_blocks
-from featx.runs.formats.headers import PLAIN, npy_header, read_header
+from featx.runs.formats.arrays import bytes_in
+from featx.runs.formats.headers import PLAIN, bytes_of_npy, npy_header, read_header
 from featx.runs.formats.large import OnDisk
 from featx.values import Field
 
@@ -104,7 +104,7 @@ def pack_npz(arrays: Mapping[str, Array | OnDisk]) -> list[bytes | memoryview | 
     for name, values in arrays.items():
         header, data, filename = (
             npy_header(values.dtype, values.shape),
-            values if isinstance(values, OnDisk) else values.reshape(-1).view(np.uint8).data,
+            values if isinstance(values, OnDisk) else bytes_in(values),
             f"{name}.npy".encode("ascii"),
         )
         padding = _padding(position + LOCAL_HEADER + len(filename))
@@ -133,9 +133,8 @@ def bytes_of(fields: Sequence[Field]) -> int:
         name = len(f"{field.key}.npy")
         local = LOCAL_HEADER + name
         padding = len(_padding(position + local))
-        dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
         directory += DIRECTORY_HEADER + name + padding
-        position += local + padding + len(npy_header(dtype, field.lengths)) + field.bytes
+        position += local + padding + bytes_of_npy(field)
     return position + directory + END
 
 

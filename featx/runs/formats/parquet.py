@@ -25,9 +25,10 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, digest_of, encoding_of
+from featx.runs.formats.arrays import digest_of
+from featx.runs.formats.columns import BESIDE, EDGES, FLOAT32, SUFFIX, arrays_of, columns_of, encoding_of
 from featx.runs.manifest import Done
-from featx.sharding import Shard
+from featx.sharding import WHOLE, Shard
 from featx.values import BOXES, EMBEDDING, Field
 
 try:
@@ -44,9 +45,6 @@ SHARD = re.compile(r"embeddings-(\d{5,})\.parquet")
 
 # Shards that a reader keeps in memory.
 OPEN = 3
-
-# All numbers of files.
-WHOLE = Shard(1, 1)
 
 # The sha256 of an image without rows.
 NOTHING = digest_of({})
@@ -136,12 +134,12 @@ class Writer:
         A shard of a run does so with files of its own numbers: others may be about to be recorded.
         """
         needed = set(done.values())
-        there = _shards(self._folder)
+        there = files.numbered(self._folder, SHARD)
         spoken_of = (SHARD.fullmatch(name) for name in needed)  # even if it was lost
         last = max([-1, *(number for number, _ in there), *(int(match[1]) for match in spoken_of if match)])
         self._next = last + 1 + (self._shard.remainder - last - 1) % self._shard.count
         for number, path in there:
-            if number % self._shard.count != self._shard.remainder:
+            if not self._shard.has_number(number):
                 continue
             if path.name not in needed:
                 files.remove(path)
@@ -217,7 +215,7 @@ class Reader:
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
         """Look through all shards."""
         found = {}
-        for _, path in _shards(Path(self._root)):
+        for _, path in files.numbered(Path(self._root), SHARD):
             keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
@@ -302,11 +300,6 @@ def _to_numpy(column: Any) -> Array:
         values: Array = column.flatten().to_numpy(zero_copy_only=False)
         return values.reshape(len(column), column.type.list_size)
     return np.array(column.to_pylist(), np.str_) if column.type == pa.string() else np.asarray(column.to_numpy())
-
-
-def _shards(folder: Path) -> list[tuple[int, Path]]:
-    found = ((SHARD.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _keys(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from featx import files
 from featx.runs.formats import Array, apart
+from featx.runs.formats.arrays import bytes_in
 from featx.runs.formats.large import OnDisk
 from featx.values import Field
 
@@ -50,7 +51,7 @@ class Writer(apart.Writer):
         numbers = {name: values for name, values in arrays.items() if values.dtype.kind != "U"}
         text = {name: np.asarray(values).tolist() for name, values in arrays.items() if name not in numbers}
         facts = {name: (str(values.dtype), values.shape, values.nbytes) for name, values in numbers.items()}
-        data = [values if isinstance(values, OnDisk) else _bytes(values) for values in numbers.values()]
+        data = [values if isinstance(values, OnDisk) else bytes_in(values) for values in numbers.values()]
         return [_header(list(arrays), facts, text), *data]
 
 
@@ -93,10 +94,6 @@ def _header(names: Sequence[str], facts: Mapping[str, tuple[str, Any, int]], tex
     data = json.dumps(header, separators=(",", ":")).encode()
     data += b" " * (-len(data) % ALIGNMENT)
     return len(data).to_bytes(LENGTH, "little") + data
-
-
-def _bytes(values: Array) -> memoryview:
-    return values.reshape(-1).view(np.uint8).data
 
 
 def _mapped(file: BufferedReader, length: int, each: Mapping[str, Any]) -> Array:

@@ -149,9 +149,3 @@ def heads(file: BinaryIO, start: int, end: int) -> Iterator[Head]:
             head = Head(member.name, place, member.offset_data, member.size)
         yield head
         place = head.data + head.size + -head.size % UNIT
-
-
-def shards(folder: Path) -> list[tuple[int, Path]]:
-    """Return the shards of a folder and their numbers."""
-    found = ((SHARD.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
-from featx.dtypes import LETTERS
 from featx.errors import OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.headers import PLAIN, npy_header, read_header
+from featx.runs.formats.arrays import bytes_in, vectors_of
+from featx.runs.formats.headers import PLAIN, bytes_of_npy, npy_header, read_header
 from featx.runs.formats.tar_samples import (
     END,
     NOTHING,
@@ -37,17 +37,10 @@ from featx.runs.formats.tar_samples import (
     index_of,
     member_of,
     name_of,
-    shards,
 )
 from featx.runs.manifest import Done
-from featx.sharding import Shard
-from featx.values import EMBEDDING, Field
-
-# All numbers of files.
-WHOLE = Shard(1, 1)
-
-# Vectors that are read together.
-BLOCK = 1024
+from featx.sharding import WHOLE, Shard
+from featx.values import Field
 
 
 class Sample(NamedTuple):
@@ -85,7 +78,7 @@ class Writer:
         name = escaped(record.item.key)
         pieces = member_of(f"{name}.json", [json.dumps(facts).encode()])
         for field, values in record.arrays.items():
-            header, data = npy_header(values.dtype, values.shape), np.asarray(values).reshape(-1).view(np.uint8).data
+            header, data = npy_header(values.dtype, values.shape), bytes_in(values)
             pieces += member_of(f"{name}.{field}.npy", [header, data])
         digest = hashlib.sha256()
         for piece in pieces:
@@ -149,7 +142,7 @@ class Writer:
             if len(live) < len(index.numbers):
                 self._write(path, copied(path, live))
         spoken_of = [int(match[1]) for match in map(SHARD.fullmatch, needed) if match]  # even if it was lost
-        self._continue([number for number in spoken_of if self._is_own(number)])
+        self._continue([number for number in spoken_of if self._shard.has_number(number)])
 
     def _continue(self, needed: Sequence[int]) -> None:
         """Go on with the last shard, or with a new one if that is full or damaged."""
@@ -162,10 +155,7 @@ class Writer:
             self._number, self._keys, self._size = last, set(index.numbers), int(index.starts[-1])
 
     def _own(self) -> list[Path]:
-        return [path for number, path in shards(self._folder) if self._is_own(number)]
-
-    def _is_own(self, number: int) -> bool:
-        return number % self._shard.count == self._shard.remainder
+        return [path for number, path in files.numbered(self._folder, SHARD) if self._shard.has_number(number)]
 
 
 class Reader:
@@ -221,7 +211,7 @@ class Reader:
     def strays(self, done: Mapping[str, str]) -> dict[str, list[str]]:
         """Look through all shards."""
         found = {}
-        for _, path in shards(Path(self._root)):
+        for _, path in files.numbered(Path(self._root), SHARD):
             keys = [key for key in self._index(path.name).numbers if done.get(key) != path.name]
             if keys:
                 found[path.name] = keys
@@ -229,10 +219,7 @@ class Reader:
 
     def vectors(self, places: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], Array]]:
         """Read one vector out of each sample."""
-        ordered = sorted(places, key=lambda place: place[1])
-        for start in range(0, len(ordered), BLOCK):
-            block = ordered[start : start + BLOCK]
-            yield [key for key, _ in block], np.stack([self.read(*each, [EMBEDDING])[EMBEDDING] for each in block])
+        return vectors_of(self, sorted(places, key=lambda place: place[1]))
 
     def _index(self, output: str) -> Index:
         if output not in self._indices:
@@ -247,7 +234,6 @@ def bytes_of(fields: Sequence[Field]) -> int:
     """Return the bytes of a sample with these arrays, and a short name and path."""
     size = 2 * UNIT
     for field in fields:
-        dtype = np.dtype(f"U{LETTERS}" if field.dtype == "text" else field.dtype)
-        length = len(npy_header(dtype, field.lengths)) + field.bytes
+        length = bytes_of_npy(field)
         size += UNIT + length + -length % UNIT
     return size

@@ -22,7 +22,8 @@ import numpy as np
 
 from featx import files
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader, bytes_in, digest_of
+from featx.runs.formats.arrays import bytes_in, digest_of
+from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader
 from featx.runs.formats.zarr_store import (
     KEY,
     LARGEST,
@@ -40,13 +41,10 @@ from featx.runs.formats.zarr_store import (
     padding_of,
     read_layout,
 )
-from featx.sharding import Shard
+from featx.sharding import WHOLE, Shard
 from featx.values import Field
 
 __all__ = ["Reader", "Writer", "bytes_of"]
-
-# All numbers of shards.
-WHOLE = Shard(1, 1)
 
 
 class Place(NamedTuple):
@@ -251,8 +249,7 @@ class Writer:
 
     def _own(self, name: str) -> list[int]:
         """Return the numbers of an array's shards that are this writer's."""
-        numbers = self._store.numbers(name)
-        return [number for number in numbers if number % self._shard.count == self._shard.remainder]
+        return [number for number in self._store.numbers(name) if self._shard.has_number(number)]
 
     def _remove_unreadable(self) -> None:
         """Remove shards whose keys are missing or damaged."""

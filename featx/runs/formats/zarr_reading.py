@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -11,16 +10,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from featx.errors import OutputError
 from featx.runs.formats import Array
+from featx.runs.formats.arrays import BLOCK, digest_of
 from featx.runs.formats.zarr_store import KEY, METADATA, STORE, Store, read_layout
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING
 
-# Shards' arrays that are kept mapped, and rows that are read together.
-MAPPED, BLOCK = 256, 1024
+# Shards' arrays that are kept mapped.
+MAPPED = 256
 
 # What reading a damaged file raises.
 UNSOUND = (OSError, ValueError, OutputError)
@@ -132,16 +130,3 @@ class _Index(NamedTuple):
     places: dict[str, int]
     earlier: dict[str, list[int]]
     rows: Callable[[str, int], Array]
-
-
-def digest_of(arrays: Mapping[str, Array]) -> str:
-    """Return the sha256 of all numbers of an image."""
-    hashed = hashlib.sha256()
-    for values in arrays.values():
-        hashed.update(bytes_in(values))
-    return hashed.hexdigest()
-
-
-def bytes_in(values: Array) -> memoryview:
-    """Return the bytes of an array's numbers."""
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

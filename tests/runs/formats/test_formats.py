@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -183,6 +185,21 @@ def test_of_a_torn_file_nothing_is_held(rows, rest):
     rows.enter(1, 2, version=1)
     rows.open()
     rows.require({1: 1, 2: 1})
+
+
+@pytest.mark.parametrize("name", ["npz", "safetensors", "webdataset", "hdf5"])
+def test_many_vectors_are_read_with_few_files_open(name, tmp_path):
+    shelf = Shelf(name, tmp_path)
+    shelf.enter(*range(200))
+    reader = formats.reader(name, tmp_path)
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 64, most))
+    try:
+        ((keys, rows),) = reader.vectors(shelf.done.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert keys == [f"{number}.jpg" for number in range(200)]
+    np.testing.assert_array_equal(rows, [vector(number) for number in range(200)])
 
 
 def test_what_a_format_cannot_hold_is_refused():

@@ -213,7 +213,7 @@ def test_of_a_store_that_is_damaged_the_rest_is_kept(small, tmp_path, name, rest
 
 
 def zarr_store_digest(number, arrays):
-    from featx.runs.formats.zarr_reading import digest_of
+    from featx.runs.formats.arrays import digest_of
 
     return digest_of({name: values + number for name, values in arrays.items()})
 
