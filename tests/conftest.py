@@ -105,10 +105,12 @@ def no_hub(tmp_path):
 
 @pytest.fixture
 def featx_command(forge, tmp_path, no_hub):
-    """Run ``featx`` in this folder; in another process, which has torch already."""
+    """Run ``featx`` in this folder, or a ``script`` of Python; in another process, which has torch already."""
 
-    def run(*arguments: object, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, stdin: bytes = b"", script: str = "", **environment: str):
         request = {"stdin": stdin.decode("latin-1"), "environment": no_hub | environment, "isolation": True}
+        if script:
+            request["script"] = script
         done = forge(tmp_path, *arguments, **request)
         return subprocess.CompletedProcess(arguments, done["status"], done["stdout"], done["stderr"])
 
