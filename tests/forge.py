@@ -1,7 +1,8 @@
 # A process that has loaded torch once and forks a run of the real command for every request: thousands in minutes.
 """Reads one JSON request a line, writes one JSON answer a line: what came of the run, or an ``error`` in serving it.
 
-A request has ``arguments`` (or a ``script``, which is run in place of the command) and ``folder``, and may have
+A request has ``arguments`` and ``folder``, perhaps a ``script`` that is run with them in place of the command, and may
+have
 
 - ``environment``: variables that are set, or removed where they are null; those that Python itself reads when it starts
   have no effect here;
@@ -199,9 +200,9 @@ def run(request: dict, streams: Path, terminal: Terminal | None) -> None:
     stopping.GRACE = request.get("grace", stopping.GRACE)
     if "fault" in request:
         faults.inject(**request["fault"])
+    sys.argv = ["featx", *request["arguments"]]
     if "script" in request:
         run_script(request["script"])
-    sys.argv = ["featx", *request["arguments"]]
     border.main()
 
 
@@ -209,6 +210,9 @@ def run_script(text: str) -> NoReturn:
     """Do as a new Python would."""
     try:
         exec(compile(text, "script", "exec"), {"__name__": "__main__"})
+    except SystemExit as ended:
+        sys.stdout.flush()
+        os._exit(int(ended.code or 0))
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
         os._exit(1)
