@@ -151,7 +151,7 @@ def extract(
 @command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")
 @takes(
     *(ModelOptions, ImageOptions, BenchOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
-    without=("weights", "seed", "format", "isolate"),
+    without=("weights", "seed", "isolate"),
     bare=True,
 )
 def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:
