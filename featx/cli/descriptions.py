@@ -224,6 +224,10 @@ def losses_table(summary: dict[str, Any]) -> Table | None:
     cost, recipe = summary.get("cost"), summary["recipe"]
     if not cost:
         return None
+    if not cost["images"]:
+        table = plain_table("lost")
+        table.add_row("not measured, since --tile was given")
+        return table
     steps = {"grid": recipe["grid"], "components": recipe["components"], "dtype": recipe["dtype"] != "float32"}
     used = [step for step, value in steps.items() if value]
     names = [recipe["dtype"] if step == "dtype" else step for step in used]

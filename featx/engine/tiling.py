@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
 
-# Bytes of a picture's maps that memory holds; larger ones are on the disk until they are written.
-IN_MEMORY = 1 << 28
+# Bytes of a picture's maps that memory holds, since larger ones are on the disk until they are written, and of rows that
+# are made smaller at once.
+IN_MEMORY, AT_A_TIME = 1 << 28, 1 << 26
+
+# Copies of such rows.
+COPIES = 4
 
 
 def tiling_of(blueprint: Blueprint, job: Job) -> Tiling | None:
@@ -121,7 +125,8 @@ def beside_passes(tiling: Tiling, size: Size, arrays: int) -> int:
     across = size[1] / width
     copies = 3 if tiling.blends else 1  # what the row above gave, and the weighted maps of a tile
     whole = arrays * across * size[0] / height
-    return int(3 * height * size[1] + copies * arrays * across + min(whole, IN_MEMORY))
+    rows = arrays * across
+    return int(3 * height * size[1] + copies * rows + COPIES * min(rows, AT_A_TIME) + min(whole, IN_MEMORY))
 
 
 def _require_in_step(blueprint: Blueprint, tile: int) -> None:

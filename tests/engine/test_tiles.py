@@ -10,15 +10,19 @@ import torch
 from safetensors.torch import save_file
 
 import featx
+from featx.cli.descriptions import losses_table
 from featx.engine.mosaic import Tiles
+from featx.engine.reducing import Photo
+from featx.engine.reductions import reductions_of
 from featx.errors import ModelError, StoppedError, UsageError
 from featx.explore.verify import verify
 from featx.images.tiff_blocks import TiffBlocks
 from featx.models.pyramid import draw_up
 from featx.models.reach import reach_of
-from featx.requests import ModelRequest
+from featx.requests import Job, ModelRequest
+from featx.runs.basis import FITTED, read
 from featx.values import Note, Outcome
-from tests.helpers import extract, lines, natural_image, outputs
+from tests.helpers import extract, lines, natural_image, notes, outputs
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def lively(tmp_path_factory):
 
 
 def native(inputs, output, **options):
-    return extract(inputs, output, image_size=None, fit="native", **options)
+    return extract(inputs, output, **{"image_size": None, "fit": "native", **options})
 
 
 def deviations(found, expected):
@@ -123,9 +127,87 @@ def test_the_reach_is_that_of_a_change_of_pixels(name, lively):
     assert reach - 32 <= farthest <= reach
 
 
+@pytest.fixture(scope="module")
+def basis(photo, tmp_path_factory, lively):
+    """The folder of a run with five components."""
+    folder = tmp_path_factory.mktemp("basis") / "run"
+    native(photo, folder, weights=lively("test_resnet"), final=True, components=5)
+    return folder
+
+
+@pytest.mark.parametrize("halo", [96, 32])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grid": (3, 5)},
+        {"grid": (40, 3), "grid_pool": "max"},
+        {"components": 5},
+        {"dtype": "int8"},
+        {"grid": (6, 6), "components": 5, "dtype": "int8"},
+        {"grid": (7, 2), "grid_pool": "max", "dtype": "float16"},
+    ],
+    ids="-".join,
+)
+def test_maps_of_tiles_are_made_smaller(photo, tmp_path, lively, basis, monkeypatch, options, halo):
+    """Row by row, on the disk: as the steps make smaller a whole map, and where tiles are exact that of one pass."""
+    options, given = {"fit": "native", "final": True, **options}, {"weights": str(lively("test_resnet"))}
+    own = {"basis": str(basis)} if "components" in options else {}
+    native(photo, tmp_path / "tiles", tile=64, halo=halo, final=True, **given)
+    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
+    monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
+    native(photo, tmp_path / "small", tile=64, halo=halo, **given, **own, **options)
+    tiles, small = (featx.open_run(tmp_path / name, raw=True) for name in ("tiles", "small"))
+    found = small["photo.tif"]
+    pyramid = featx.load_pyramid("test_resnet", fit="native", final=True, device="cpu", **given)
+    job = Job("test_resnet", **own, **options)
+    steps = reductions_of(job, pyramid.fields, pyramid.maps, basis=read(basis))
+    fields, photos = list(pyramid.fields), [Photo("photo.tif", tiles.frame("photo.tif"))]
+    values = [torch.from_numpy(np.array(tiles["photo.tif"][field.key]))[None] for field in fields]
+    for step in steps:
+        values, fields = step(values, photos), step.fields(fields)
+    assert list(found) == [field.key for field in fields]
+    for field, value in zip(fields, values, strict=True):
+        expected = value[0].numpy().astype(field.dtype)
+        if "components" not in options:  # of which sums may be made in another order
+            np.testing.assert_array_equal(found[field.key], expected)
+        allowed = 1 if field.dtype == "int8" else 2e-6 * np.abs(expected).max()
+        assert np.abs(found[field.key].astype(float) - expected).max() <= allowed
+    checked = verify(tmp_path / "small", recompute=1)
+    assert (checked.sound, checked.recomputed.deviation) == (True, 0)
+    assert not native(photo, tmp_path / "small", tile=64, halo=halo, **given, **own, **options).tried
+    if halo == 96:
+        native(photo, tmp_path / "one_pass", **given, **own, **options)
+        expected = featx.open_run(tmp_path / "one_pass")["photo.tif"]
+        allowed = 0.02 if options.get("dtype") == "int8" else 1e-3 if options.get("dtype") == "float16" else 2e-6
+        assert max(deviations(featx.open_run(tmp_path / "small")["photo.tif"], expected).values()) <= allowed
+    assert small.line("photo.tif").levels
+
+
+@pytest.mark.parametrize("grid", [None, "9x4"])
+def test_components_are_fitted_on_pictures_in_tiles(photo, tmp_path, lively, monkeypatch, grid):
+    """A picture's cells are summed up row by row; with those of a smaller one, they give the basis of whole maps."""
+    natural_image(3, 60, 90).save(tmp_path / "a.png")
+    photos, heard = [tmp_path / "a.png", photo], []
+    options = {"weights": lively("test_resnet"), "components": 4, "grid": grid}
+    native(photos, tmp_path / "whole", **options)
+    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
+    report = native(photos, tmp_path / "tiles", tile=64, halo=96, listener=heard.append, **options)
+    whole, tiles = (np.load(tmp_path / name / "basis.npz") for name in ("whole", "tiles"))
+    for name in whole.files:
+        if name.startswith("level"):
+            np.testing.assert_allclose(tiles[name], whole[name], rtol=1e-3, atol=1e-4)
+    assert str(tiles[FITTED]) == str(whole[FITTED])
+    assert report.summary["cost"] == {"images": 0, "levels": {}}
+    assert "What smaller maps lose is not measured with --tile" in notes(heard)
+    assert [list(column.cells) for column in losses_table(report.summary).columns] == [
+        ["not measured, since --tile was given"]
+    ]
+    assert verify(tmp_path / "tiles", recompute=2).recomputed.deviation == 0
+
+
 def test_a_picture_is_read_band_by_band(photo, tmp_path, lively, monkeypatch):
     """No strip is read before its band is due, and maps that memory should not hold are written all the same."""
-    monkeypatch.setattr("featx.engine.mosaic.IN_MEMORY", 0)
+    monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
     decoded = []
     honest = TiffBlocks.decoded
     monkeypatch.setattr(TiffBlocks, "decoded", lambda self, number: decoded.append(number) or honest(self, number))
@@ -181,9 +263,7 @@ def test_a_broken_or_isolated_picture(photo, tmp_path, lively):
         ({"fit": None, "image_size": 64}, "--tile is for --fit native"),
         ({"max_side": 100}, "--max-side shrinks"),
         ({"embedding": True}, "--embedding needs the whole picture"),
-        ({"grid": 4}, "--grid needs whole maps"),
         ({"level_mpp": 0.5, "isolate": True}, "cannot read slides at a --level-mpp"),
-        ({"dtype": "int8"}, "--dtype int8 needs whole maps"),
         ({"engine": "ray"}, "--engine local"),
         ({"tile": None, "halo": 32}, "--halo is for tiles"),
         ({"tile": None, "level_mpp": 0.5}, "--level-mpp is for slides"),
