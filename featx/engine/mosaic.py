@@ -17,7 +17,7 @@ import torch
 from msgspec import structs
 
 from featx.engine import resources
-from featx.engine.bands import Mosaic, Rows, fields_of, in_memory, rows_of, taken_whole
+from featx.engine.bands import Chain, Mosaic, chains_of, fields_of, in_memory, taken_whole
 from featx.engine.batching import Large
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
@@ -38,7 +38,7 @@ from featx.values import Field, Item
 MUCH = 1 << 29
 
 # Makes what takes the rows of maps, for those of which something is made.
-Make = Callable[[Sequence[Field]], dict[int, Rows]]
+Make = Callable[[Sequence[Field]], dict[int, Chain]]
 
 # Gives the pixels of a part of the input: its rows, and its columns.
 Section = Callable[[slice, slice], Pixels]
@@ -152,12 +152,10 @@ class Tiles:
             self._at_a_time = passes
             if self.deviation is None:
                 self.deviation = self._measured(image, section, size)
-            mosaics = self._run(image, section, size, partial(self._rows, Photo(image.item.key, image.frame)))
+            mosaics = self._run(image, section, size, partial(self._chains, Photo(image.item.key, image.frame)))
         if mosaics is None:
             return None
-        made = [
-            (array, finite and still) for mosaic, finite in mosaics.values() for array, still in mosaic.target.finish()
-        ]
+        made = [(array, finite and still) for mosaic, finite in mosaics.values() for array, still in mosaic.made()]
         sizes = {self._fields[place].key: mosaic.size for place, (mosaic, _) in mosaics.items()}
         return Arrays([[array] for array, _ in made], [[finite] for _, finite in made], sizes)
 
@@ -263,13 +261,13 @@ class Tiles:
         wholes = [(shape[0], shape[1] * size[0] // height, shape[2] * size[1] // width) for shape in shapes]
         maps = [structs.replace(field, shape=shape) for field, shape in zip(self._fields, wholes, strict=True)]
         found = {}
-        for place, target in make(maps).items():
+        for place, chain in make(maps).items():
             sides = zip(size, maps[place].lengths[1:], strict=True)
             rows, columns = (self.tiling.shares(side, cells) for side, cells in sides)
-            found[place] = Mosaic(target, rows, columns, np.dtype(maps[place].dtype))
+            found[place] = Mosaic(chain, rows, columns, np.dtype(maps[place].dtype))
         return found
 
-    def _rows(self, photo: Photo, maps: Sequence[Field]) -> dict[int, Rows]:
+    def _chains(self, photo: Photo, maps: Sequence[Field]) -> dict[int, Chain]:
         """Make what takes the rows of a picture's maps."""
         steps = self._with.computers[0].reductions
         stored = fields_of(steps, maps)
@@ -279,7 +277,7 @@ class Tiles:
                 f"its maps take {amount_of(total)}, but a file holds {amount_of(self._with.largest)}; fewer levels "
                 "(--strides) or --dtype float16 may help",
             )
-        return rows_of(steps, maps, photo, self._with.folder)
+        return chains_of(steps, maps, photo, self._with.folder)
 
     def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float]:
         """Compare the maps of a part of a picture, in tiles, with those in one pass."""
@@ -293,7 +291,7 @@ class Tiles:
         whole = self._pass(self._with.computers[0], image, [part(slice(None), slice(None))])
         deviations = {}
         for place, (mosaic, _) in tiled.items():
-            ((found, _),) = mosaic.target.finish()
+            ((found, _),) = mosaic.made()
             expected, got = (np.asarray(each, np.float32) for each in (whole.values[place][0], found))
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
             deviations[self._fields[place].key] = float(np.abs(got - expected).max(initial=0)) / scale

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
 
-# Bytes of a picture's maps that memory holds, since larger ones are on the disk until they are written, and of rows that
-# are made smaller at once.
-IN_MEMORY, AT_A_TIME = 1 << 28, 1 << 26
+# Bytes of a picture's maps that memory holds, since larger ones are on the disk until they are written.
+IN_MEMORY = 1 << 28
 
-# Copies of such rows.
-COPIES = 4
+# Bytes of a map's rows that are made smaller at a time, and how often they are in memory then.
+AT_A_TIME, COPIES = 1 << 26, 4
 
 
 def tiling_of(blueprint: Blueprint, job: Job) -> Tiling | None:

@@ -17,7 +17,7 @@ from featx.engine.reductions import reductions_of
 from featx.errors import ModelError, StoppedError, UsageError
 from featx.explore.verify import verify
 from featx.images.tiff_blocks import TiffBlocks
-from featx.models.pyramid import draw_up
+from featx.models.pyramid import draw_up, load
 from featx.models.reach import reach_of
 from featx.requests import Job, ModelRequest
 from featx.runs.basis import FITTED, read
@@ -135,52 +135,59 @@ def basis(photo, tmp_path_factory, lively):
     return folder
 
 
-@pytest.mark.parametrize("halo", [96, 32])
+@pytest.fixture(scope="module")
+def tiled(photo, tmp_path_factory, lively, request):
+    """The options of a run in tiles, and the run."""
+    folder = tmp_path_factory.mktemp("tiled") / "run"
+    options = {"weights": str(lively("test_resnet")), "final": True, "tile": 64, "halo": request.param}
+    native(photo, folder, **options)
+    return options, featx.open_run(folder)
+
+
+SMALLER = [
+    {"grid": (3, 5)},
+    {"grid": (40, 3), "grid_pool": "max"},
+    {"components": 5},
+    {"dtype": "int8"},
+    {"grid": (7, 2), "grid_pool": "max", "dtype": "float16"},
+    {"grid": (6, 6), "components": 5, "dtype": "int8"},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"grid": (3, 5)},
-        {"grid": (40, 3), "grid_pool": "max"},
-        {"components": 5},
-        {"dtype": "int8"},
-        {"grid": (6, 6), "components": 5, "dtype": "int8"},
-        {"grid": (7, 2), "grid_pool": "max", "dtype": "float16"},
-    ],
-    ids="-".join,
+    ("tiled", "options"),
+    [*((96, options) for options in SMALLER), (32, SMALLER[0]), (32, SMALLER[-1])],
+    indirect=["tiled"],
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(value),
 )
-def test_maps_of_tiles_are_made_smaller(photo, tmp_path, lively, basis, monkeypatch, options, halo):
-    """Row by row, on the disk: as the steps make smaller a whole map, and where tiles are exact that of one pass."""
-    options, given = {"fit": "native", "final": True, **options}, {"weights": str(lively("test_resnet"))}
+def test_maps_of_tiles_are_made_smaller(photo, tmp_path, basis, tiled, monkeypatch, options):
+    """Row by row, on the disk: as the steps make smaller the whole map, which is that of one pass where it is exact."""
+    given, whole = tiled
     own = {"basis": str(basis)} if "components" in options else {}
-    native(photo, tmp_path / "tiles", tile=64, halo=halo, final=True, **given)
     monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
     monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
-    native(photo, tmp_path / "small", tile=64, halo=halo, **given, **own, **options)
-    tiles, small = (featx.open_run(tmp_path / name, raw=True) for name in ("tiles", "small"))
-    found = small["photo.tif"]
-    pyramid = featx.load_pyramid("test_resnet", fit="native", final=True, device="cpu", **given)
-    job = Job("test_resnet", **own, **options)
+    native(photo, tmp_path / "small", **given, **own, **options)
+    small = featx.open_run(tmp_path / "small", raw=True)
+    job = Job("test_resnet", **{"fit": "native", **given, **own, **options})
+    pyramid = load(job.request, torch.device("cpu"))
     steps = reductions_of(job, pyramid.fields, pyramid.maps, basis=read(basis))
-    fields, photos = list(pyramid.fields), [Photo("photo.tif", tiles.frame("photo.tif"))]
-    values = [torch.from_numpy(np.array(tiles["photo.tif"][field.key]))[None] for field in fields]
+    fields, photos = list(pyramid.fields), [Photo("photo.tif", whole.frame("photo.tif"))]
+    values = [torch.from_numpy(np.array(whole["photo.tif"][field.key]))[None] for field in fields]
     for step in steps:
         values, fields = step(values, photos), step.fields(fields)
-    assert list(found) == [field.key for field in fields]
+    assert list(small["photo.tif"]) == [field.key for field in fields]
     for field, value in zip(fields, values, strict=True):
-        expected = value[0].numpy().astype(field.dtype)
+        found, expected = small["photo.tif"][field.key], value[0].numpy().astype(field.dtype)
         if "components" not in options:  # of which sums may be made in another order
-            np.testing.assert_array_equal(found[field.key], expected)
+            np.testing.assert_array_equal(found, expected)
         allowed = 1 if field.dtype == "int8" else 2e-6 * np.abs(expected).max()
-        assert np.abs(found[field.key].astype(float) - expected).max() <= allowed
-    checked = verify(tmp_path / "small", recompute=1)
-    assert (checked.sound, checked.recomputed.deviation) == (True, 0)
-    assert not native(photo, tmp_path / "small", tile=64, halo=halo, **given, **own, **options).tried
-    if halo == 96:
-        native(photo, tmp_path / "one_pass", **given, **own, **options)
-        expected = featx.open_run(tmp_path / "one_pass")["photo.tif"]
-        allowed = 0.02 if options.get("dtype") == "int8" else 1e-3 if options.get("dtype") == "float16" else 2e-6
-        assert max(deviations(featx.open_run(tmp_path / "small")["photo.tif"], expected).values()) <= allowed
-    assert small.line("photo.tif").levels
+        assert np.abs(found.astype(float) - expected).max() <= allowed
+    if options == SMALLER[-1]:
+        checked = verify(tmp_path / "small", recompute=1)
+        assert (checked.sound, checked.recomputed.deviation) == (True, 0)
+        assert not native(photo, tmp_path / "small", **given, **own, **options).tried
+        x, y = small.cell_to_pixel("photo.tif", 1, 5, 5)
+        assert (250 < x < 310, 200 < y < 250) == (True, True)  # the last cell of the grid
 
 
 @pytest.mark.parametrize("grid", [None, "9x4"])
@@ -293,4 +300,6 @@ def test_the_forecast_counts_tiles(photo, tmp_path):
     assert tiled.bytes == plain.bytes
     assert tiled.pass_memory < plain.pass_memory / 4
     assert json.dumps(tiled.tiles)
-    assert [each.options for each in tiled.savings if "strides" not in each.options] == ["--dtype float16"]
+    assert tiled.savings == plain.savings
+    small = native(path, tmp_path / "out", tile=256, halo=96, grid=7, dtype="int8", dry_run=True).forecast
+    assert small.memory >= tiled.memory  # which holds a row of tiles all the same

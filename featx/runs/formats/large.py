@@ -98,7 +98,8 @@ class InMemory:
     """The same for an array that memory holds."""
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        self.values: Array = np.empty(shape, dtype)
+        self.shape, self.dtype = tuple(shape), dtype
+        self.values: Array = np.empty(self.shape, dtype)
 
     def put(self, row: int, values: Array) -> None:
         """Fill rows, (C, rows, W), from one on."""
@@ -114,4 +115,4 @@ class InMemory:
         narrowed: Array = np.empty(self.values.shape, dtype)
         for channel, values in enumerate(self.values):
             narrowed[channel] = made(channel, values)
-        self.values = narrowed
+        self.values, self.dtype = narrowed, dtype
