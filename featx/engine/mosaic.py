@@ -31,6 +31,7 @@ from featx.images.placing import unreadable
 from featx.images.tiles import Size, Tiling
 from featx.images.windows import Pixels, Windows
 from featx.options import Limits
+from featx.runs.tensors import array_of
 from featx.text import amount_of
 from featx.values import Field, Item
 
@@ -215,7 +216,7 @@ class Tiles:
                 columns = range(first, min(first + self._with.batch_size, len(spans[1])))
                 for place, mosaic in mosaics.items():
                     for position, column in enumerate(columns):
-                        mosaic.add(row, column, np.asarray(arrays.values[place][position]))
+                        mosaic.add(row, column, array_of(arrays.values[place][position]))
                         finite[place] &= bool(arrays.finite[place][position])
                     if columns[-1] == len(spans[1]) - 1:
                         mosaic.finish(row)
@@ -292,7 +293,7 @@ class Tiles:
         deviations = {}
         for place, (mosaic, _) in tiled.items():
             ((found, _),) = mosaic.made()
-            expected, got = (np.asarray(each, np.float32) for each in (whole.values[place][0], found))
+            expected, got = (np.asarray(each, np.float32) for each in (array_of(whole.values[place][0]), found))
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
             deviations[self._fields[place].key] = float(np.abs(got - expected).max(initial=0)) / scale
         return deviations
