@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import bytes_each, on_disk, pass_memory, passed_fields, peak, whole_blocks
+from featx.engine.measures import bytes_each, bytes_kept, on_disk, pass_memory, peak, whole_blocks
 from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
@@ -125,9 +125,7 @@ def foresee(
     most = boxes.most(items) if boxes else 0
     whole = peak(blueprint, job, one, workers, memory, sizes.passed, boxes, most) if one and workers else None
     if whole is not None and tiling and tiling.cuts(sizes.largest):
-        whole += beside_passes(
-            tiling, sizes.largest, sum(field.bytes for field in passed_fields(blueprint, job, sizes.passed))
-        )
+        whole += beside_passes(tiling, sizes.largest, bytes_kept(blueprint, job, sizes.passed, tiling))
     return Forecast(
         input=feed,
         images=len(items),

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from msgspec import structs
 
+from featx.dtypes import kept_in
 from featx.engine.bands import taken_whole
 from featx.engine.boxes import Boxes
 from featx.engine.reductions import reductions_of
 from featx.engine.resources import Memory, Workers
+from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
@@ -107,6 +110,13 @@ def passed_fields(blueprint: Blueprint, job: Job, size: tuple[int, int] | None =
     fields = blueprint.fields_at(size or blueprint.description.traced)
     tiled = job.tile is not None and taken_whole(reductions_of(job, fields, blueprint.description.maps))
     return fields if tiled else _stored(blueprint, job, fields)
+
+
+def bytes_kept(blueprint: Blueprint, job: Job, size: tuple[int, int], tiling: Tiling) -> int:
+    """Return the bytes that are kept of a tile until its row is complete: where tiles overlap, all of its maps."""
+    whole = replace(job, dtype=kept_in(job.dtype))  # whole numbers are made later
+    fields = passed_fields(blueprint, job, size) if tiling.blends else stored_fields(blueprint, whole, size)
+    return sum(field.bytes for field in fields)
 
 
 def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:

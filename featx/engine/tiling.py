@@ -118,13 +118,13 @@ def beside_passes(tiling: Tiling, size: Size, arrays: int) -> int:
     size : (int, int)
         Height and width of the input.
     arrays : int
-        Bytes of the maps of one tile.
+        Bytes of what is kept of the maps of one tile, of its whole window.
     """
     height, width = tiling.window(size)
     across = size[1] / width
     copies = 3 if tiling.blends else 1  # what the row above gave, and the weighted maps of a tile
     whole = arrays * across * size[0] / height
-    rows = arrays * across
+    rows = arrays * across * (1 if tiling.blends else min(1.0, tiling.tile / height))
     return int(3 * height * size[1] + copies * rows + COPIES * min(rows, AT_A_TIME) + min(whole, IN_MEMORY))
 
 
