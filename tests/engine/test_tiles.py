@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import featx
 from featx.cli.descriptions import losses_table
+from featx.engine.bands import Beside
 from featx.engine.mosaic import Tiles
 from featx.engine.reducing import Photo
 from featx.engine.reductions import reductions_of
@@ -21,6 +22,7 @@ from featx.models.pyramid import draw_up, load
 from featx.models.reach import reach_of
 from featx.requests import Job, ModelRequest
 from featx.runs.basis import FITTED, read
+from featx.runs.formats.large import InMemory
 from featx.values import Note, Outcome
 from tests.helpers import extract, lines, natural_image, notes, outputs
 
@@ -188,6 +190,23 @@ def test_maps_of_tiles_are_made_smaller(photo, tmp_path, basis, tiled, monkeypat
         assert not native(photo, tmp_path / "small", **given, **own, **options).tried
         x, y = small.cell_to_pixel("photo.tif", 1, 5, 5)
         assert (250 < x < 310, 200 < y < 250) == (True, True)  # the last cell of the grid
+
+
+def test_no_whole_map_is_held_on_the_way_to_a_grid(photo, tmp_path, lively, monkeypatch):
+    """What is kept of tiles, and of their maps, are rows of the grid alone."""
+    kept = []
+    whole, part = InMemory.__init__, Beside.put
+    monkeypatch.setattr(
+        InMemory, "__init__", lambda self, shape, dtype: kept.append(shape) or whole(self, shape, dtype)
+    )
+    monkeypatch.setattr(Beside, "put", lambda self, row, values: kept.append(values.shape) or part(self, row, values))
+    monkeypatch.setattr(Tiles, "_measured", lambda *_: {})
+    native(photo, tmp_path / "out", weights=lively("test_resnet"), tile=64, halo=96, grid=(4, 3))
+    written = featx.open_run(tmp_path / "out")["photo.tif"]
+    assert {values.shape for values in written.values()} < set(kept)
+    rows = [shape for shape in kept if shape[1:] != (4, 3)]
+    assert {height for _, height, _ in rows} == {1}
+    assert len(rows) == 4 * 5 * len(written)  # four rows of the grid, of five columns of tiles
 
 
 @pytest.mark.parametrize("grid", [None, "9x4"])
