@@ -35,8 +35,8 @@ except ImportError as error:
 # The store in a run's folder, its metadata, and the array of keys.
 STORE, METADATA, KEY = "features.zarr", "zarr.json", "key"
 
-# Rows of a shard at most, and their bytes in its largest file, which with its index stays under 4 GiB; bytes of a chunk,
-# if it has more than one row.
+# Rows of a shard at most, and their bytes in its largest file, which stays under 4 GiB with its index; bytes of a
+# chunk, if it has more than one row.
 ROWS, LARGEST, CHUNK = 4096, (1 << 32) - (1 << 17), 1 << 16
 
 # Where the index is in a file, the bytes of an entry, an entry's numbers for a chunk that is not there, the bytes of a
