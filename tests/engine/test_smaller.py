@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import featx
+from featx.cli.descriptions import levels_table
 from featx.engine.losses import SUMS
 from featx.errors import OutputError, UsageError
 from featx.explore.patches import similar_patches
@@ -381,6 +382,8 @@ def test_losses_stay_known_where_nothing_is_to_do(run_of, photos, tmp_path):
 def test_places_are_found_and_drawn(run_of, tmp_path, fit):
     run = run_of(fit=fit, **ALL)
     key = next(iter(run))
+    strides = list(levels_table(run.summary["levels"], run.summary["recipe"]["grid"]).columns[3].cells)
+    assert ("varies" in strides) == (fit == "native")
     x, y = (float(value) for value in run.cell_to_pixel(key, 1, 1, 0))
     found = similar_patches(run, key, at=(x, y), level=1, with_self=True, count=3)
     assert (found.found[0].key, found.found[0].score) == (key, pytest.approx(1, abs=1e-6))
