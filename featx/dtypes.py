@@ -24,8 +24,13 @@ class Dtype(NamedTuple):
     scaled: bool = False
 
 
-# int8: a value that lies halfway between two multiples may become either.
-DTYPES = {"float32": Dtype(4, 0.0), "float16": Dtype(2, 1e-3), "int8": Dtype(1, 1e-2, scaled=True)}
+# A value that lies halfway between two numbers of a type may become either.
+DTYPES = {
+    "float32": Dtype(4, 0.0),
+    "float16": Dtype(2, 1e-3),
+    "bfloat16": Dtype(2, 8e-3),
+    "int8": Dtype(1, 1e-2, scaled=True),
+}
 
 # Their names.
 NAMES = tuple(DTYPES)

@@ -224,8 +224,8 @@ class StoreOptions(Options):
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps; int8 comes with a scale per channel. Box features, attention and "
-        "prefix tokens are float32 or float16, embeddings always float32.",
+        help="Data type of the stored maps; int8 comes with a scale per channel, bfloat16 needs --format safetensors. "
+        "Box features, attention and prefix tokens are never int8, embeddings always float32.",
         convert=one_of(*DTYPES),
         metavar="|".join(DTYPES),
         in_recipe=True,

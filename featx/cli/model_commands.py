@@ -12,7 +12,7 @@ from featx.cli import completion, descriptions, progress, reports, streams, tabl
 from featx.cli.application import STOP, command, lock_ray
 from featx.cli.arguments import Debug, Json, Quiet, read_lists, switch, takes, written_to
 from featx.command_options import BenchOptions, FilterOptions, ListOptions, OrderOptions
-from featx.errors import UsageError
+from featx.errors import ModelError, UsageError
 from featx.options import GROUPS, ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import ONE, Job, ModelRequest
 from featx.run_options import NetworkOptions, RunOptions
@@ -99,8 +99,15 @@ def info(
     if of_run:
         descriptions.run(options, recipe=recipe, as_json=as_json)
         return
-    with progress.searching() as listener:
-        described = describe_model(ModelRequest(**options), listener)
+    try:
+        with progress.searching() as listener:
+            described = describe_model(ModelRequest(**options), listener)
+    except ModelError:
+        folder = f"./{options['model']}"
+        if not descriptions.is_run(folder):
+            raise
+        descriptions.run({**options, "model": folder}, recipe=recipe, as_json=as_json)
+        return
     descriptions.description(described, as_json=as_json)
 
 
@@ -151,7 +158,7 @@ def extract(
 @command(epilog="Example: featx bench resnet50 --images photos/ --precision bf16")
 @takes(
     *(ModelOptions, ImageOptions, BenchOptions, KeepOptions, StoreOptions, NetworkOptions, RunOptions),
-    without=("weights", "seed", "format", "isolate"),
+    without=("weights", "seed", "isolate"),
     bare=True,
 )
 def bench(options: dict[str, Any], as_json: Json = False, debug: Debug = False) -> None:

@@ -32,7 +32,7 @@ from featx.models.pyramid import load
 from featx.requests import Job
 from featx.runs import formats
 from featx.runs.layout import UNFINISHED
-from featx.values import Field, Item, Outcome
+from featx.values import Item, Outcome
 
 # Decode and resize; the network; lay out, hash and write; wait for the disk.
 STAGES = ("read", "forward", "write", "commit")
@@ -118,9 +118,12 @@ def _rounds(
     batches : int
         Full batches that the network has in a round.
     """
-    fields = computers[0].fields
     alone, whole = scratch / "alone", scratch / "run"
-    work = Work(computers, _writer(fields, _emptied(alone)), workers.batch_size, reader)
+
+    def writer_in(folder: Path) -> formats.Writer:
+        return formats.writer(job.format, _emptied(folder), folder / UNFINISHED, computers[0].fields)
+
+    work = Work(computers, writer_in(alone), workers.batch_size, reader)
     ready: list[Value] = [value for value in map(work.prepare, items) if not isinstance(value, Outcome)]
     if len(ready) < workers.batch_size:
         raise UsageError("Too few readable images", "Give a folder with more images, or leave out --images")
@@ -131,23 +134,19 @@ def _rounds(
     work.compute(batches[0])  # the first pass sets things up
     middle = sorted(batches, key=_pixels)[len(batches) // 2]
     for _ in range(rounds):
-        writer = _writer(fields, _emptied(alone))
+        writer = writer_in(alone)
         work = Work(computers, writer, workers.batch_size, reader)
         _time(seconds["read"], workers.readers, work.prepare, items)
         _time(seconds["forward"], workers.forwards, partial(_compute, work), batches)
         computed = _renamed(work.compute(middle), items)
         written = _time(seconds["write"], workers.writers, work.write, computed)
         _time(seconds["commit"], 1, partial(_commit, work), _cut(written, writer.group))
-        writer = _writer(fields, _emptied(whole))
+        writer = writer_in(whole)
         began = time.perf_counter()
         outcomes = list(chain.from_iterable(pipeline.run(computers, items, writer, workers, reader, room=room)))
         seconds["pipeline"].append(time.perf_counter() - began)
         sizes = [outcome.bytes for outcome in outcomes if outcome.done]
     return seconds, statistics.median(sizes), len(batches)
-
-
-def _writer(fields: Sequence[Field], folder: Path) -> formats.Writer:
-    return formats.writer("npz", folder, folder / UNFINISHED, fields)
 
 
 def _emptied(folder: Path) -> Path:

@@ -19,6 +19,7 @@ def completed(job: Job) -> Job:
         If the format is unknown, cannot hold what was requested, or cannot be written there or by that engine.
     """
     formats.require(job.format)
+    formats.require_type(job.format, job.dtype)
     if job.engine == "ray" and formats.shares_files(job.format):
         raise UsageError(
             f"--engine ray writes files where its workers are, and in --format {job.format} images share files",

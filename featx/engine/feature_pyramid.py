@@ -26,6 +26,7 @@ from featx.models.pyramid import load
 from featx.options import ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import Job
 from featx.run_options import NetworkOptions
+from featx.runs.tensors import array_of
 from featx.text import listed
 
 # Columns that hold pictures; the first that a batch has is read.
@@ -117,7 +118,7 @@ class FeaturePyramid:
             for field, values, finite in zip(self._computer.fields, found.values, found.finite, strict=True):
                 for position, row in enumerate(rows):
                     if finite[position]:
-                        arrays[field.key][row] = np.asarray(values[position])
+                        arrays[field.key][row] = array_of(values[position])
                     else:
                         errors[row] = f"{field.key} holds NaN or infinity"
 

@@ -33,6 +33,7 @@ from featx.images.windows import Pixels, Windows
 from featx.options import Limits
 from featx.runs.formats import Array
 from featx.runs.formats.large import InMemory, OnDisk
+from featx.runs.tensors import array_of
 from featx.text import amount_of
 from featx.values import Item
 
@@ -262,7 +263,7 @@ class Tiles:
                 columns = range(first, min(first + self._with.batch_size, len(spans[1])))
                 for place, (mosaic, values) in enumerate(zip(mosaics, arrays.values, strict=True)):
                     for position, column in enumerate(columns):
-                        mosaic.add(row, column, np.asarray(values[position]))
+                        mosaic.add(row, column, array_of(values[position]))
                         finite[place] &= bool(arrays.finite[place][position])
                     if columns[-1] == len(spans[1]) - 1:
                         mosaic.finish(row)
@@ -306,7 +307,7 @@ class Tiles:
         height, width = self.tiling.window(size)
         shapes = [tuple(values[0].shape) for values in arrays.values]
         wholes = [(shape[0], shape[1] * size[0] // height, shape[2] * size[1] // width) for shape in shapes]
-        dtypes = [np.asarray(values[0][:0]).dtype for values in arrays.values]
+        dtypes = [array_of(values[0][:0]).dtype for values in arrays.values]
         total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(wholes, dtypes, strict=True))
         if total > self._with.largest:
             raise UnreadableError(
@@ -333,7 +334,7 @@ class Tiles:
         whole = self._pass(self._with.computers[0], image, [part(slice(None), slice(None))])
         deviations = {}
         for field, values, (mosaic, _) in zip(self._with.computers[0].fields, whole.values, tiled or (), strict=True):
-            expected, got = (np.asarray(each, np.float32) for each in (values[0], _array_of(mosaic)))
+            expected, got = (np.asarray(each, np.float32) for each in (array_of(values[0]), _array_of(mosaic)))
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
             deviations[field.key] = float(np.abs(got - expected).max(initial=0)) / scale
         return deviations

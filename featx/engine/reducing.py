@@ -111,7 +111,7 @@ class StoredType(Reduction):
     Attributes
     ----------
     dtype : str
-        ``float32`` or ``float16``.
+        ``float32``, ``float16`` or ``bfloat16``.
     """
 
     dtype: str

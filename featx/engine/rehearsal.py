@@ -21,6 +21,7 @@ from featx.engine.losses import Losses, Squares
 from featx.engine.pooling import Grid
 from featx.engine.projecting import Components
 from featx.engine.reducing import Reduction
+from featx.engine.resources import use_backend
 from featx.engine.room import shared
 from featx.engine.setting import Setting
 from featx.engine.stopping import InterruptedByError
@@ -57,10 +58,14 @@ def rehearsed(setting: Setting, items: Sequence[Item], place: Place, callers: Ca
         If no image can be used, or there are too few for so many components.
     """
     known = (setting.earlier or {}).get("cost")
-    if not setting.plan.to_do or not (levels := _smaller(setting)):
+    fits = bool(setting.job.components) and setting.basis is None
+    levels = _smaller(setting) if setting.plan.to_do else {}
+    if not levels or not (fits or known is None):
         return replace(setting, cost=known)
+    if setting.job.engine != "local":  # each of its workers prepares the network for itself alone
+        use_backend(setting.computers, setting.workers)
     rehearsal = _Rehearsal(setting, place, callers, notes)
-    if setting.job.components and setting.basis is None:
+    if fits:
         setting = _fitted(setting, items, levels, rehearsal)
     return replace(setting, cost=known or _cost(setting, levels, rehearsal))
 

@@ -11,7 +11,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from msgspec import structs
 
@@ -30,6 +29,7 @@ from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
 from featx.runs.formats.large import OnDisk
+from featx.runs.tensors import array_of
 from featx.text import amount_of
 from featx.values import BOXES, Item, Outcome, Stat
 
@@ -319,7 +319,7 @@ def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
 
 
 def _array(values: Any) -> Any:
-    return values if isinstance(values, OnDisk) else np.asarray(values)
+    return values if isinstance(values, OnDisk) else array_of(values)
 
 
 def _failed(image: Ready | Large, reason: str) -> Outcome:

@@ -42,6 +42,9 @@ from featx.version import library_versions
 # None; images that were done before are within those of the run.
 LIMITS = Limits(max_pixels=sys.maxsize, max_bytes=sys.maxsize)
 
+# What recomputed arrays are compared in: a format that holds every type.
+SCRATCH = "safetensors"
+
 # Outputs submitted to the threads at once.
 GROUP = 256
 
@@ -252,7 +255,7 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     keys = [key for key in run if key not in without]
     chosen = random.sample(keys, min(count, len(keys)))
     found = (_unchanged(run, key) for key in chosen)
-    items = [structs.replace(item, alias=f"{number}.npz") for number, item in enumerate(found) if item]
+    items = [structs.replace(item, alias=f"{number}") for number, item in enumerate(found) if item]
     result.skipped = len(chosen) - len(items)
     if not items:
         return result
@@ -261,9 +264,9 @@ def _recompute(run: Run, count: int, without: set[str]) -> Recomputed:
     with files.temporary_folder() as scratch, resources.machine(again.devices, again.workers):
         (scratch / UNFINISHED).mkdir()
         reader = isolation.Reader(again.pyramid.preprocessor, LIMITS, scratch / UNFINISHED, tiling=again.tiling)
-        writer = formats.writer("npz", scratch, scratch / UNFINISHED, again.computers[0].fields)
+        writer = formats.writer(SCRATCH, scratch, scratch / UNFINISHED, again.computers[0].fields)
         tiles = again.tiles(reader, LIMITS, writer, scratch / UNFINISHED)
-        made = formats.reader("npz", scratch)
+        made = formats.reader(SCRATCH, scratch)
         try:
             for outcome in chain.from_iterable(
                 pipeline.run(

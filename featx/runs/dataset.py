@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from featx.errors import UsageError
 from featx.runs.formats import Array
+from featx.runs.tensors import tensor_of
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -59,4 +58,4 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 def _copied(values: Array) -> Tensor | list[str]:
     """Copy numbers to a tensor; torch has none of text, such as the ids and labels of boxes."""
-    return values.tolist() if values.dtype.kind == "U" else torch.from_numpy(np.array(values))
+    return values.tolist() if values.dtype.kind == "U" else tensor_of(values)

@@ -34,8 +34,9 @@ class Run(Located):
 
     Iterating gives the keys of the images that have features, in the order in which they were first done. Arrays are
     memory-mapped: ``run["cats/1.jpg"]["level_2"]`` reads nothing until its numbers are used. Maps that are stored as
-    float16 or int8 are given as float32, each when it is asked for; opened with ``raw=True``, a run gives them as they
-    are stored, memory-mapped, and the scales of int8 beside them (``level_2_scale``). Methods always use float32.
+    float16, bfloat16 or int8 are given as float32, each when it is asked for; opened with ``raw=True``, a run gives
+    them as they are stored, memory-mapped, and the scales of int8 beside them (``level_2_scale``). Methods always use
+    float32.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class Restored(Mapping[str, Array]):
         values = self._arrays[name]
         if values.dtype == np.int8:
             return np.multiply(values, self._arrays[f"{name}{SCALE}"][:, None, None], dtype=np.float32)
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return values.astype(np.float32, copy=False) if values.dtype.name in DTYPES else values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -211,6 +211,7 @@ KINDS = {
     "separate processes": {"isolate": True, "embedding": True, "hash_inputs": True},
     "a shard": {"shard": "1/3"},
     "smaller maps": {"grid": 3, "components": 6, "fit_on": 20, "dtype": "int8"},
+    "components by openvino": {"components": 6, "fit_on": 20, "backend": "openvino"},
 }
 
 

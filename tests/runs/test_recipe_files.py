@@ -113,6 +113,7 @@ def test_the_command_prints_a_recipe_that_it_reads(run, featx_command, tmp_path)
     assert "level_2 float16" in shown
     assert printed.partition("\n")[2] in shown
     assert json.loads(featx_command("info", run, "--recipe", "--json").stdout) == expected
+    assert featx_command("info", run.name).stdout == featx_command("info", f"./{run.name}").stdout != ""
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class Row(NamedTuple):
         Whether the size of its files can be chosen.
     at_once : bool
         Whether it is written as a whole, by ``featx convert`` alone.
+    bfloat16 : bool
+        Whether it has that type, which numpy's own formats lack.
     """
 
     module: str
@@ -65,11 +67,12 @@ class Row(NamedTuple):
     uniform: bool = False
     sized: bool = False
     at_once: bool = False
+    bfloat16: bool = False
 
 
 FORMATS = {
     "npz": Row("featx.runs.formats.npz", ".npz"),
-    "safetensors": Row("featx.runs.formats.safetensors", ".safetensors"),
+    "safetensors": Row("featx.runs.formats.safetensors", ".safetensors", bfloat16=True),
     "npy": Row("featx.runs.formats.npy", ".npy", vectors_only=True, shared=True, grows=True),
     "parquet": Row("featx.runs.formats.parquet", ".parquet", vectors_only=True, boxes=True, shared=True, numbered=True),
     "webdataset": Row("featx.runs.formats.webdataset", ".tar", shared=True, grows=True, numbered=True, sized=True),
@@ -238,6 +241,8 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
         )
     if row.uniform and (varying := next((field.key for field in fields or () if None in field.shape), "")):
         raise UsageError(f"{name} stores arrays of one shape, and {varying} differs from image to image", OTHERWISE)
+    for field in fields or ():
+        require_type(name, field.dtype)
     size = sum(field.bytes for field in fields or ())
     if size > module.Writer.largest:
         raise UsageError(
@@ -245,6 +250,18 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
             f"{amount_of(module.Writer.largest)}",
             "Use a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
         )
+
+
+def require_type(name: str, dtype: str) -> None:
+    """Refuse a type of arrays that a format lacks.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    if dtype == "bfloat16" and not FORMATS[name].bfloat16:
+        raise UsageError(f"{name} has no bfloat16", "Use --format safetensors, or another --dtype")
 
 
 def _is_vector(fields: Sequence[Field]) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from io import BufferedReader
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - which tells numpy of bfloat16
 import numpy as np
 
 from featx import files
@@ -24,6 +25,7 @@ from featx.values import Field
 
 # Types of numbers by safetensors' names for them.
 TYPES = {
+    "BF16": "bfloat16",
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
