@@ -208,7 +208,3 @@ def take_environment(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
     tempfile.tempdir = None
     importlib.reload(constants)
-
-
-if __name__ == "__main__":
-    main()
