@@ -71,27 +71,6 @@ def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, reques
     assert kills > runs  # a fast machine may finish before the third
 
 
-def test_runs_of_smaller_maps_killed_three_times_each(forge, tmp_path, request):
-    """Before the components are fitted, and after: all photos are projected on the basis of an undisturbed run."""
-    few = make_photos(tmp_path / "photos", 60)
-    smaller = ("--grid", "3x2", "--components", "5", "--fit-on", "20", "--dtype", "int8")
-    assert forge.extract(tmp_path, few, "whole", *smaller)["status"] == 0
-    expected = outputs(tmp_path / "whole")
-    chance = random.Random(7)
-    kills = 0
-    for _ in range(100 if request.config.getoption("--large") else 3):
-        for _ in range(3):
-            steps = moment(chance, 40)
-            done = forge.extract(tmp_path, few, "out", *smaller, steps=steps, isolation=True)
-            kills += done["status"] == -9
-            require_only_complete_files(tmp_path / "out", expected)
-        assert forge.extract(tmp_path, few, "out", *smaller, isolation=True)["status"] == 0
-        assert outputs(tmp_path / "out") == expected
-        assert {line["status"] for line in lines(tmp_path / "out")} == {"done"}
-        shutil.rmtree(tmp_path / "out")
-    assert kills > 2
-
-
 def test_the_kill_tests_bite(forge, photos, tmp_path):
     """A writer that is numpy's `savez`, straight to the final name, must be found out."""
     naive = {"name": "naive"}
