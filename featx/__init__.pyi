@@ -155,7 +155,7 @@ def extract(
     fit_on : int | None
         Fit the components on the first N images. Default: 1000.
     basis : str | PathLike[str] | None
-        Take the components from another run, or its basis.npz, instead of fitting them.
+        Take the components from another run, or its basis.npz, instead of fitting them; either may be a URL.
     format : str
         npz or safetensors: a file per image; webdataset: tar files of many images; zarr: one array per level; npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.
     dtype : str

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from featx.conversions import as_path, one_of, size, whole
+from featx.conversions import as_place, one_of, size, whole
 from featx.declaring import Options, group, option
 
 GRID_POOLS = ("avg", "max")
@@ -56,10 +56,10 @@ class SmallerOptions(Options):
         metavar="N",
         shown=str(FIT_ON),
     )
-    basis: Path | None = option(
+    basis: Path | str | None = option(
         default=None,
-        help="Take the components from another run, or its basis.npz, instead of fitting them.",
-        convert=as_path,
+        help="Take the components from another run, or its basis.npz, instead of fitting them; either may be a URL.",
+        convert=as_place,
         metavar="RUN|FILE",
         accepts="str | PathLike[str] | None",
         in_recipe=True,

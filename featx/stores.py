@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from featx.errors import FeatxError, StoreError, UsageError, first_line
 from featx.filesystems import file_system, path_in, version_in
@@ -153,13 +154,21 @@ class Store:
                 return None
 
     def version(self, name: str) -> str:
-        """Return a text that changes whenever an object is written; empty if there is none."""
+        """Return a text that changes whenever an object is written; empty if there is none.
+
+        A web server may not tell: then it changes with every call.
+        """
         with self._failing("read", name):
+            path = self._path(name)
             try:
-                facts = self._system.info(self._path(name))
+                facts = self._system.info(path)
             except FileNotFoundError:
                 return ""
-            return f"{facts.get('size')} {version_in(facts) or self.modified(name)}"
+            try:
+                version = version_in(facts) or self._system.modified(path)
+            except NotImplementedError:
+                version = uuid4()
+            return f"{facts.get('size')} {version}"
 
     @contextmanager
     def _failing(self, done: str, name: str) -> Iterator[None]:

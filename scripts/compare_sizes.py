@@ -2,14 +2,15 @@
 # What smaller maps cost and save: bytes, error, images a second, and whether the nearest photo is still the same.
 """Extract the same photos with each of several options, and compare.
 
-Photos are crops of the pictures in a folder. Rates are medians of interleaved rounds on the first of them, without what
-happens before the first photo is written. The nearest photo is that with the largest cosine between means of a level,
+Photos are crops of the pictures in a folder. Rates are medians of interleaved rounds, without what happens before the
+first photo is written. The nearest photo is that with the largest cosine between means of a level,
 less the mean over all photos; components are returned to channels for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import featx
 OPTIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "--dtype float16": {"dtype": "float16"},
+    "--dtype bfloat16 --format safetensors": {"dtype": "bfloat16", "format": "safetensors"},
     "--dtype int8": {"dtype": "int8"},
     "--grid 7": {"grid": 7},
     "--grid 7 --dtype int8": {"grid": 7, "dtype": "int8"},
@@ -40,7 +42,8 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, help="folder of pictures to cut photos out of")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--weights", default="random")
-    parser.add_argument("--count", type=int, default=200, help="photos")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=200, help="photos that are compared")
     parser.add_argument("--level", type=int, default=3, help="whose means and errors are compared")
     parser.add_argument("--timed", type=int, default=64, help="photos of each round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -52,8 +55,8 @@ def main() -> None:
 
 def compare(asked: argparse.Namespace, folder: Path) -> None:
     """Run all options in a folder, and print the table."""
-    paths = cut_photos(asked.pictures, folder / "photos", asked.count)
-    runs = {}
+    photos = cut_photos(asked.pictures, folder / "photos", max(asked.count, asked.timed))
+    paths, runs = photos[: asked.count], {}
     for name, options in OPTIONS.items():
         print(name, file=sys.stderr)
         runs[name] = featx.open_run(extract(paths, folder / "runs" / _folder(name), asked, **options).output)
@@ -62,9 +65,9 @@ def compare(asked: argparse.Namespace, folder: Path) -> None:
         print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
         for name in list(OPTIONS)[:: 1 if number % 2 == 0 else -1]:
             basis = {"basis": runs[name].folder} if "components" in OPTIONS[name] else {}
-            output = folder / "timed" / _folder(name)
-            report = extract(paths[: asked.timed], output, asked, overwrite=True, **OPTIONS[name], **basis)
+            report = extract(photos[: asked.timed], folder / "timed", asked, **OPTIONS[name], **basis)
             rates[name].append(report.computed / report.summary["call"]["seconds"])
+            shutil.rmtree(folder / "timed")
     whole, expected = runs["float32"].summary["bytes"], neighbours(runs["float32"], asked.level)
     print(
         f"| options | bytes an image | share | grid loses | the rest loses | images/s | same nearest of {len(paths)} |"
@@ -81,14 +84,18 @@ def compare(asked: argparse.Namespace, folder: Path) -> None:
 
 
 def extract(paths: list[Path], output: Path, asked: argparse.Namespace, **options: Any) -> Any:
-    """Extract photos on the processor, with batches as they come."""
-    return featx.extract(paths, asked.model, output, weights=asked.weights, device="cpu", batch_size=8, **options)
+    """Extract photos in batches that do not depend on their number."""
+    batch_size = 8 if asked.device == "cpu" else 64
+    return featx.extract(
+        paths, asked.model, output, weights=asked.weights, device=asked.device, batch_size=batch_size, **options
+    )
 
 
 def cut_photos(pictures: Path, folder: Path, count: int) -> list[Path]:
     """Cut photos out of pictures, in turn: each between a half and the whole of the shorter side."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator, found = np.random.default_rng(0), sorted(pictures.iterdir())
+    generator, known = np.random.default_rng(0), Image.registered_extensions()
+    found = sorted(path for path in pictures.iterdir() if path.suffix.lower() in known)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         if path.exists():

@@ -87,7 +87,7 @@ def info(
 
     A run is given by its folder or URL. Fetches no weights.
     """
-    from featx.models.search import describe_model, describe_modules
+    from featx.models.search import describe_modules
 
     of_run = recipe or descriptions.is_run(options["model"])
     if (modules or module) and of_run:
@@ -99,6 +99,13 @@ def info(
     if of_run:
         descriptions.run(options, recipe=recipe, as_json=as_json)
         return
+    _show_model(options, as_json=as_json)
+
+
+def _show_model(options: dict[str, Any], *, as_json: bool) -> None:
+    """Show a model, or the run in a folder whose name no model has."""
+    from featx.models.search import describe_model
+
     try:
         with progress.searching() as listener:
             described = describe_model(ModelRequest(**options), listener)
@@ -106,9 +113,9 @@ def info(
         folder = f"./{options['model']}"
         if not descriptions.is_run(folder):
             raise
-        descriptions.run({**options, "model": folder}, recipe=recipe, as_json=as_json)
-        return
-    descriptions.description(described, as_json=as_json)
+        descriptions.run({**options, "model": folder}, recipe=False, as_json=as_json)
+    else:
+        descriptions.description(described, as_json=as_json)
 
 
 @command(epilog="Example: featx extract photos/ --model resnest26d --strides 8,16,32 --output features/photos")

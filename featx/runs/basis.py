@@ -31,6 +31,7 @@ from featx.requests import Job
 from featx.runs.formats import Array
 from featx.runs.layout import BASIS
 from featx.runs.recipe import Model
+from featx.stores import Store
 from featx.values import Level
 
 FITTED = "fitted"
@@ -146,24 +147,41 @@ def packed(arrays: Mapping[str, Array], fitted: Mapping[str, Any]) -> Basis:
     return _basis(file.getvalue())
 
 
-def read(place: Path) -> Basis:
-    """Read the basis of a run, or a file.
+def read(place: Path | str) -> Basis:
+    """Read the basis of a run, or a file; either may be behind a URL.
 
     Raises
     ------
     FeatxError
         If there is none, or it is damaged.
     """
-    path = place / BASIS if place.is_dir() else place
     try:
-        return _basis(path.read_bytes())
-    except FileNotFoundError as error:
-        where = f"{place} is a folder without a {BASIS}" if place.is_dir() else f"There is no basis {path}"
-        raise UsageError(where, "Give a run that was made with --components, or its basis.npz") from error
+        return _basis(_content(place))
     except OSError as error:
-        raise FeatxError(f"{path} cannot be read: {error.strerror or error}", "Check the path") from error
+        raise FeatxError(f"{place} cannot be read: {error.strerror or error}", "Check the path") from error
     except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FeatxError(f"{path} is not a basis, or it is damaged: {error}", "Give another one") from error
+        raise FeatxError(f"{place} holds no basis, or it is damaged: {error}", "Give another one") from error
+
+
+def _content(place: Path | str) -> bytes:
+    """Read the file of a basis, or that of a run.
+
+    Raises
+    ------
+    OSError, FeatxError
+        If it cannot be read.
+    """
+    of_run = place.is_dir() if isinstance(place, Path) else not place.endswith(".npz")
+    if isinstance(place, Path):
+        path = place / BASIS if of_run else place
+        content = path.read_bytes() if path.exists() else None
+    else:
+        folder, _, name = (f"{place}/{BASIS}" if of_run else place).rpartition("/")
+        content = Store.of(folder).read(name)
+    if content is None:
+        where = f"{place} has no {BASIS}" if of_run else f"There is no basis {place}"
+        raise UsageError(where, "Give a run that was made with --components, or its basis.npz")
+    return content
 
 
 def stored(folder: Path, sha256: str | None) -> Basis:

@@ -126,6 +126,19 @@ def test_attention_agrees_with_the_processor_s_and_leaves_the_maps_as_they_are(m
             np.testing.assert_array_equal(gpu[key][name], values)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bfloat16_is_what_torch_rounds_to_and_nothing_is_lost_of_bf16(mixed, tmp_path, precision):
+    paths = sorted(mixed.iterdir())[:8]
+    for dtype in ("float32", "bfloat16"):
+        extract(paths, tmp_path / dtype, batch_size=4, precision=precision, dtype=dtype, format="safetensors")
+    full, half = (featx.open_run(tmp_path / name) for name in ("float32", "bfloat16"))
+    for key in full:
+        for name, values in full[key].items():
+            rounded = torch.from_numpy(np.array(values)).bfloat16().float().numpy()
+            np.testing.assert_array_equal(half[key][name], rounded)
+            assert precision == "fp32" or np.array_equal(rounded, values)
+
+
 @pytest.mark.parametrize("fit", ["crop", "native"])
 def test_smaller_maps_and_modules_agree_with_the_processor_s_and_are_the_same_after_an_interruption(
     mixed, tmp_path, fit

@@ -19,6 +19,7 @@ from featx.explore.viewing import view
 from featx.images import cells
 from featx.images.frame import Frame
 from featx.images.grid import pooled, shares
+from featx.runs.manifest import digests
 from featx.values import Level
 from tests.helpers import extract, natural_image, outputs, tree
 
@@ -353,8 +354,8 @@ def test_no_photo_is_projected_on_another_basis(run_of, photos, tmp_path):
         ({"components": 4000}, "No level has more than 4000 channels"),
         ({"components": 40, "grid": 1, "fit_on": 3}, "3 images have 3 cells of level_2, too few for 40 components"),
         ({"components": 40, "basis": "nowhere"}, "There is no basis nowhere"),
-        ({"components": 40, "basis": "photos"}, "photos is a folder without a basis.npz"),
-        ({"components": 40, "basis": "photos/00.png"}, "is not a basis"),
+        ({"components": 40, "basis": "photos"}, "photos has no basis.npz"),
+        ({"components": 40, "basis": "photos/00.png"}, "holds no basis"),
         ({"components": 40, "basis": "{run}"}, "has 6 components of level_2, fewer than 40"),
         ({"components": 4, "basis": "{run}", "seed": 3}, "fitted on a network with other weights"),
         ({"components": 8, "basis": "{run}", "fit_on": 3}, "--fit-on fits components, and --basis takes"),
@@ -482,7 +483,7 @@ def test_the_forecast_knows_what_each_would_write(run_of, photos, tmp_path):
     assert extract(photos, tmp_path / "fits", max_disk=limit, **options).summary["bytes"] <= limit
 
 
-def test_a_run_behind_a_url_has_its_basis_there(run_of, photos):
+def test_a_run_behind_a_url_has_its_basis_there(run_of, photos, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     url, paths = "memory://smaller/run", sorted(photos.glob("*.png"))
     extract(paths[: FITTED + 1], url, batch_size=4, **ALL)
@@ -494,6 +495,14 @@ def test_a_run_behind_a_url_has_its_basis_there(run_of, photos):
         np.testing.assert_array_equal(run.unproject(3, values), local.unproject(3, values))
     checked = verify(url, recompute=2)
     assert (checked.sound, checked.foreign) == (True, [])
+    for name, place in (("run", url), ("file", f"{url}/basis.npz")):
+        options = {name: value for name, value in ALL.items() if name != "fit_on"}
+        extract(paths, tmp_path / name, batch_size=4, basis=place, **options)
+        assert digests(tmp_path / name) == {key: run.line(key).sha256 for key in run}
+    featx.extract(paths, output=tmp_path / "like", like=url, device="cpu")
+    assert digests(tmp_path / "like") == digests(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"memory://nowhere has no basis\.npz"):
+        extract(paths, tmp_path / "none", basis="memory://nowhere", components=6)
     fsspec.filesystem("memory").rm_file("/smaller/run/basis.npz")
     assert verify(url).basis == "is missing"
     extract(paths, url, batch_size=4, overwrite=True)

@@ -300,6 +300,18 @@ def test_what_cannot_be_done_is_refused_in_one_line(photos, output, options, mes
     assert objects() == {}
 
 
+def test_a_run_on_a_web_server_which_tells_no_versions_is_read(tmp_path, photos):
+    """As `python -m http.server` shares a folder."""
+    extract(photos, tmp_path / "run", grid=2)
+    local = featx.open_run(tmp_path / "run")
+    with site_of(tmp_path) as site:
+        run = featx.open_run(f"{site.url}/run")
+        for key in local:
+            for name, values in local[key].items():
+                np.testing.assert_array_equal(run[key][name], values)
+        assert verify(f"{site.url}/run").sound
+
+
 def test_a_web_server_which_lists_no_sizes_is_walked(tmp_path, photos):
     with site_of(photos) as site:
         found = sorted(Store.of(site.url).walk())
