@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.faults.conftest import make_photos, require_complete, require_only_complete_files
-from tests.helpers import MODEL, lines, outputs, tree, wait_until
+from tests.helpers import MODEL, outputs, tree, wait_until
 
 # Seconds from a run's beginning to a kill while it gets ready; and from some of its lines to a kill in full swing.
 READY, SHORTLY = 0.2, 0.02

@@ -131,7 +131,6 @@ def test_a_run_that_does_not_say_its_options_is_shown_without_them(run, featx_co
         assert "which did not record its options. Type them instead" in refused.stderr
 
 
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from featx.errors import OutputError
 from featx.runs.formats import Array
 from featx.runs.formats.arrays import BLOCK, digest_of
-from featx.runs.formats.zarr_store import KEY, METADATA, STORE, Store, read_layout
+from featx.runs.formats.zarr_store import KEY, METADATA, SHARD, STORE, Store, read_layout
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING
 
@@ -58,11 +58,15 @@ class Reader:
         return "" if digest_of(self.read(line.key, line.output)) == line.sha256 else "sha256 differs"
 
     def files(self, outputs: Iterable[str]) -> set[str]:
-        """All of the store."""
+        """All of the store; what looks like its files where it is not described, or no longer."""
         try:
             store = self._open().store
         except UNSOUND:
-            return set()
+            return {
+                path.relative_to(self._folder).as_posix()
+                for path in (self._folder / STORE).glob("*/*")
+                if path.name == METADATA or SHARD.fullmatch(path.name)
+            }
         found = {f"{STORE}/{METADATA}"}
         for name in (KEY, *store.layout.arrays):
             names = {METADATA, *(store.path(name, number).name for number in store.numbers(name))}
