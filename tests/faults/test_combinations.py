@@ -156,7 +156,7 @@ def backwards(extract, whole):
 
 
 def kill(chance, mark) -> dict:
-    """A request that kills a run: at a moment, or in one of its passes, of which those that fit components are first."""
+    """A request that kills a run: at a moment, or in a pass; those that fit components are first."""
     fault = {"name": "call", "number": 0, "kind": "EIO", "group": 4}  # nothing but small groups
     if chance.random() < 0.5:
         return {"steps": moment(chance, PHOTOS), "fault": fault}

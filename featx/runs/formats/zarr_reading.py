@@ -59,15 +59,13 @@ class Reader:
 
     def files(self, outputs: Iterable[str]) -> set[str]:
         """All of the store; what looks like its files where it is not described, or no longer."""
+        found = {f"{STORE}/{METADATA}"}
         try:
             store = self._open().store
         except UNSOUND:
-            return {
-                path.relative_to(self._folder).as_posix()
-                for path in (self._folder / STORE).glob("*/*")
-                if path.name == METADATA or SHARD.fullmatch(path.name)
-            }
-        found = {f"{STORE}/{METADATA}"}
+            paths = (self._folder / STORE).glob("*/*")
+            ours = (path for path in paths if path.name == METADATA or SHARD.fullmatch(path.name))
+            return found | {path.relative_to(self._folder).as_posix() for path in ours}
         for name in (KEY, *store.layout.arrays):
             names = {METADATA, *(store.path(name, number).name for number in store.numbers(name))}
             found |= {f"{STORE}/{name}/{each}" for each in names}
