@@ -347,6 +347,21 @@ def test_a_second_call_computes_nothing_and_one_with_other_options_is_refused(ex
     require_complete(out, digests(whole))
 
 
+@usually("zarr-all")
+def test_making_all_anew_is_killed(extract, whole, tmp_path, request):
+    """While the old outputs and their basis are removed, and after; made anew once more, it is the same run."""
+    for number in range(1, 60, 5) if request.config.getoption("large") else (3, 30):
+        out = shutil.copytree(whole, tmp_path / "out")
+        fault = {"name": "call", "number": number, "kind": "kill", "group": 4}
+        assert extract(tmp_path, "out", "--overwrite", fault=fault)["status"] in (0, -9)
+        said = extract.command(tmp_path, "verify", "out")
+        assert (said["status"] in (0, 1), "Unexpected" in said["stderr"]) == (True, False), said
+        assert extract(tmp_path, "out", "--overwrite")["status"] == 0
+        assert basis_of(out) == basis_of(whole)
+        require_complete(out, digests(whole))
+        shutil.rmtree(out)
+
+
 @usually("zarr-all", "safetensors-components")
 def test_shards_one_of_them_killed_make_the_same_run(extract, whole, tmp_path):
     """The first that begins fits the components, on photos of all shards."""
