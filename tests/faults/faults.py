@@ -17,7 +17,7 @@ from featx.cli import commands
 from featx.engine import stopping
 from featx.engine.computing import Computer
 from featx.runs import remote
-from featx.runs.formats import npy, npz, parquet, webdataset, zarr_store
+from featx.runs.formats import npy, npz, parquet, webdataset, zarr, zarr_store
 from featx.stores import Store
 from tests.helpers import wait_until
 
@@ -119,7 +119,8 @@ class Faults:
 
 def inject(name: str, group: int = 0, **options) -> None:
     if group:  # so that few images make several groups
-        npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr_store.ROWS = group
+        npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr.Writer.group = group
+        zarr_store.ROWS = 2 * group
     {"call": _call, "naive": _naive, "hold": _hold, "store": _store}[name](**options)
 
 
