@@ -24,7 +24,7 @@ LONGEST = (
     *("models/test_catalogue.py", "models/test_yolo.py", "models/test_weights.py", "models/test_runtimes.py"),
     *("faults/test_kills.py", "faults/test_vectors.py", "faults/test_hostile.py", "faults/test_signals.py"),
     *("faults/test_temporaries.py", "test_scripts.py", "cli/test_commands.py", "images/test_containers.py"),
-    *("engine/test_ray.py", "runs/test_remote.py", "faults/test_stores.py"),
+    *("engine/test_ray.py", "runs/test_remote.py", "faults/test_stores.py", "faults/test_combinations.py"),
 )
 
 
@@ -62,7 +62,8 @@ class Forge:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forge"],
+            # No module's own file is the main one, which the fork server's processes would import, torch and all.
+            [sys.executable, "-c", "from tests import forge; forge.main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

@@ -34,7 +34,8 @@ from contextlib import redirect_stdout, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
-import s3fs  # noqa: F401 - before forking, since it takes its time
+import pandas  # noqa: F401 - before forking, since it takes its time: pyarrow looks for it
+import s3fs  # noqa: F401 - the same
 import torch
 from huggingface_hub import constants
 from PIL import Image
@@ -208,7 +209,3 @@ def take_environment(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
     tempfile.tempdir = None
     importlib.reload(constants)
-
-
-if __name__ == "__main__":
-    main()

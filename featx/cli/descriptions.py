@@ -86,10 +86,12 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
     folder = options["model"]
     if others := sorted(options.keys() - {"model"}):
         raise UsageError(f"--{others[0].replace('_', '-')} is for a model, and {folder} is a run", "Leave it out")
-    summary, text = require_summary(folder), recipe_text(folder)
+    summary = require_summary(folder)
     if as_json:
         print_json(options_of_run(folder) if recipe else summary)
         return
+    unknown = not recipe and not summary.get("options")
+    text = "The featx that wrote it did not record its options\n" if unknown else recipe_text(folder)
     out = stdout()
     if not recipe:
         facts = Table.grid(padding=(0, 2))
