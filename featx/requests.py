@@ -150,8 +150,6 @@ def _of_tiles(job: Job) -> Iterator[tuple[bool, str, str]]:
         option = f"--{name.replace('_', '-')}"
         wrong = tiled and bool(getattr(job, name))
         yield wrong, f"{option} needs the whole picture at once, and --tile shows the network a part at a time", ONE
-    for name, given in (("--grid", job.grid), ("--components", job.components), ("--dtype int8", job.dtype == "int8")):
-        yield tiled and bool(given), f"{name} needs whole maps, and --tile makes them a part at a time", ONE
     yield tiled and job.engine != "local", "--tile is for --engine local", "Leave out --engine, or --tile"
 
 

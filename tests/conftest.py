@@ -20,17 +20,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest: begun first, so that several workers come to an end together.
 LONGEST = (
-    *(
-        "models/timm/test_description.py",
-        "faults/test_disk.py",
-        "models/timm/test_outputs.py",
-        "faults/test_vectors.py",
-    ),
-    *("models/test_catalogue.py", "test_scripts.py", "faults/test_shards.py", "test_readme.py", "cli/test_screens.py"),
-    *("models/test_runtimes.py", "faults/test_hostile.py", "faults/test_kills.py", "engine/test_ray.py"),
-    *("models/test_yolo.py", "models/test_centres.py", "faults/test_signals.py", "cli/test_commands.py"),
-    *("faults/test_temporaries.py", "models/test_weights.py", "images/test_containers.py", "cli/test_terminal.py"),
-    *("engine/test_archive_runs.py", "engine/test_native.py", "runs/test_remote.py", "faults/test_stores.py"),
+    *("models/timm/test_description.py", "faults/test_disk.py", "models/timm/test_outputs.py"),
+    *("faults/test_vectors.py", "models/test_catalogue.py", "test_scripts.py", "faults/test_combinations.py"),
+    *("faults/test_shards.py", "test_readme.py", "cli/test_screens.py", "models/test_runtimes.py"),
+    *("faults/test_hostile.py", "cli/test_wrong_values.py", "models/test_centres.py", "engine/test_native.py"),
+    *("faults/test_temporaries.py", "cli/test_commands.py", "faults/test_signals.py", "faults/test_kills.py"),
+    *("models/test_yolo.py", "engine/test_extract.py", "engine/test_ray.py", "engine/test_smaller.py"),
+    *("images/test_containers.py", "engine/test_archive_runs.py", "models/test_weights.py", "runs/test_remote.py"),
+    *("faults/test_stores.py", "faults/test_stores_in_place.py"),
 )
 
 

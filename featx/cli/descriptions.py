@@ -86,17 +86,19 @@ def run(options: dict[str, Any], *, recipe: bool, as_json: bool) -> None:
     folder = options["model"]
     if others := sorted(options.keys() - {"model"}):
         raise UsageError(f"--{others[0].replace('_', '-')} is for a model, and {folder} is a run", "Leave it out")
-    summary, text = require_summary(folder), recipe_text(folder)
+    summary = require_summary(folder)
     if as_json:
         print_json(options_of_run(folder) if recipe else summary)
         return
+    unknown = not recipe and not summary.get("options")
+    text = "The featx that wrote it did not record its options\n" if unknown else recipe_text(folder)
     out = stdout()
     if not recipe:
         facts = Table.grid(padding=(0, 2))
         for name, fact in _run_facts(summary).items():
             facts.add_row(f"[dim]{name}[/]", escape(printable(fact)))
         maps = [*summary["levels"], *summary.get("modules", [])]
-        out.print(facts, "", levels_table(maps), "", sep="\n")
+        out.print(facts, "", levels_table(maps, summary["recipe"]["grid"]), "", sep="\n")
         if cost := losses_table(summary):
             out.print(cost, "", sep="\n")
     out.print(text, markup=False, soft_wrap=True, end="")
@@ -224,6 +226,10 @@ def losses_table(summary: dict[str, Any]) -> Table | None:
     cost, recipe = summary.get("cost"), summary["recipe"]
     if not cost:
         return None
+    if not cost["images"]:
+        table = plain_table("lost")
+        table.add_row("not measured, since --tile was given")
+        return table
     steps = {"grid": recipe["grid"], "components": recipe["components"], "dtype": recipe["dtype"] != "float32"}
     used = [step for step, value in steps.items() if value]
     names = [recipe["dtype"] if step == "dtype" else step for step in used]
@@ -233,8 +239,8 @@ def losses_table(summary: dict[str, Any]) -> Table | None:
     return table
 
 
-def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
-    """Make the table of levels, with how far branches lie apart if any do."""
+def levels_table(levels: Sequence[dict[str, Any]], grid: object = None) -> Table:
+    """Make the table of levels, with how far branches lie apart if any do; on a grid, cells may vary with the photo."""
     spread = [">spread"] if any(level.get("offset_spread") for level in levels) else []
     table = plain_table(">level", "module", ">channels", ">stride", ">offset", *spread, ">map", ">bytes")
     for level in levels:
@@ -243,15 +249,14 @@ def levels_table(levels: Sequence[dict[str, Any]]) -> Table:
         size = each * level["channels"] * level["height"] * level["width"] if known else None
         dense = None if known else _bytes_per_megapixel(level)
         part = level.get("part", "")
+        places = [level["stride"], level["offset"], *([level.get("offset_spread", 0)] if spread else [])]
         table.add_row(
             part if level["index"] < 0 else f"{part} {level['index']}".strip(),
             level["name"],
             str(level["channels"]),
-            spacing(level["stride"]),
-            spacing(level["offset"]),
-            *(spacing(level.get("offset_spread", 0)) for _ in spread),
+            *(spacing(place) if known or not grid else "varies" for place in places),
             f"{level['height']} x {level['width']}" if known else "by photo",
-            amount_of(size) if size is not None else f"{amount_of(dense)}/MP" if dense else "?",
+            amount_of(size) if size is not None else f"{amount_of(dense)}/MP" if dense and not grid else "?",
         )
     return table
 

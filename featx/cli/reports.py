@@ -115,7 +115,7 @@ def _print_run(out: Console, summary: dict[str, Any]) -> None:
     maps = [*levels, *([summary["final"]] if levels and "final" in summary else []), *summary.get("modules", [])]
     shown = {convert(level, Level).key for level in maps}
     if maps:
-        out.print(levels_table(maps))
+        out.print(levels_table(maps, summary["recipe"]["grid"]))
     if cost := losses_table(summary):
         out.print(cost)
     for array in summary["arrays"]:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from featx.engine.reducing import Photo, Reduction, Values
@@ -100,7 +101,7 @@ class Computer:
         batch[len(images) :] = 0
         return batch
 
-    def __call__(self, pixels: Tensor, photos: Sequence[Photo] = ()) -> Arrays:
+    def __call__(self, pixels: Tensor, photos: Sequence[Photo] = (), *, whole: bool = False) -> Arrays:
         """Run a (B, H, W, 3) uint8 batch, split into smaller parts if a GPU does not have enough memory.
 
         Parameters
@@ -109,6 +110,8 @@ class Computer:
             The photos; blanks may follow them.
         photos : sequence of Photo
             What is known of them.
+        whole : bool
+            Whether to give the pyramid's own arrays, in float32, without taking any step.
 
         Raises
         ------
@@ -118,11 +121,12 @@ class Computer:
             If the maps are not those that the model says it has.
         """
         size = tuple(pixels.shape[1:])
+        steps, fields = ((), self.whole) if whole else (self.reductions, self.fields)
         while True:
             part = self._halved.get(size, self.largest)
             try:
                 places = range(0, len(pixels), part)
-                parts = [self._run(pixels[at : at + part], photos[at : at + part], self.reductions) for at in places]
+                parts = [self._run(pixels[at : at + part], photos[at : at + part], steps, fields) for at in places]
                 return parts[0] if len(parts) == 1 else _joined(parts)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -150,6 +154,11 @@ class Computer:
             yield
         finally:
             self._under_way.discard(threading.get_ident())
+
+    @property
+    def whole(self) -> list[Field]:
+        """The pyramid's own arrays, in float32."""
+        return [replace(field, dtype="float32") for field in self.pyramid.fields]
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -187,14 +196,16 @@ class Computer:
 
         def seconds(size: int) -> float:
             batch = self.stack([torch.zeros(height, width, 3, dtype=torch.uint8)], size)
-            self._run(batch, (), steps)
+            self._run(batch, (), steps, self.fields)
             began = time.perf_counter()
-            self._run(batch, (), steps)
+            self._run(batch, (), steps, self.fields)
             return time.perf_counter() - began
 
         return largest_worthwhile(seconds)
 
-    def _run(self, pixels: Tensor, photos: Sequence[Photo], steps: Sequence[Reduction]) -> Arrays:
+    def _run(
+        self, pixels: Tensor, photos: Sequence[Photo], steps: Sequence[Reduction], fields: Sequence[Field]
+    ) -> Arrays:
         with torch.inference_mode(), self._stream():
             batch = self.pyramid.normalise(pixels.to(self.pyramid.device, non_blocking=True))
             maps = self.pyramid.run(batch)
@@ -207,7 +218,7 @@ class Computer:
             for step in steps:
                 values = step(values, photos)
             flags = [_finite(value) if isinstance(value, Tensor) and self._on_gpu else None for value in values]
-            host = [self._to_host(value, field.dtype) for value, field in zip(values, self.fields, strict=True)]
+            host = [self._to_host(value, field.dtype) for value, field in zip(values, fields, strict=True)]
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
         finite = [_finite(value) if found is None else found.cpu() for value, found in zip(host, flags, strict=True)]

@@ -74,11 +74,28 @@ class Covariance:
         exact = rows.astype(np.float64)
         mean = exact.mean(axis=0)
         exact -= mean
-        total, shift = self.count + len(rows), mean - self.mean
-        self._scatter += exact.T @ exact
-        self._scatter += np.outer(shift, shift * (self.count * len(rows) / total))
-        self.mean += shift * (len(rows) / total)
+        self._merge(len(rows), mean, exact.T @ exact)
+
+    def merge(self, other: Covariance) -> None:
+        """Add the vectors of another one."""
+        self._merge(other.count, other.mean, other._scatter)
+
+    def _merge(self, count: int, mean: Array, scatter: Array) -> None:
+        total, shift = self.count + count, mean - self.mean
+        self._scatter += scatter
+        self._scatter += np.outer(shift, shift * (self.count * count / total))
+        self.mean += shift * (count / total)
         self.count = total
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, C)."""
+        return len(self.mean), len(self.mean)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.mean.nbytes + self._scatter.nbytes
 
     def components(self, count: int) -> tuple[Array, Array, Array]:
         """Return the first principal components.
@@ -105,11 +122,15 @@ class Fit:
         self._components, self._images = components, 0
         self._found = {level.key: Covariance(level.channels) for level in levels}
 
-    def add(self, cells: Mapping[str, Array]) -> None:
-        """Add the cells of an image: (n, C) for each level."""
+    def add(self, cells: Mapping[str, Array | Covariance]) -> None:
+        """Add the cells of an image for each level: (n, C), or the covariance of those of a large picture."""
         self._images += 1
         for key, covariance in self._found.items():
-            covariance.add(cells[key])
+            found = cells[key]
+            if isinstance(found, Covariance):
+                covariance.merge(found)
+            else:
+                covariance.add(found)
 
     def basis(self, network: Mapping[str, Any]) -> Basis:
         """Return the basis of what was added, fitted on a network of these facts.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import on_disk, pass_memory, peak, stored_fields, whole_blocks
+from featx.engine.measures import bytes_each, bytes_kept, on_disk, pass_memory, peak, whole_blocks
 from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
@@ -119,17 +119,13 @@ def foresee(
     feed, memory = blueprint.description.input, resources.memory()
     sample = MANY if feed.height is None else headers.SAMPLE
     sizes = Sizes.of(blueprint, headers.sizes_of(items, sample, job.limits), tiling)
-    fields = stored_fields(blueprint, job, sizes.typical, boxes, boxes.mean(items) if boxes else 0)
-    grows = (job.maps or job.final or job.modules) and not job.grid
-    each = round(formats.bytes_of(job.format, fields) * (sizes.share if grows else 1))
+    each = bytes_each(blueprint, job, sizes.inputs, boxes=boxes, count=boxes.mean(items) if boxes else 0)
     one = pass_memory(blueprint, workers, sizes.passed) if workers and items else None
     held = COPIES * formats.bytes_held(job.format, each, len(items))
     most = boxes.most(items) if boxes else 0
     whole = peak(blueprint, job, one, workers, memory, sizes.passed, boxes, most) if one and workers else None
     if whole is not None and tiling and tiling.cuts(sizes.largest):
-        whole += beside_passes(
-            tiling, sizes.largest, sum(field.bytes for field in stored_fields(blueprint, job, sizes.passed))
-        )
+        whole += beside_passes(tiling, sizes.largest, bytes_kept(blueprint, job, sizes.passed, tiling))
     return Forecast(
         input=feed,
         images=len(items),
@@ -159,8 +155,8 @@ def _proposals(blueprint: Blueprint, job: Job, count: int, each: int, sizes: Siz
     limit = job.max_disk
     too_much = limit is not None and on_disk(job.format, each) * count > limit
     room = (limit or 0) // max(1, count) - on_disk(job.format, 0)  # for each output, in whole blocks
-    fits = proposals.fitting(blueprint, job, whole_blocks(job.format, room), sizes.typical) if too_much else []
-    saves = proposals.alone(blueprint, job, sizes.typical) if job.dry_run else []
+    fits = proposals.fitting(blueprint, job, whole_blocks(job.format, room), sizes.inputs) if too_much else []
+    saves = proposals.alone(blueprint, job, sizes.inputs) if job.dry_run else []
     return {"savings": of_all(saves), "fitting": of_all(fits)}
 
 

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 from msgspec import structs
 
+from featx.dtypes import kept_in
+from featx.engine.bands import taken_whole
 from featx.engine.boxes import Boxes
 from featx.engine.reductions import reductions_of
 from featx.engine.resources import Memory, Workers
+from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
@@ -46,10 +53,70 @@ def stored_fields(
     count : int
         How many boxes the photo has.
     """
-    fields, made = list(blueprint.fields_at(size or blueprint.description.traced)), blueprint.description
-    for reduction in reductions_of(job, fields, made.maps, boxes):
-        fields = reduction.fields(fields)
-    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in fields]
+    return _stored(blueprint, job, blueprint.fields_at(size or blueprint.description.traced), boxes, count)
+
+
+def _stored(
+    blueprint: Blueprint, job: Job, fields: Sequence[Field], boxes: Boxes | None = None, count: int = 0
+) -> list[Field]:
+    made = list(fields)
+    for reduction in reductions_of(job, fields, blueprint.description.maps, boxes):
+        made = reduction.fields(made)
+    return [structs.replace(each, shape=(count, *each.shape[1:])) if each.shape[0] is None else each for each in made]
+
+
+def bytes_each(
+    blueprint: Blueprint,
+    job: Job,
+    inputs: Sequence[tuple[int, int]] = (),
+    keeps: Callable[[Field], bool] = lambda _: True,
+    boxes: Boxes | None = None,
+    count: int = 0,
+) -> int:
+    """Return the mean bytes of an output.
+
+    Parameters
+    ----------
+    blueprint, job : Blueprint, Job
+        The pyramid, and all options.
+    inputs : sequence of (int, int)
+        Height and width of those of the photos; maps grow with them. None if all have the same.
+    keeps : callable
+        Whether an array is written.
+    boxes, count : Boxes or None, int
+        The boxes whose features are kept, and how many a photo has.
+    """
+    sizes = inputs or (blueprint.description.traced,)
+    typical = sizes[len(sizes) // 2]  # the only one for which the network is looked at, which takes its time
+    known = blueprint.fields_at(typical)
+
+    def of(size: tuple[int, int]) -> int:
+        fields = [_grown(field, typical, size) for field in known]
+        return formats.bytes_of(job.format, list(filter(keeps, _stored(blueprint, job, fields, boxes, count))))
+
+    return round(sum(times * of(size) for size, times in Counter(sizes).items()) / len(sizes))
+
+
+def _grown(field: Field, size: tuple[int, int], other: tuple[int, int]) -> Field:
+    """Return an array of an input of a size as it is for one of another."""
+    if size == other or len(field.shape) != 3:
+        return field
+    sides = zip(field.lengths[1:], size, other, strict=True)
+    return structs.replace(field, shape=(field.shape[0], *(round(cells * to / side) for cells, side, to in sides)))
+
+
+def passed_fields(blueprint: Blueprint, job: Job, size: tuple[int, int] | None = None) -> Sequence[Field]:
+    """Return the arrays that a pass gives for a photo: of a tile, maps that are made smaller later."""
+    fields = blueprint.fields_at(size or blueprint.description.traced)
+    tiled = job.tile is not None and taken_whole(reductions_of(job, fields, blueprint.description.maps))
+    return fields if tiled else _stored(blueprint, job, fields)
+
+
+def bytes_kept(blueprint: Blueprint, job: Job, size: tuple[int, int], tiling: Tiling) -> int:
+    """Return the bytes that are kept of a tile until its row is complete: where tiles overlap, all of its maps."""
+    whole = replace(job, dtype=kept_in(job.dtype))  # whole numbers are made later
+    fields = passed_fields(blueprint, job, size) if tiling.blends else stored_fields(blueprint, whole, size)
+    return sum(field.bytes for field in fields)
 
 
 def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:
@@ -76,7 +143,7 @@ def peak(
     """
     height, width = size or blueprint.description.traced
     weights = blueprint.description.parameters * (4 if blueprint.request.precision == "fp32" else 6)
-    arrays = workers.batch_size * sum(field.bytes for field in stored_fields(blueprint, job, size))
+    arrays = workers.batch_size * sum(field.bytes for field in passed_fields(blueprint, job, size))
     ahead = (2 * workers.readers + 2 * workers.batch_size) * height * width * 3
     passes = workers.forwards * (one + arrays // 2)
     with_boxes = stored_fields(blueprint, job, size, boxes, count) if boxes else []

@@ -1,9 +1,8 @@
-# Mosaics: pictures that go through the network tile by tile, and maps put together of what comes out.
+# Mosaics: pictures that go through the network tile by tile.
 """Running one large picture, in bounded memory."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,84 +14,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from featx.engine import resources
+from featx.engine.bands import Chain, Mosaic, chains_of, fields_of, in_memory, taken_whole
 from featx.engine.batching import Large
 from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import Reader
 from featx.engine.reducing import Photo
 from featx.engine.stages import Stage
-from featx.engine.tiling import IN_MEMORY
 from featx.errors import StuckError, UnreadableError
 from featx.images import locators, windows
 from featx.images.fitting import Native
 from featx.images.placing import unreadable
-from featx.images.tiles import Share, Size, Tiling
+from featx.images.tiles import Size, Tiling
 from featx.images.windows import Pixels, Windows
 from featx.options import Limits
-from featx.runs.formats import Array
-from featx.runs.formats.large import InMemory, OnDisk
 from featx.runs.tensors import array_of
 from featx.text import amount_of
-from featx.values import Item
+from featx.values import Field, Item
 
 # A picture that is decoded as a whole and takes this many bytes gets a note.
 MUCH = 1 << 29
 
+# Makes what takes the rows of maps, for those of which something is made.
+Make = Callable[[Sequence[Field]], dict[int, Chain]]
+
 # Gives the pixels of a part of the input: its rows, and its columns.
 Section = Callable[[slice, slice], Pixels]
-
-
-class Mosaic:
-    """A map that is put together of those of tiles, one row of them after the other.
-
-    Parameters
-    ----------
-    target : OnDisk or InMemory
-        Gets the (C, H, W) map.
-    rows, columns : list of Share
-        What the tiles of each row, and of each column, give.
-    dtype : dtype
-        Of the map.
-    """
-
-    def __init__(
-        self, target: OnDisk | InMemory, rows: Sequence[Share], columns: Sequence[Share], dtype: np.dtype[Any]
-    ) -> None:
-        self.target, self._rows, self._columns, self._dtype = target, rows, columns, dtype
-        blends = any(share.weights is not None for share in (*rows, *columns))
-        self._band: Array = np.empty((0, 0, 0), np.float32 if blends else dtype)
-        self._blends = blends
-
-    def add(self, row: int, column: int, values: Array) -> None:
-        """Add what a tile gives: (C, h, w), of its window."""
-        down, across = self._rows[row], self._columns[column]
-        if not column:
-            self._begin(down, len(values))
-        height, width = down.stop - down.start, across.stop - across.start
-        part = values[:, down.skipped : down.skipped + height, across.skipped : across.skipped + width]
-        place = self._band[:, :, across.start : across.stop]
-        if not self._blends:
-            place[:] = part
-            return
-        for share, axes in ((down, (slice(None), None)), (across, (None, slice(None)))):
-            if share.weights is not None:
-                part = part * share.weights[axes]
-        place += part
-
-    def _begin(self, down: Share, channels: int) -> None:
-        """Begin a row of tiles, whose first cells those of the row above may have given a part of already."""
-        band = np.zeros((channels, down.stop - down.start, self._columns[-1].stop), self._band.dtype)
-        band[:, : self._band.shape[1]] = self._band if self._band.size else 0
-        self._band = band
-
-    def finish(self, row: int) -> None:
-        """Write the cells to which nothing is added by the rows below."""
-        start = self._rows[row].start
-        settled = self._rows[row + 1].start - start if row + 1 < len(self._rows) else self._band.shape[1]
-        self.target.put(start, self._band[:, :settled].astype(self._dtype, copy=False))
-        self._band = self._band[:, settled:].copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +109,9 @@ class Tiles:
     ) -> None:
         self.tiling, self.deviation = tiling, deviation
         self._with, self._on_note = equipment, on_note
+        first = equipment.computers[0]
+        self._whole = taken_whole(first.reductions)
+        self._fields = first.whole if self._whole else first.fields
         self._alone = threading.Lock()
         self._at_a_time = 1
         self._clock = 0.0
@@ -200,11 +153,12 @@ class Tiles:
             self._at_a_time = passes
             if self.deviation is None:
                 self.deviation = self._measured(image, section, size)
-            mosaics = self._run(image, section, size)
+            mosaics = self._run(image, section, size, partial(self._chains, Photo(image.item.key, image.frame)))
         if mosaics is None:
             return None
-        maps: list[Any] = [[_array_of(mosaic)] for mosaic, _ in mosaics]
-        return Arrays(maps, [[finite] for _, finite in mosaics])
+        made = [(array, finite and still) for mosaic, finite in mosaics.values() for array, still in mosaic.made()]
+        sizes = {self._fields[place].key: mosaic.size for place, (mosaic, _) in mosaics.items()}
+        return Arrays([[array] for array, _ in made], [[finite] for _, finite in made], sizes)
 
     @contextmanager
     def _opened(self, image: Large) -> Iterator[Section]:
@@ -249,25 +203,24 @@ class Tiles:
         if source.as_a_whole > MUCH:
             self._on_note(f"{image.item.key} is decoded as a whole, which takes {size} of memory; {way_out}")
 
-    def _run(self, image: Large, section: Section, size: Size) -> list[tuple[Mosaic, bool]] | None:
-        """Run all tiles; returns the map of each field, and whether all of it is finite."""
+    def _run(self, image: Large, section: Section, size: Size, make: Make) -> dict[int, tuple[Mosaic, bool]] | None:
+        """Run all tiles; returns the maps of which something is made, and whether all of each is finite."""
         spans = [self.tiling.spans(side) for side in size]
-        mosaics: list[Mosaic] = []
-        finite: list[bool] = []
+        mosaics: dict[int, Mosaic] = {}
+        finite = dict.fromkeys(range(len(self._fields)), True)
         with self._passes(image, section, size) as passes:
             for row, first, arrays in passes:
                 if self._with.stopped():
                     return None
-                mosaics = mosaics or self._mosaics(arrays, size)
-                finite = finite or [True] * len(mosaics)
+                mosaics = mosaics or self._mosaics(arrays, size, make)
                 columns = range(first, min(first + self._with.batch_size, len(spans[1])))
-                for place, (mosaic, values) in enumerate(zip(mosaics, arrays.values, strict=True)):
+                for place, mosaic in mosaics.items():
                     for position, column in enumerate(columns):
-                        mosaic.add(row, column, array_of(values[position]))
+                        mosaic.add(row, column, array_of(arrays.values[place][position]))
                         finite[place] &= bool(arrays.finite[place][position])
                     if columns[-1] == len(spans[1]) - 1:
                         mosaic.finish(row)
-        return list(zip(mosaics, finite, strict=True))
+        return {place: (mosaic, finite[place]) for place, mosaic in mosaics.items()}
 
     @contextmanager
     def _passes(self, image: Large, section: Section, size: Size) -> Iterator[Iterator[tuple[int, int, Arrays]]]:
@@ -300,27 +253,32 @@ class Tiles:
             stacked = computer.stack(
                 [torch.from_numpy(np.ascontiguousarray(each)) for each in pixels], self._with.batch_size
             )
-            return computer(stacked, [Photo(image.item.key, image.frame)] * len(pixels))
+            return computer(stacked, [Photo(image.item.key, image.frame)] * len(pixels), whole=self._whole)
 
-    def _mosaics(self, arrays: Arrays, size: Size) -> list[Mosaic]:
-        """Make what holds the maps of a picture, whose sizes follow from those of the first tile's."""
+    def _mosaics(self, arrays: Arrays, size: Size, make: Make) -> dict[int, Mosaic]:
+        """Make what puts the maps of a picture together, whose sizes follow from those of the first tile's."""
         height, width = self.tiling.window(size)
         shapes = [tuple(values[0].shape) for values in arrays.values]
         wholes = [(shape[0], shape[1] * size[0] // height, shape[2] * size[1] // width) for shape in shapes]
-        dtypes = [array_of(values[0][:0]).dtype for values in arrays.values]
-        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(wholes, dtypes, strict=True))
-        if total > self._with.largest:
+        maps = [structs.replace(field, shape=shape) for field, shape in zip(self._fields, wholes, strict=True)]
+        found = {}
+        for place, chain in make(maps).items():
+            sides = zip(size, maps[place].lengths[1:], strict=True)
+            rows, columns = (self.tiling.shares(side, cells) for side, cells in sides)
+            found[place] = Mosaic(chain, rows, columns, np.dtype(maps[place].dtype))
+        return found
+
+    def _chains(self, photo: Photo, maps: Sequence[Field]) -> dict[int, Chain]:
+        """Make what takes the rows of a picture's maps."""
+        steps = self._with.computers[0].reductions
+        stored = fields_of(steps, maps)
+        if (total := sum(field.bytes for field in stored)) > self._with.largest:
             raise UnreadableError(
                 "write",
                 f"its maps take {amount_of(total)}, but a file holds {amount_of(self._with.largest)}; fewer levels "
                 "(--strides) or --dtype float16 may help",
             )
-        found = []
-        for shape, dtype in zip(wholes, dtypes, strict=True):
-            rows, columns = (self.tiling.shares(side, cells) for side, cells in zip(size, shape[1:], strict=True))
-            target = OnDisk(self._with.folder, shape, dtype) if total > IN_MEMORY else InMemory(shape, dtype)
-            found.append(Mosaic(target, rows, columns, dtype))
-        return found
+        return chains_of(steps, maps, photo, self._with.folder)
 
     def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float]:
         """Compare the maps of a part of a picture, in tiles, with those in one pass."""
@@ -330,15 +288,12 @@ class Tiles:
             (above, below, _), (before, after, _) = rows.indices(height), columns.indices(width)
             return section(slice(top + above, top + below), slice(left + before, left + after))
 
-        tiled = self._run(image, part, (height, width))
+        tiled = self._run(image, part, (height, width), in_memory) or {}
         whole = self._pass(self._with.computers[0], image, [part(slice(None), slice(None))])
         deviations = {}
-        for field, values, (mosaic, _) in zip(self._with.computers[0].fields, whole.values, tiled or (), strict=True):
-            expected, got = (np.asarray(each, np.float32) for each in (array_of(values[0]), _array_of(mosaic)))
+        for place, (mosaic, _) in tiled.items():
+            ((found, _),) = mosaic.made()
+            expected, got = (np.asarray(each, np.float32) for each in (array_of(whole.values[place][0]), found))
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
-            deviations[field.key] = float(np.abs(got - expected).max(initial=0)) / scale
+            deviations[self._fields[place].key] = float(np.abs(got - expected).max(initial=0)) / scale
         return deviations
-
-
-def _array_of(mosaic: Mosaic) -> Any:
-    return mosaic.target.values if isinstance(mosaic.target, InMemory) else mosaic.target

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,64 @@ class Grid(Reduction):
     def cells(self, size: Size) -> Size:
         """Return the grid's rows and columns for a map of this height and width."""
         return cells_of(size[0], self.size[0]), cells_of(size[1], self.size[1])
+
+
+class GridRows:
+    """The rows of a grid, made as those of one map come from the top; its numbers are those of `Grid`, bit for bit.
+
+    Parameters
+    ----------
+    grid : Grid
+        What the map is pooled to.
+    length : int
+        Rows of the map.
+    on : slice
+        Those that are on the photo.
+    """
+
+    def __init__(self, grid: Grid, length: int, on: slice) -> None:
+        self._largest, self._on = grid.pool == "max", on
+        self._places, covered = shares(length, grid.size[0])
+        self._weights = _weights(self._places, covered, [on])[0]
+        self._last = np.where(covered > 0, self._places, 0).max(axis=1)
+        self._open: dict[int, Tensor] = {}
+        self._next = 0
+
+    def add(self, number: int, row: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Add a row of the map, (C, W), or a part of it.
+
+        Yields the number and the (C, 1, W) of each row of the grid that is complete; (2 C, 1, W) of maxima: over all
+        rows, and over those on the photo.
+        """
+        for part in range(self._next, len(self._last)):
+            if self._places[part, 0] > number:
+                break
+            self._open[part] = self._added(part, number, row)
+            if self._last[part] == number:
+                self._next = part + 1
+                yield part, self._open.pop(part)[:, None]
+
+    def _added(self, part: int, number: int, row: Tensor) -> Tensor:
+        before = self._open.get(part)
+        if self._largest:
+            seen = row if self._on.start <= number < self._on.stop else torch.full_like(row, -torch.inf)
+            both = torch.cat([row, seen])
+            return both if before is None else torch.maximum(before, both)
+        weighted = row * float(self._weights[part, number - self._places[part, 0]])
+        return weighted if before is None else before.add_(weighted)
+
+
+def across(grid: Grid, made: Tensor, on: slice) -> Tensor:
+    """Pool rows that `GridRows` has made along their columns, of which those in `on` are on the photo: (C, rows, n)."""
+    length = made.shape[2]
+    if grid.pool == "avg":
+        return _mean(made[None], [on], grid.size[1], 3)[0]
+    whole, seen = made.chunk(2)
+    beside = torch.ones(length, dtype=torch.bool)
+    beside[on] = False
+    cells = made.shape[1], cells_of(length, grid.size[1])
+    whole, seen = (adaptive_max_pool2d(each, cells) for each in (whole, seen.masked_fill(beside, -torch.inf)))
+    return torch.where(seen.isneginf(), whole, seen)
 
 
 def _mean(values: Tensor, on: Sequence[slice], most: int, way: int) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from featx.dtypes import ATTENTION, SCALE
-from featx.engine.measures import stored_fields
+from featx.engine.measures import bytes_each
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
 from featx.runs import formats
@@ -17,6 +17,9 @@ from featx.values import Field
 
 # What is proposed of each option, from the value that leaves the most to the one that leaves the least.
 DTYPES, COMPONENTS, GRIDS = ("float16", "int8"), (256, 64), (14, 7, 1)
+
+# Height and width of the inputs of photos.
+Inputs = Sequence[tuple[int, int]]
 
 # Combinations that are proposed.
 MOST = 5
@@ -38,22 +41,22 @@ class _Choice(NamedTuple):
     keeps: Callable[[Field], bool] = lambda _: True
 
 
-def alone(blueprint: Blueprint, job: Job, size: tuple[int, int] | None = None) -> list[Proposal]:
+def alone(blueprint: Blueprint, job: Job, inputs: Inputs = ()) -> list[Proposal]:
     """Return what each option saves by itself."""
-    now = formats.bytes_of(job.format, stored_fields(blueprint, job, size))
+    now = bytes_each(blueprint, job, inputs)
     singles = [choice for choices in _choices(blueprint, job) for choice in choices[1:]]
-    every = (_proposal(blueprint, job, size, [choice]) for choice in singles)
+    every = (_proposal(blueprint, job, inputs, [choice]) for choice in singles)
     return [proposal for proposal in every if proposal.bytes < now]
 
 
-def fitting(blueprint: Blueprint, job: Job, limit: float, size: tuple[int, int] | None = None) -> list[Proposal]:
+def fitting(blueprint: Blueprint, job: Job, limit: float, inputs: Inputs = ()) -> list[Proposal]:
     """Return the combinations whose outputs have at most so many bytes, those that keep the most first.
 
     One is left out where it only adds options to another one that fits.
     """
     found: dict[frozenset[str], Proposal] = {}
     for choices in product(*_choices(blueprint, job)):
-        proposal = _proposal(blueprint, job, size, choices)
+        proposal = _proposal(blueprint, job, inputs, choices)
         if proposal.options and proposal.bytes <= limit:
             found[frozenset(choice.text for choice in choices if choice.text)] = proposal
     least = [proposal for said, proposal in found.items() if not any(other < said for other in found)]
@@ -69,13 +72,12 @@ def _choices(blueprint: Blueprint, job: Job) -> Iterator[Sequence[_Choice]]:
         finer = {each.key for each in blueprint.description.levels if each.stride not in strides}
         text = f"--strides {','.join(f'{stride:g}' for stride in strides)}"
         yield nothing, _Choice(text, {}, lambda field: _base(field) not in finer)
-    whole = job.tile is None  # which leaves no choice but half precision
-    if whole and job.grid is None:
+    if job.grid is None:
         yield nothing, *(_Choice(f"--grid {cells}", {"grid": (cells, cells)}) for cells in GRIDS)
-    if whole and job.components is None:
+    if job.components is None:
         yield nothing, *(_Choice(f"--components {count}", {"components": count}) for count in COMPONENTS)
     if job.dtype == "float32":
-        yield nothing, *(_Choice(f"--dtype {dtype}", {"dtype": dtype}) for dtype in DTYPES[: None if whole else 1])
+        yield nothing, *(_Choice(f"--dtype {dtype}", {"dtype": dtype}) for dtype in DTYPES)
 
 
 def _coarse(blueprint: Blueprint, job: Job) -> list[float]:
@@ -91,9 +93,11 @@ def _base(field: Field) -> str:
     return field.key.removesuffix(SCALE).removesuffix("_prefix").removesuffix(ATTENTION)
 
 
-def _proposal(blueprint: Blueprint, job: Job, size: tuple[int, int] | None, choices: Sequence[_Choice]) -> Proposal:
+def _proposal(blueprint: Blueprint, job: Job, inputs: Inputs, choices: Sequence[_Choice]) -> Proposal:
     options = {name: value for choice in choices for name, value in choice.options.items()}
-    fields = stored_fields(blueprint, replace(job, **options), size)
-    kept = [field for field in fields if all(choice.keeps(field) for choice in choices)]
     text = " ".join(choice.text for choice in choices if choice.text)
-    return Proposal(text, formats.bytes_of(job.format, kept))
+
+    def keeps(field: Field) -> bool:
+        return all(choice.keeps(field) for choice in choices)
+
+    return Proposal(text, bytes_each(blueprint, replace(job, **options), inputs, keeps))

@@ -18,6 +18,7 @@ from featx.engine.fitting import Cells, Fit, require_cells
 from featx.engine.isolation import Reader
 from featx.engine.local import processed
 from featx.engine.losses import Losses, Squares
+from featx.engine.mosaic import Equipment, Tiles
 from featx.engine.pooling import Grid
 from featx.engine.projecting import Components
 from featx.engine.reducing import Reduction
@@ -96,7 +97,7 @@ def require_enough(setting: Setting, items: Sequence[Item]) -> None:
 def _smaller(setting: Setting) -> dict[int, Level]:
     """Return the levels whose maps are made smaller, as the network has them, by their places among its arrays."""
     job, pyramid = setting.job, setting.computers[0].pyramid
-    if job.tile or not (job.grid or job.components or job.dtype != "float32"):
+    if not (job.grid or job.components or job.dtype != "float32"):
         return {}
     kept = {field.key for field in setting.computers[0].fields}
     by_key = {level.key: level for level in pyramid.maps if level.key in kept}
@@ -129,10 +130,13 @@ def _fitted(setting: Setting, items: Sequence[Item], levels: Mapping[int, Level]
 
 
 def _cost(setting: Setting, levels: Mapping[int, Level], rehearsal: _Rehearsal) -> dict[str, Any]:
-    """Measure what is lost, on the first images of the call."""
+    """Measure what is lost, on the first images of the call; not with tiles, since no pass has the whole map."""
     job, keys = setting.job, {place: level.key for place, level in levels.items()}
-    components = Components(job.components, keys, setting.basis) if job.components else None
     losses = Losses()
+    if job.tile:
+        rehearsal.notes.append("What smaller maps lose is not measured with --tile")
+        return losses.summary()
+    components = Components(job.components, keys, setting.basis) if job.components else None
     steps = [Squares(levels, _grid(setting), components, job.dtype)]
     rehearsal(setting.plan.to_do[:SAMPLE], steps, losses.add, "measuring what smaller maps lose")
     return losses.summary()
@@ -158,10 +162,28 @@ class _Rehearsal:
         taking, stop = _Taking(take), self.callers.stop
         room = partial(shared, setting.job, setting.blueprint, setting.workers.batch_size, first.pyramid.device)
         isolate = setting.job.isolate or bool(place.suspected)
-        reader = Reader(first.pyramid.preprocessor, setting.job.limits, place.unfinished, place.apart, isolate=isolate)
+        limits, tiling = setting.job.limits, setting.tiling
+        reader = Reader(
+            first.pyramid.preprocessor, limits, place.unfinished, place.apart, isolate=isolate, tiling=tiling
+        )
+        tiles = None
+        if tiling:
+            batch_size, forwards = setting.workers.batch_size, setting.workers.forwards
+            kit = Equipment(
+                computers,
+                batch_size,
+                forwards,
+                reader,
+                limits,
+                place.unfinished,
+                taking.largest,
+                stop.asked,
+                setting.job.force,
+            )
+            tiles = Tiles(tiling, kit, {}, self.notes.append)
         left = len(items)
         with closing(reader):
-            for group in processed(items, computers, taking, setting.workers, reader, room, stop, self.notes):
+            for group in processed(items, computers, taking, setting.workers, reader, room, stop, self.notes, tiles):
                 left -= len(group)
         if left:
             raise InterruptedByError

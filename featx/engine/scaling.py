@@ -59,7 +59,16 @@ class Scaled(Reduction):
 def scaled(values: Any) -> tuple[Tensor, Tensor]:
     """Return (B, C, H, W) int8 and the (B, C) float32 scales of maps."""
     maps = values.float()
-    scale = maps.abs().amax((2, 3)) / LARGEST
-    divisor = torch.where(scale > 0, scale, 1.0)[:, :, None, None]
-    whole = torch.clamp(torch.round(maps / divisor), -LARGEST, LARGEST)
-    return torch.nan_to_num(whole).to(torch.int8), scale
+    scale = scale_of(maps.abs().amax((2, 3)))
+    return quotients(maps, scale[:, :, None, None]), scale
+
+
+def scale_of(largest: Tensor) -> Tensor:
+    """Return the scales of channels whose largest magnitudes are these."""
+    return largest / LARGEST
+
+
+def quotients(maps: Tensor, scale: Tensor) -> Tensor:
+    """Return maps as int8: in units of their scales."""
+    whole = torch.clamp(torch.round(maps / torch.where(scale > 0, scale, 1.0)), -LARGEST, LARGEST)
+    return torch.nan_to_num(whole).to(torch.int8)

@@ -24,30 +24,28 @@ class Sizes:
     ----------
     photo, largest_photo : (int, int) or None
         Width and height of a typical photo, and of the largest one where each has an input size of its own.
-    typical, largest : (int, int)
-        Height and width of the inputs.
+    largest : (int, int)
+        Height and width of the largest input.
     passed : (int, int)
         Height and width of the largest that goes through the network at once: a tile, where inputs are cut.
-    share : float
-        Mean area of the inputs, divided by the area of the typical one.
+    inputs : tuple of (int, int)
+        Height and width of all inputs.
     """
 
     photo: tuple[int, int] | None
     largest_photo: tuple[int, int] | None
-    typical: tuple[int, int]
     largest: tuple[int, int]
     passed: tuple[int, int]
-    share: float
+    inputs: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, blueprint: Blueprint, photos: Sequence[tuple[int, int]], tiling: Tiling | None = None) -> Sizes:
         """Work out the inputs that a pyramid makes of photos of these (width, height), and how they are cut."""
         feed, traced = blueprint.description.input, blueprint.description.traced
         if feed.height is not None or feed.multiple is None or not photos:
-            return cls(headers.typical(photos), None, traced, traced, traced, 1.0)
+            return cls(headers.typical(photos), None, traced, traced, (traced,))
         ordered = sorted(photos, key=math.prod)
         inputs = [filled_up(reduced(size, feed.max_side), feed.multiple, feed.least)[::-1] for size in ordered]
-        middle = len(ordered) // 2
-        share = sum(map(math.prod, inputs)) / len(inputs) / math.prod(inputs[middle])
         windows = [tiling.window(size) for size in inputs] if tiling else inputs
-        return cls(ordered[middle], ordered[-1], inputs[middle], inputs[-1], max(windows, key=math.prod), share)
+        passed = max(windows, key=math.prod)
+        return cls(ordered[len(ordered) // 2], ordered[-1], inputs[-1], passed, tuple(inputs))

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from featx.models.pyramid import Blueprint
     from featx.requests import Job
 
-# Bytes of a picture's maps that memory holds; larger ones are on the disk until they are written.
+# Bytes of a picture's maps that memory holds, since larger ones are on the disk until they are written.
 IN_MEMORY = 1 << 28
+
+# Bytes of a map's rows that are made smaller at a time, and how often they are in memory then.
+AT_A_TIME, COPIES = 1 << 26, 4
 
 
 def tiling_of(blueprint: Blueprint, job: Job) -> Tiling | None:
@@ -115,13 +118,14 @@ def beside_passes(tiling: Tiling, size: Size, arrays: int) -> int:
     size : (int, int)
         Height and width of the input.
     arrays : int
-        Bytes of the maps of one tile.
+        Bytes of what is kept of the maps of one tile, of its whole window.
     """
     height, width = tiling.window(size)
     across = size[1] / width
     copies = 3 if tiling.blends else 1  # what the row above gave, and the weighted maps of a tile
     whole = arrays * across * size[0] / height
-    return int(3 * height * size[1] + copies * arrays * across + min(whole, IN_MEMORY))
+    rows = arrays * across * (1 if tiling.blends else min(1.0, tiling.tile / height))
+    return int(3 * height * size[1] + copies * rows + COPIES * min(rows, AT_A_TIME) + min(whole, IN_MEMORY))
 
 
 def _require_in_step(blueprint: Blueprint, tile: int) -> None:

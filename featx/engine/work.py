@@ -28,7 +28,6 @@ from featx.images import placing
 from featx.images.locators import stat_of
 from featx.paths import path_text
 from featx.runs.formats import Record, Stored, Writer
-from featx.runs.formats.large import OnDisk
 from featx.runs.tensors import array_of
 from featx.text import amount_of
 from featx.values import BOXES, Item, Outcome, Stat
@@ -319,7 +318,7 @@ def _unnamed(item: Item, stat: Stat | None, error: OSError) -> Outcome:
 
 
 def _array(values: Any) -> Any:
-    return values if isinstance(values, OnDisk) else array_of(values)
+    return array_of(values) if isinstance(values, torch.Tensor) else values
 
 
 def _failed(image: Ready | Large, reason: str) -> Outcome:

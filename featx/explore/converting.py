@@ -47,7 +47,7 @@ class Converted:
     converted : int
         Images that this call converted; earlier ones had converted the others.
     bytes : int
-        Of all its outputs.
+        Of the files that hold its outputs.
     """
 
     output: Path
@@ -167,9 +167,7 @@ class _Conversion:
             raise
         recorder.save("done")
         total = recorder.summary["counts"]
-        return Converted(
-            self._output, self._asked.format, total["done"], total["failed"], len(left), recorder.summary["bytes"]
-        )
+        return Converted(self._output, self._asked.format, total["done"], total["failed"], len(left), self._bytes())
 
     def _kept(self) -> dict[str, int]:
         """Find what an earlier call has converted: the bytes of each key's output; -1 of images that failed."""
@@ -180,6 +178,12 @@ class _Conversion:
             if (not line.done and key in self._source.failed)
             or (key in self._source and reader.holds(key, line.output, line.bytes) and self._is_of(key, line))
         }
+
+    def _bytes(self) -> int:
+        """Add up the files, which have more than the arrays: 5 kB for an image's group in an HDF5 file."""
+        outputs = {line.output for line in read_known(self._output).values() if line.done}
+        names = formats.reader(self._asked.format, self._output).files(outputs)
+        return sum((self._output / name).stat().st_size for name in names)
 
     def _is_of(self, key: str, line: Known) -> bool:
         """Whether the run still has what was converted, and has not made it again of another image."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from threading import Lock
 from typing import Any
+from weakref import finalize
 
 from featx.errors import FeatxError, UnreadableError, UsageError, first_line
 from featx.images import storage
@@ -102,7 +104,7 @@ def names_in(path: str, stat: Stat, column: str) -> list[str]:
     UnreadableError
         If the table is damaged.
     """
-    with _read(path, stat) as table:
+    with _opened(path, stat) as table:
         count = table.metadata.num_rows
         numbers = [f"{row:0{len(str(max(count - 1, 0)))}}" for row in range(count)]
         if not _has_paths(table, column, path):
@@ -148,20 +150,31 @@ def _all(schema: Any) -> str:
     return listed([*schema.names[:20], *(["others"] if len(schema.names) > 20 else [])], "and")
 
 
+@contextmanager
+def _opened(path: str, stat: Stat) -> Iterator[Any]:
+    table = _read(path, stat)
+    try:
+        yield table
+    finally:
+        table.close(force=True)
+
+
 def _read(path: str, stat: Stat) -> Any:
-    """Open a table."""
+    """Open a table, which closes its file only if it is forced to."""
     try:
         from pyarrow import parquet
     except ImportError as error:
         raise FeatxError("Parquet tables need pyarrow", "Run `pip install 'featx[parquet]'`") from error
-    try:
-        return parquet.ParquetFile(
-            storage.opened(path, stat), buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
-        )
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UnreadableError("read", f"it is not a Parquet table, or damaged: {first_line(error)}") from error
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(storage.opened(path, stat))
+            table = parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UnreadableError("read", f"it is not a Parquet table, or damaged: {first_line(error)}") from error
+        stack.pop_all()
+        return table
 
 
 class Rows:
@@ -173,6 +186,7 @@ class Rows:
 
     def __init__(self, path: str, stat: Stat, column: str) -> None:
         self._table = _read(path, stat)
+        finalize(self, self._table.close, force=True)
         self._column = f"{column}.bytes" if self._table.schema_arrow.field(column).type.num_fields else column
         sizes = (self._table.metadata.row_group(group).num_rows for group in range(self._table.num_row_groups))
         self._starts = list(accumulate(sizes, initial=0))

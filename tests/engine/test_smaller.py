@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import featx
+from featx.cli.descriptions import levels_table
 from featx.engine.losses import SUMS
 from featx.errors import OutputError, UsageError
 from featx.explore.patches import similar_patches
@@ -88,6 +89,24 @@ def on_photo(run, key, level):
     return found
 
 
+def averaged(run, key, level, grid):
+    """A map of a full run as a grid, by the share of each cell on the photo; exact."""
+    values = run[key][level].astype(np.float64)
+    (top, bottom), (left, right) = on_photo(run, key, level)
+    down = weights(values.shape[1], grid[0], top, bottom)
+    across = weights(values.shape[2], grid[1], left, right)
+    return np.einsum("ih,jw,chw->cij", down, across, values)
+
+
+def projected(values, level, folder):
+    """A map on the components of a run, exact; a level that has none of them keeps its channels."""
+    with np.load(folder / "basis.npz") as basis:
+        if f"{level}_components" not in basis:
+            return values
+        mean, components = (basis[f"{level}_{name}"].astype(np.float64) for name in ("mean", "components"))
+    return np.einsum("kc,chw->khw", components, values - mean[:, None, None])
+
+
 @pytest.mark.parametrize("fit", ["squash", "pad", "native"])
 @pytest.mark.parametrize("grid", [(3, 2), (1, 1), (4, 4)])
 def test_a_grid_averages_the_cells_on_the_photo_by_the_share_that_it_covers(run_of, fit, grid):
@@ -95,12 +114,34 @@ def test_a_grid_averages_the_cells_on_the_photo_by_the_share_that_it_covers(run_
     assert list(full) == list(small)
     for key in full:
         for level in full.levels:
-            values = full[key][level.key].astype(np.float64)
-            (top, bottom), (left, right) = on_photo(full, key, level.key)
-            down = weights(values.shape[1], grid[0], top, bottom)
-            across = weights(values.shape[2], grid[1], left, right)
-            expected = np.einsum("ih,jw,chw->cij", down, across, values)
+            expected = averaged(full, key, level.key, grid)
             np.testing.assert_allclose(small[key][level.key], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("format_", ["npz", "safetensors", "webdataset", "zarr"])
+@pytest.mark.parametrize("options", [{"components": 6, "dtype": "float16", "fit_on": FITTED}, ALL], ids="-".join)
+def test_every_format_holds_what_numpy_makes_of_the_full_maps(run_of, format_, options):
+    """Within rounding: of float32, of float16, or of half a step of int8."""
+    full, small = run_of(fit="pad"), run_of(fit="pad", format=format_, **options)
+    raw = featx.open_run(small.folder, raw=True)
+    assert list(full) == list(small) == list(raw)
+    for key in full:
+        stored = raw[key]
+        for level in full.levels:
+            whole = full[key][level.key].astype(np.float64)
+            expected = averaged(full, key, level.key, (3, 2)) if "grid" in options else whole
+            expected = projected(expected, level.key, small.folder)
+            found, rounding = small[key][level.key], 1e-4 * np.abs(expected) + 1e-5 * np.abs(whole).max()
+            assert (found.dtype, found.shape) == (np.float32, expected.shape)
+            assert stored[level.key].dtype == options["dtype"]
+            if options["dtype"] == "float16":
+                rounding += np.abs(expected) / 2**11
+            else:
+                scale, steps = stored[f"{level.key}_scale"].astype(np.float64), np.abs(expected).max((1, 2)) / 127
+                np.testing.assert_allclose(scale, steps, rtol=1e-4, atol=rounding.max() / 127)
+                np.testing.assert_array_equal(found, stored[level.key] * stored[f"{level.key}_scale"][:, None, None])
+                rounding += 0.501 * scale[:, None, None]
+            assert (np.abs(found - expected) <= rounding).all(), (key, level.key)
 
 
 def test_whole_numbers_of_cells_are_plain_means_and_maxima(run_of):
@@ -381,6 +422,8 @@ def test_losses_stay_known_where_nothing_is_to_do(run_of, photos, tmp_path):
 def test_places_are_found_and_drawn(run_of, tmp_path, fit):
     run = run_of(fit=fit, **ALL)
     key = next(iter(run))
+    strides = list(levels_table(run.summary["levels"], run.summary["recipe"]["grid"]).columns[3].cells)
+    assert ("varies" in strides) == (fit == "native")
     x, y = (float(value) for value in run.cell_to_pixel(key, 1, 1, 0))
     found = similar_patches(run, key, at=(x, y), level=1, with_self=True, count=3)
     assert (found.found[0].key, found.found[0].score) == (key, pytest.approx(1, abs=1e-6))

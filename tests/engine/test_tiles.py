@@ -10,15 +10,21 @@ import torch
 from safetensors.torch import save_file
 
 import featx
+from featx.cli.descriptions import losses_table
+from featx.engine.bands import Beside
 from featx.engine.mosaic import Tiles
+from featx.engine.reducing import Photo
+from featx.engine.reductions import reductions_of
 from featx.errors import ModelError, StoppedError, UsageError
 from featx.explore.verify import verify
 from featx.images.tiff_blocks import TiffBlocks
-from featx.models.pyramid import draw_up
+from featx.models.pyramid import draw_up, load
 from featx.models.reach import reach_of
-from featx.requests import ModelRequest
+from featx.requests import Job, ModelRequest
+from featx.runs.basis import FITTED, read
+from featx.runs.formats.large import InMemory
 from featx.values import Note, Outcome
-from tests.helpers import extract, lines, natural_image, outputs
+from tests.helpers import extract, lines, natural_image, notes, outputs
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def lively(tmp_path_factory):
 
 
 def native(inputs, output, **options):
-    return extract(inputs, output, image_size=None, fit="native", **options)
+    return extract(inputs, output, **{"image_size": None, "fit": "native", **options})
 
 
 def deviations(found, expected):
@@ -123,9 +129,111 @@ def test_the_reach_is_that_of_a_change_of_pixels(name, lively):
     assert reach - 32 <= farthest <= reach
 
 
+@pytest.fixture(scope="module")
+def basis(photo, tmp_path_factory, lively):
+    """The folder of a run with five components."""
+    folder = tmp_path_factory.mktemp("basis") / "run"
+    native(photo, folder, weights=lively("test_resnet"), final=True, components=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiled(photo, tmp_path_factory, lively, request):
+    """The options of a run in tiles, and the run."""
+    folder = tmp_path_factory.mktemp("tiled") / "run"
+    options = {"weights": str(lively("test_resnet")), "final": True, "tile": 64, "halo": request.param}
+    native(photo, folder, **options)
+    return options, featx.open_run(folder)
+
+
+SMALLER = [
+    {"grid": (3, 5)},
+    {"grid": (40, 3), "grid_pool": "max"},
+    {"components": 5},
+    {"dtype": "int8"},
+    {"grid": (7, 2), "grid_pool": "max", "dtype": "float16"},
+    {"grid": (6, 6), "components": 5, "dtype": "int8"},
+]
+
+
+@pytest.mark.parametrize(
+    ("tiled", "options"),
+    [*((96, options) for options in SMALLER), (32, SMALLER[0]), (32, SMALLER[-1])],
+    indirect=["tiled"],
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(value),
+)
+def test_maps_of_tiles_are_made_smaller(photo, tmp_path, basis, tiled, monkeypatch, options):
+    """Row by row, on the disk: as the steps make smaller the whole map, which is that of one pass where it is exact."""
+    given, whole = tiled
+    own = {"basis": str(basis)} if "components" in options else {}
+    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
+    monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
+    native(photo, tmp_path / "small", **given, **own, **options)
+    small = featx.open_run(tmp_path / "small", raw=True)
+    job = Job("test_resnet", **{"fit": "native", **given, **own, **options})
+    pyramid = load(job.request, torch.device("cpu"))
+    steps = reductions_of(job, pyramid.fields, pyramid.maps, basis=read(basis))
+    fields, photos = list(pyramid.fields), [Photo("photo.tif", whole.frame("photo.tif"))]
+    values = [torch.from_numpy(np.array(whole["photo.tif"][field.key]))[None] for field in fields]
+    for step in steps:
+        values, fields = step(values, photos), step.fields(fields)
+    assert list(small["photo.tif"]) == [field.key for field in fields]
+    for field, value in zip(fields, values, strict=True):
+        found, expected = small["photo.tif"][field.key], value[0].numpy().astype(field.dtype)
+        if "components" not in options:  # of which sums may be made in another order
+            np.testing.assert_array_equal(found, expected)
+        allowed = 1 if field.dtype == "int8" else 2e-6 * np.abs(expected).max()
+        assert np.abs(found.astype(float) - expected).max() <= allowed
+    if options == SMALLER[-1]:
+        checked = verify(tmp_path / "small", recompute=1)
+        assert (checked.sound, checked.recomputed.deviation) == (True, 0)
+        assert not native(photo, tmp_path / "small", **given, **own, **options).tried
+        x, y = small.cell_to_pixel("photo.tif", 1, 5, 5)
+        assert (250 < x < 310, 200 < y < 250) == (True, True)  # the last cell of the grid
+
+
+def test_no_whole_map_is_held_on_the_way_to_a_grid(photo, tmp_path, lively, monkeypatch):
+    """What is kept of tiles, and of their maps, are rows of the grid alone."""
+    kept = []
+    whole, part = InMemory.__init__, Beside.put
+    monkeypatch.setattr(
+        InMemory, "__init__", lambda self, shape, dtype: kept.append(shape) or whole(self, shape, dtype)
+    )
+    monkeypatch.setattr(Beside, "put", lambda self, row, values: kept.append(values.shape) or part(self, row, values))
+    monkeypatch.setattr(Tiles, "_measured", lambda *_: {})
+    native(photo, tmp_path / "out", weights=lively("test_resnet"), tile=64, halo=96, grid=(4, 3))
+    written = featx.open_run(tmp_path / "out")["photo.tif"]
+    assert {values.shape for values in written.values()} < set(kept)
+    rows = [shape for shape in kept if shape[1:] != (4, 3)]
+    assert {height for _, height, _ in rows} == {1}
+    assert len(rows) == 4 * 5 * len(written)  # four rows of the grid, of five columns of tiles
+
+
+@pytest.mark.parametrize("grid", [None, "9x4"])
+def test_components_are_fitted_on_pictures_in_tiles(photo, tmp_path, lively, monkeypatch, grid):
+    """A picture's cells are summed up row by row; with those of a smaller one, they give the basis of whole maps."""
+    natural_image(3, 60, 90).save(tmp_path / "a.png")
+    photos, heard = [tmp_path / "a.png", photo], []
+    options = {"weights": lively("test_resnet"), "components": 4, "grid": grid}
+    native(photos, tmp_path / "whole", **options)
+    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
+    report = native(photos, tmp_path / "tiles", tile=64, halo=96, listener=heard.append, **options)
+    whole, tiles = (np.load(tmp_path / name / "basis.npz") for name in ("whole", "tiles"))
+    for name in whole.files:
+        if name.startswith("level"):
+            np.testing.assert_allclose(tiles[name], whole[name], rtol=1e-3, atol=1e-4)
+    assert str(tiles[FITTED]) == str(whole[FITTED])
+    assert report.summary["cost"] == {"images": 0, "levels": {}}
+    assert "What smaller maps lose is not measured with --tile" in notes(heard)
+    assert [list(column.cells) for column in losses_table(report.summary).columns] == [
+        ["not measured, since --tile was given"]
+    ]
+    assert verify(tmp_path / "tiles", recompute=2).recomputed.deviation == 0
+
+
 def test_a_picture_is_read_band_by_band(photo, tmp_path, lively, monkeypatch):
     """No strip is read before its band is due, and maps that memory should not hold are written all the same."""
-    monkeypatch.setattr("featx.engine.mosaic.IN_MEMORY", 0)
+    monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
     decoded = []
     honest = TiffBlocks.decoded
     monkeypatch.setattr(TiffBlocks, "decoded", lambda self, number: decoded.append(number) or honest(self, number))
@@ -181,9 +289,7 @@ def test_a_broken_or_isolated_picture(photo, tmp_path, lively):
         ({"fit": None, "image_size": 64}, "--tile is for --fit native"),
         ({"max_side": 100}, "--max-side shrinks"),
         ({"embedding": True}, "--embedding needs the whole picture"),
-        ({"grid": 4}, "--grid needs whole maps"),
         ({"level_mpp": 0.5, "isolate": True}, "cannot read slides at a --level-mpp"),
-        ({"dtype": "int8"}, "--dtype int8 needs whole maps"),
         ({"engine": "ray"}, "--engine local"),
         ({"tile": None, "halo": 32}, "--halo is for tiles"),
         ({"tile": None, "level_mpp": 0.5}, "--level-mpp is for slides"),
@@ -213,4 +319,7 @@ def test_the_forecast_counts_tiles(photo, tmp_path):
     assert tiled.bytes == plain.bytes
     assert tiled.pass_memory < plain.pass_memory / 4
     assert json.dumps(tiled.tiles)
-    assert [each.options for each in tiled.savings if "strides" not in each.options] == ["--dtype float16"]
+    assert tiled.savings == plain.savings
+    small = native(path, tmp_path / "out", tile=256, halo=96, grid=7, dtype="int8", dry_run=True).forecast
+    assert (small.pass_memory, small.tiles) == (tiled.pass_memory, tiled.tiles)
+    assert small.bytes < tiled.bytes / 50

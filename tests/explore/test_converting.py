@@ -47,6 +47,9 @@ def test_there_and_back(run, tmp_path, name):
     before = tree(run)
     made = featx.convert(run, tmp_path / "made", format=name)
     assert (made.done, made.failed, made.converted) == (9, 1, 9)
+    files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
+    beside = {"manifest.jsonl", "summary.json"}
+    assert made.bytes == sum(path.stat().st_size for path in files if path.name not in beside)
     require_same(tmp_path / "made", run, name)
     featx.convert(tmp_path / "made", tmp_path / "back", format="npz")
     outputs = {name: digest for name, digest in before.items() if name.endswith(".npz")}

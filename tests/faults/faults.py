@@ -17,7 +17,7 @@ from featx.cli import commands
 from featx.engine import stopping
 from featx.engine.computing import Computer
 from featx.runs import remote
-from featx.runs.formats import npy, npz, parquet, webdataset, zarr_store
+from featx.runs.formats import npy, npz, parquet, webdataset, zarr, zarr_store
 from featx.stores import Store
 from tests.helpers import wait_until
 
@@ -117,7 +117,10 @@ class Faults:
         raise OSError(number, os.strerror(number))
 
 
-def inject(name: str, **options) -> None:
+def inject(name: str, group: int = 0, **options) -> None:
+    if group:  # so that few images make several groups
+        npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr.Writer.group = group
+        zarr_store.ROWS = 2 * group
     {"call": _call, "naive": _naive, "hold": _hold, "store": _store}[name](**options)
 
 
@@ -126,13 +129,10 @@ def _call(
     kind: str,
     counter: str = "",
     only: str = "",
-    group: int = 0,
     below: tuple[str, ...] = (),
     every: bool = False,
 ) -> None:
     """Strike a call about the run's folder, or those given; of those that write, or of `every` kind."""
-    if group:  # so that few images make several groups
-        npy.Writer.group = parquet.Writer.group = webdataset.Writer.group = zarr_store.ROWS = group
     below = below or (os.path.abspath("out"), os.path.abspath("whole"))
     Faults(number, kind, counter, only, below, CALLS if every else WRITES)
 

@@ -287,6 +287,19 @@ def test_rows_that_the_manifest_lacks_are_named(forge, photos, tmp_path, format_
     assert verify(out).uncommitted == []
 
 
+def test_files_of_a_store_that_is_not_described_are_not_foreign(forge, photos, tmp_path):
+    """As after a kill in a run's first commit."""
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--format", "zarr")["status"] == 0
+    out = tmp_path / "out"
+    (out / "features.zarr" / "zarr.json").unlink()
+    (out / "manifest.jsonl").write_text("")
+    (out / "features.zarr" / "notes.txt").write_text("mine")
+    (out / "features.zarr" / "key" / "notes.txt").write_text("mine")
+    assert verify(out).foreign == ["features.zarr/notes.txt", "features.zarr/key/notes.txt"]
+    assert forge.extract(tmp_path, photos / "0000.jpg", "out", "--format", "zarr")["status"] == 0
+    assert (verify(out).sound, len(verify(out).foreign)) == (True, 2)
+
+
 def test_a_suspect_does_not_outlive_its_image(forge, photos, tmp_path):
     from featx.runs.layout import UNFINISHED
     from featx.runs.suspects import Marks, read_suspects

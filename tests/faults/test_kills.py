@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.faults.conftest import make_photos, require_complete, require_only_complete_files
-from tests.helpers import MODEL, lines, outputs, tree, wait_until
+from tests.helpers import MODEL, outputs, tree, wait_until
 
 # Seconds from a run's beginning to a kill while it gets ready; and from some of its lines to a kill in full swing.
 READY, SHORTLY = 0.2, 0.02
@@ -69,27 +69,6 @@ def test_short_runs_killed_three_times_each(forge, undisturbed, tmp_path, reques
         kills += kill_until_done(forge, tmp_path, few, expected, [moment(chance, 16) for _ in range(3)])
         shutil.rmtree(tmp_path / "out")
     assert kills > runs  # a fast machine may finish before the third
-
-
-def test_runs_of_smaller_maps_killed_three_times_each(forge, tmp_path, request):
-    """Before the components are fitted, and after: all photos are projected on the basis of an undisturbed run."""
-    few = make_photos(tmp_path / "photos", 60)
-    smaller = ("--grid", "3x2", "--components", "5", "--fit-on", "20", "--dtype", "int8")
-    assert forge.extract(tmp_path, few, "whole", *smaller)["status"] == 0
-    expected = outputs(tmp_path / "whole")
-    chance = random.Random(7)
-    kills = 0
-    for _ in range(100 if request.config.getoption("--large") else 3):
-        for _ in range(3):
-            steps = moment(chance, 40)
-            done = forge.extract(tmp_path, few, "out", *smaller, steps=steps, isolation=True)
-            kills += done["status"] == -9
-            require_only_complete_files(tmp_path / "out", expected)
-        assert forge.extract(tmp_path, few, "out", *smaller, isolation=True)["status"] == 0
-        assert outputs(tmp_path / "out") == expected
-        assert {line["status"] for line in lines(tmp_path / "out")} == {"done"}
-        shutil.rmtree(tmp_path / "out")
-    assert kills > 2
 
 
 def test_the_kill_tests_bite(forge, photos, tmp_path):

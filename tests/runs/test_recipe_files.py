@@ -116,6 +116,21 @@ def test_the_command_prints_a_recipe_that_it_reads(run, featx_command, tmp_path)
     assert featx_command("info", run.name).stdout == featx_command("info", f"./{run.name}").stdout != ""
 
 
+def test_a_run_that_does_not_say_its_options_is_shown_without_them(run, featx_command):
+    """As earlier versions wrote it."""
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["options"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert json.loads(featx_command("info", run, "--json").stdout).items() >= summary.items()
+    shown = featx_command("info", run)
+    assert (shown.returncode, "6 of 6 done" in shown.stdout) == (0, True)
+    assert shown.stdout.endswith("The featx that wrote it did not record its options\n")
+    for options in (("--recipe",), ("--recipe", "--json")):
+        refused = featx_command("info", run, *options)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "which did not record its options. Type them instead" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

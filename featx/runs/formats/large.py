@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -52,11 +52,35 @@ class OnDisk:
         """
         _, height, width = self.shape
         for channel, rows in enumerate(np.ascontiguousarray(values)):
-            data = memoryview(rows.reshape(-1).view(np.uint8))
-            place = (channel * height + row) * width * self.dtype.itemsize
-            while data:
-                count = os.pwrite(self._handle, data, place)
-                data, place = data[count:], place + count
+            self._write(rows, (channel * height + row) * width * self.dtype.itemsize)
+
+    @property
+    def result(self) -> OnDisk:
+        """What is written."""
+        return self
+
+    def narrow(self, dtype: np.dtype[Any], made: Callable[[int, Array], Array]) -> None:
+        """Replace its numbers by others of a smaller type, in its own file.
+
+        `made` gives those for some numbers of a channel. What is written never reaches what is still to be read.
+        """
+        channels, height, width = self.shape
+        end = 0
+        for channel in range(channels):
+            first, last = (each * height * width * self.dtype.itemsize for each in (channel, channel + 1))
+            for place in range(first, last, BLOCK):
+                values = np.frombuffer(bytearray(os.pread(self._handle, min(BLOCK, last - place), place)), self.dtype)
+                end = self._write(made(channel, values), end)
+        os.truncate(self._handle, end)
+        self.dtype, self.nbytes = dtype, end
+
+    def _write(self, values: Array, place: int) -> int:
+        """Write numbers at a place, and return where they end."""
+        data = values.reshape(-1).view(np.uint8).data
+        while data:
+            count = os.pwrite(self._handle, data, place)
+            data, place = data[count:], place + count
+        return place
 
     def blocks(self) -> Iterator[bytes]:
         """Read its bytes, in C's order."""
@@ -74,8 +98,21 @@ class InMemory:
     """The same for an array that memory holds."""
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        self.values: Array = np.empty(shape, dtype)
+        self.shape, self.dtype = tuple(shape), dtype
+        self.values: Array = np.empty(self.shape, dtype)
 
     def put(self, row: int, values: Array) -> None:
         """Fill rows, (C, rows, W), from one on."""
         self.values[:, row : row + values.shape[1]] = values
+
+    @property
+    def result(self) -> Array:
+        """The array itself."""
+        return self.values
+
+    def narrow(self, dtype: np.dtype[Any], made: Callable[[int, Array], Array]) -> None:
+        """Replace its numbers by others of a smaller type; `made` gives those for a channel."""
+        narrowed: Array = np.empty(self.values.shape, dtype)
+        for channel, values in enumerate(self.values):
+            narrowed[channel] = made(channel, values)
+        self.values, self.dtype = narrowed, dtype

@@ -1,9 +1,11 @@
 # Zarr: one array a level, in numbered shards, and the keys of its rows beside it.
 """A run as one store.
 
-A row counts when its key is in its shard's file of keys, which is written after the arrays' files. Each of these files
-appears complete or not at all, and is replaced as a whole when its shard grows; the shape in the metadata follows. Of
-several rows with one key, which a killed run leaves, the one that is in the manifest counts: their sha256 tell.
+A row counts when its key is in its shard's file of keys. The arrays' files grow in place: rows are written where none
+counts and are safe on the disk before the index is written, which is before the file of keys is replaced, and the shape
+in the metadata follows. So whatever is cut off, no row that counts has been touched, and `Store.settle` puts right what
+is around them. Of several rows with one key, which a killed run leaves, the one that is in the manifest counts: their
+sha256 tell.
 """
 
 from __future__ import annotations
@@ -21,24 +23,21 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
+from featx.errors import OutputError
 from featx.runs.formats import Array, Record, Stored
-from featx.runs.formats.arrays import bytes_in, digest_of
+from featx.runs.formats.arrays import digest_of
 from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader
 from featx.runs.formats.zarr_store import (
     KEY,
-    LARGEST,
     METADATA,
     ROWS,
     SHARD,
     STORE,
     Layout,
-    Spec,
     Store,
-    index_of,
     keys_of,
     layout_of,
     metadata_of,
-    padding_of,
     read_layout,
 )
 from featx.sharding import WHOLE, Shard
@@ -67,12 +66,11 @@ class Writer:
     largest = sys.maxsize
     group = ROWS
     seconds = 30.0  # what a killed run may have to do again
-    room = LARGEST
+    room = 1 << 28
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard = WHOLE) -> None:
         self._unfinished, self._shard = unfinished, shard
         self._store = Store(folder, _layout(folder, fields))
-        self.group = self._store.layout.rows
         self._next = Place(shard.remainder, 0)
         self._alone = threading.Lock()
 
@@ -89,7 +87,9 @@ class Writer:
         with self._alone:
             rows = dict(zip(self._places(), (stored.content for stored in group), strict=False))
             for number, places in groupby(rows, lambda place: place.number):
-                self._put(number, {place.place: rows[place] for place in places})
+                added = {place.place: rows[place] for place in places}
+                self._put(number, added)
+                self._next = Place(number, max(added) + 1)
             if group:
                 self._describe()
             return [STORE] * len(group)
@@ -126,31 +126,27 @@ class Writer:
             yield Place(number, place)
             place += 1
 
-    def _put(self, number: int, rows: Mapping[int, Row], *, append: bool = True) -> None:
-        """Write some rows of a shard, by their places, and those that it has: the arrays first, then the keys."""
+    def _put(self, number: int, rows: Mapping[int, Row]) -> None:
+        """Write some rows of a shard, by their places, where none counts; then they do."""
         keys = self._store.keys(number) if self._store.path(KEY, number).exists() else []
-        grows = bool(keys)
         keys += [""] * (max(rows) + 1 - len(keys))
-        written: dict[Path, Path] = {}
-        try:
-            for name, spec in self._store.layout.arrays.items():
-                files.make_folders(self._store.folder(name))
-                path, temporary = self._store.path(name, number), self._unfinished / f"{name}-{number}"
-                old = self._store.rows(name, number) if grows else np.empty((0, *spec.shape))
-                written[temporary] = path
-                new = {place: row.arrays[name] for place, row in rows.items()}
-                files.write(temporary, _pieces(spec, self._store.layout.rows, old, new, len(keys)))
-            files.commit(written)
-        except BaseException:
-            for temporary in written:
-                with suppress(OSError):  # the earlier failure is reported; it goes with everything unfinished
-                    temporary.unlink()
-            raise
         for place, row in rows.items():
             keys[place] = row.key
-        self._write_keys(number, keys)
-        if append:
-            self._next = Place(number, max(rows) + 1)
+        try:
+            self._store.put(number, {place: row.arrays for place, row in rows.items()}, self._unfinished)
+            self._store.settle(number, len(keys))
+            self._write_keys(number, keys)
+        except BaseException:
+            with suppress(OSError, OutputError):  # the earlier failure is reported, and the next run does it
+                self._give_back(number)
+            raise
+
+    def _give_back(self, number: int) -> None:
+        """Free the room of rows that do not count."""
+        if self._store.path(KEY, number).exists():
+            self._store.settle(number, len(self._store.keys(number)))
+        else:
+            self._remove(number)
 
     def _write_keys(self, number: int, keys: Sequence[str]) -> None:
         files.make_folders(self._store.folder(KEY))
@@ -201,7 +197,7 @@ class Writer:
             return ""
 
     def _forget(self, live: Mapping[Place, str]) -> None:
-        """Take the keys of all other rows out of the shards, and remove shards without any."""
+        """Take the keys of all other rows out of the shards, then what only those need; remove shards without any."""
         for number in self._own(KEY):
             keys = self._keys(number)
             left = [live.get(Place(number, place), "") for place in range(len(keys))]
@@ -209,6 +205,8 @@ class Writer:
                 self._remove(number)
             elif left != keys:
                 self._write_keys(number, left)
+            if any(left):
+                self._store.settle(number, max(place for place, key in enumerate(left, 1) if key))
 
     def _close_gaps(self, live: dict[Place, str]) -> bool:
         """Copy the last rows into the gaps between the others, unless something there is damaged."""
@@ -224,7 +222,7 @@ class Writer:
                 there = moves[gap]
                 arrays = {name: rows(name, there.number)[there.place] for name in self._store.layout.arrays}
                 copied[gap.place] = Row(live[there], arrays)
-            self._put(number, copied, append=False)
+            self._put(number, copied)
         for gap, there in moves.items():
             live[gap] = live.pop(there)
         return True
@@ -280,20 +278,6 @@ class Writer:
 def bytes_of(fields: Sequence[Field]) -> int:
     """Return the bytes of a row; indices and the end of the last chunk do not count."""
     return sum(field.bytes for field in fields)
-
-
-def _pieces(spec: Spec, shard: int, old: Array, new: Mapping[int, Array], count: int) -> Iterator[files.Piece]:
-    """Lay out so many rows of a shard: those that it has, and some instead of them and after them."""
-    place = 0
-    for start in (*sorted(new), count):
-        if place < start:
-            yield bytes_in(old[place:start])
-        if start < count:
-            yield bytes_in(new[start])
-        place = start + 1
-    chunks, padding = padding_of(spec, count)
-    yield padding
-    yield index_of(chunks, shard // spec.chunk, spec.chunk * spec.bytes)
 
 
 def _layout(folder: Path, fields: Sequence[Field]) -> Layout:

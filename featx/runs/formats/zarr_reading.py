@@ -13,7 +13,7 @@ from typing import NamedTuple
 from featx.errors import OutputError
 from featx.runs.formats import Array
 from featx.runs.formats.arrays import BLOCK, digest_of
-from featx.runs.formats.zarr_store import KEY, METADATA, STORE, Store, read_layout
+from featx.runs.formats.zarr_store import KEY, METADATA, SHARD, STORE, Store, read_layout
 from featx.runs.manifest import Done
 from featx.values import EMBEDDING
 
@@ -58,12 +58,14 @@ class Reader:
         return "" if digest_of(self.read(line.key, line.output)) == line.sha256 else "sha256 differs"
 
     def files(self, outputs: Iterable[str]) -> set[str]:
-        """All of the store."""
+        """All of the store; what looks like its files where it is not described, or no longer."""
+        found = {f"{STORE}/{METADATA}"}
         try:
             store = self._open().store
         except UNSOUND:
-            return set()
-        found = {f"{STORE}/{METADATA}"}
+            paths = (self._folder / STORE).glob("*/*")
+            ours = (path for path in paths if path.name == METADATA or SHARD.fullmatch(path.name))
+            return found | {path.relative_to(self._folder).as_posix() for path in ours}
         for name in (KEY, *store.layout.arrays):
             names = {METADATA, *(store.path(name, number).name for number in store.numbers(name))}
             found |= {f"{STORE}/{name}/{each}" for each in names}

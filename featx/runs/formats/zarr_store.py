@@ -1,9 +1,9 @@
 # The layout of a Zarr store: its metadata, and where the rows of its arrays lie in the files of its shards.
 """A Zarr group of version 3 with an array for each of a run's fields, and one of keys; a row is an image.
 
-All arrays have the same number of rows in a shard, so that the shard with a number holds the same images in each. Rows
-are stored one after the other, uncompressed, which makes a shard an array that can be memory-mapped, with Zarr's index
-of chunks after it.
+All arrays have the same number of rows in a shard, so that the shard with a number holds the same images in each. A
+shard's file begins with Zarr's index of its chunks, which has one length for any number of rows and follows from it.
+The rows come after it, one after the other and uncompressed: they can be memory-mapped, and the file grows in place.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from featx import files
 from featx.errors import FeatxError
 from featx.runs.formats import Array
+from featx.runs.formats.arrays import bytes_in
 from featx.values import Field
 
 try:
@@ -33,11 +35,13 @@ except ImportError as error:
 # The store in a run's folder, its metadata, and the array of keys.
 STORE, METADATA, KEY = "features.zarr", "zarr.json", "key"
 
-# Rows of a shard at most, and bytes of a shard of all arrays together; bytes of a chunk, if it has more than one row.
-ROWS, LARGEST, CHUNK = 4096, 1 << 28, 1 << 16
+# Rows of a shard at most, and their bytes in its largest file, which stays under 4 GiB with its index; bytes of a
+# chunk, if it has more than one row.
+ROWS, LARGEST, CHUNK = 4096, (1 << 32) - (1 << 17), 1 << 16
 
-# The index entry of a chunk that is not there, and the bytes of a checksum.
-ABSENT, CHECKSUM = (1 << 64) - 1, 4
+# Where the index is in a file, the bytes of an entry, an entry's numbers for a chunk that is not there, the bytes of a
+# checksum, and what the place of the first row is a multiple of.
+INDEX, ENTRY, ABSENT, CHECKSUM, ALIGNMENT = "start", 16, (1 << 64) - 1, 4, 64
 
 SHARD = re.compile(r"c\.(\d{1,18})(\.0)*")
 
@@ -63,6 +67,11 @@ class Spec:
         """The value of numbers that are not there."""
         return math.nan if self.dtype.kind == "f" else 0
 
+    def start(self, rows: int) -> int:
+        """Place of the first row in the file of a shard that can have so many."""
+        index = rows // self.chunk * ENTRY + CHECKSUM
+        return index + -index % ALIGNMENT
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -78,10 +87,10 @@ class Layout:
 
 
 def layout_of(fields: Sequence[Field]) -> Layout:
-    """Lay out a new store: shards as large as memory can wait for, chunks as small as is quick to read."""
+    """Lay out a new store: shards so large that their files are few, chunks as small as is quick to read."""
     shapes = {field.key: (field.lengths, np.dtype(field.dtype or "float32")) for field in fields}
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
-    rows = min(ROWS, _power_of_two(LARGEST // max(1, sum(sizes.values()))))
+    rows = min(ROWS, _power_of_two(LARGEST // max(1, *sizes.values())))
     chunks = {name: min(rows, _power_of_two(CHUNK // max(1, size))) for name, size in sizes.items()}
     return Layout(rows, {name: Spec(*shape, chunks[name]) for name, shape in shapes.items()})
 
@@ -96,7 +105,7 @@ def metadata_of(layout: Layout, rows: int) -> dict[str, bytes]:
                 "chunk_shape": [spec.chunk, *spec.shape],
                 "codecs": [_numbers()],
                 "index_codecs": [_numbers(), {"name": "crc32c"}],
-                "index_location": "end",
+                "index_location": INDEX,
             },
         }
         fill = "NaN" if spec.dtype.kind == "f" else 0
@@ -178,23 +187,43 @@ class Store:
     def rows(self, name: str, number: int) -> Array:
         """Map the rows of a shard, (n, ...); a file may have more of them than there are keys.
 
+        Zarr's index is not asked: it follows from the keys, and may be half-written while the shard grows.
+
         Raises
         ------
         OSError, ValueError
             If the file is not there, or torn.
         """
         spec, path = self.layout.arrays[name], self.path(name, number)
-        whole = self.layout.rows // spec.chunk
-        with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size - len(index_of(0, whole, 0))
-            count = length // (spec.chunk * spec.bytes) if spec.bytes else whole
-            if length < 0 or count > whole or length != count * spec.chunk * spec.bytes:
-                raise ValueError(f"{path} has been torn off")
-            file.seek(length)
-            if file.read() != index_of(count, whole, spec.chunk * spec.bytes):
-                raise ValueError(f"the index of {path} is damaged")
-        shape = (count * spec.chunk, *spec.shape)
-        return np.memmap(path, spec.dtype, "r", 0, shape) if length else np.empty(shape, spec.dtype)
+        start = spec.start(self.layout.rows)
+        length = path.stat().st_size - start
+        if length < 0:
+            raise ValueError(f"{path} has been torn off")
+        count = length // (spec.chunk * spec.bytes) * spec.chunk if spec.bytes else self.layout.rows
+        shape = (min(count, self.layout.rows), *spec.shape)
+        return np.memmap(path, spec.dtype, "r", start, shape) if math.prod(shape) else np.empty(shape, spec.dtype)
+
+    def put(self, number: int, rows: Mapping[int, Mapping[str, Array]], unfinished: Path) -> None:
+        """Write rows into a shard's files, by their places, and have them safe on the disk; all others stay."""
+        whole = self.layout.rows
+        for name, spec in self.layout.arrays.items():
+            path = self.path(name, number)
+            if not path.exists():
+                files.make_folders(self.folder(name))
+                files.write_atomically(path, [head_of(spec, whole, 0)], unfinished / f"{name}-{number}")
+            for _, consecutive in groupby(enumerate(sorted(rows)), lambda pair: pair[1] - pair[0]):
+                places = [place for _, place in consecutive]
+                position = spec.start(whole) + places[0] * spec.bytes
+                files.write_at(path, position, (bytes_in(rows[place][name]) for place in places))
+        for name in self.layout.arrays:
+            files.synchronise(self.path(name, number))
+
+    def settle(self, number: int, count: int) -> None:
+        """Have a shard's files hold so many rows, which are there: nothing but padding after them, and their index."""
+        found = [(spec, self.path(name, number)) for name, spec in self.layout.arrays.items()]
+        settled = [path for spec, path in found if path.exists() and _settle(path, spec, self.layout.rows, count)]
+        for path in settled:
+            files.synchronise(path)
 
 
 def keys_of(keys: Sequence[str], rows: int) -> bytes:
@@ -203,19 +232,33 @@ def keys_of(keys: Sequence[str], rows: int) -> bytes:
     return data + _checksum(data)
 
 
-def index_of(count: int, whole: int, size: int) -> bytes:
-    """Lay out the index of a shard with so many of all its chunks, which follow each other, and its checksum."""
-    index = np.full((whole, 2), ABSENT, "<u8")
-    index[:count, 0] = np.arange(count, dtype=np.uint64) * np.uint64(size)
-    index[:count, 1] = size
+def head_of(spec: Spec, whole: int, count: int) -> bytes:
+    """Lay out what precedes the rows in a shard's file, if it has so many of all: the index, and its checksum."""
+    chunks, size, start = -(-count // spec.chunk), spec.chunk * spec.bytes, spec.start(whole)
+    index = np.full((whole // spec.chunk, 2), ABSENT, "<u8")
+    index[:chunks, 0] = start + np.arange(chunks) * size
+    index[:chunks, 1] = size
     data = index.tobytes()
-    return data + _checksum(data)
+    return (data + _checksum(data)).ljust(start, b"\0")
 
 
-def padding_of(spec: Spec, count: int) -> tuple[int, bytes]:
-    """Return how many chunks so many rows take, and the bytes that the last one lacks."""
-    chunks = -(-count // spec.chunk)
-    return chunks, np.full((chunks * spec.chunk - count, *spec.shape), spec.fill, spec.dtype).tobytes()
+def _settle(path: Path, spec: Spec, whole: int, count: int) -> bool:
+    """Put right what is not as it has to be in a file with so many rows; False if nothing is, or rows are lost."""
+    head, padding = head_of(spec, whole, count), np.full((-count % spec.chunk, *spec.shape), spec.fill, spec.dtype)
+    end = len(head) + count * spec.bytes
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < end:
+            return False
+        index = file.read(len(head))
+        file.seek(end)
+        behind = file.read(padding.nbytes + 1)
+    if len(behind) > padding.nbytes:
+        files.cut(path, end + padding.nbytes)
+    if behind[: padding.nbytes] != padding.tobytes():
+        files.write_at(path, end, [padding.tobytes()])
+    if index != head:
+        files.write_at(path, 0, [head])
+    return behind != padding.tobytes() or index != head
 
 
 def _checksum(data: bytes) -> bytes:
@@ -258,5 +301,7 @@ def _is_plain(spec: Spec) -> bool:
 
 def _spec(described: dict[str, Any]) -> Spec:
     (codec,) = described["codecs"]
+    if codec["configuration"]["index_location"] != INDEX:
+        raise ValueError("rows are elsewhere than where this version has them")
     chunk, *shape = codec["configuration"]["chunk_shape"]
     return Spec(tuple(map(int, shape)), np.dtype(described["data_type"]), int(chunk))
