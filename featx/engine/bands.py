@@ -10,18 +10,19 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 
+from featx.engine.beside import Beside, Rows, hand_on
 from featx.engine.fitting import Cells, Covariance
 from featx.engine.pooling import Grid, GridRows, across
 from featx.engine.projecting import Components
 from featx.engine.reducing import Photo, Reduction
 from featx.engine.scaling import Scaled, quotients, scale_of
-from featx.engine.tiling import AT_A_TIME, IN_MEMORY
+from featx.engine.tiling import BESIDE, IN_MEMORY
 from featx.images.cells import Array
 from featx.images.grid import on_photo, pooled
 from featx.images.tiles import Share, Size
@@ -32,21 +33,25 @@ from featx.values import Field, Level
 OF_WHOLE_MAPS = (Grid, Components, Scaled, Cells)
 
 
-class Rows(Protocol):
-    """What takes the rows of a map."""
-
-    def put(self, row: int, values: Array) -> None:
-        """Take (C, rows, W), from one row on; the next are those below."""
-
-    def finish(self) -> list[tuple[Any, bool]]:
-        """Return what was made of the whole map, and of each array whether all of it is finite."""
-
-
 class Chain(NamedTuple):
-    """What is made of a map: `first` can be done to some of its columns alone, before `rest` gets all of them."""
+    """What is made of a map.
+
+    Attributes
+    ----------
+    first : callable
+        Makes a step that can be done to some columns of the map alone, before `rest` gets all of them.
+    rest : Rows
+        Gets what the first step made.
+    folder : Path or None
+        Where columns that memory does not hold wait for the others.
+    most : int
+        Bytes of these that memory holds.
+    """
 
     first: Callable[[Rows], Rows]
     rest: Rows
+    folder: Path | None = None
+    most: int = 0
 
 
 class Mosaic:
@@ -67,7 +72,8 @@ class Mosaic:
     def __init__(self, chain: Chain, rows: Sequence[Share], columns: Sequence[Share], dtype: np.dtype[Any]) -> None:
         self._rest, self._rows, self._columns = chain.rest, rows, columns
         self._blended: Rows | None = None
-        self._parts = [Beside() for _ in columns]
+        self._beside = Beside(chain.folder, chain.most // len(columns))
+        self._parts = [self._beside.part() for _ in columns]
         self._firsts = [chain.first(part) for part in self._parts]
         if any(share.weights is not None for share in (*rows, *columns)):
             self._blended, dtype = chain.first(chain.rest), np.dtype(np.float32)
@@ -103,44 +109,17 @@ class Mosaic:
         """Hand on the cells to which nothing is added by the rows below."""
         if self._blended is None:
             for each in zip(*(part.taken() for part in self._parts), strict=True):
-                _hand_on(each[0][0], [values for _, values in each], self._rest)
+                hand_on(each[0][0], [values for _, values in each], self._rest)
+            self._beside.clear()
             return
         start = self._rows[row].start
         settled = self._rows[row + 1].start - start if row + 1 < len(self._rows) else self._band.shape[1]
-        _hand_on(start, [self._band[:, :settled]], self._blended)
+        hand_on(start, [self._band[:, :settled]], self._blended)
         self._band = self._band[:, settled:].copy()
 
     def made(self) -> list[tuple[Any, bool]]:
         """Return the arrays that are made of the map, and of each whether all of it is finite."""
         return self._rest.finish()
-
-
-def _hand_on(row: int, parts: Sequence[Array], target: Rows) -> None:
-    """Hand on rows whose columns are in several parts, a few at a time."""
-    step = max(1, AT_A_TIME // sum(part[:, :1].nbytes for part in parts))
-    for first in range(0, parts[0].shape[1], step):
-        some = [part[:, first : first + step] for part in parts]
-        target.put(row + first, np.concatenate(some, axis=2) if len(some) > 1 else some[0])
-
-
-class Beside:
-    """Keep what is made of some columns of a map until that of the others is there."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[int, Array]] = []
-
-    def put(self, row: int, values: Array) -> None:
-        """Keep rows; what they are a part of may be large."""
-        self._made.append((row, np.array(values)))
-
-    def taken(self) -> list[tuple[int, Array]]:
-        """Return what came since last time."""
-        made, self._made = self._made, []
-        return made
-
-    def finish(self) -> list[tuple[Any, bool]]:
-        """Return nothing: others do."""
-        return []
 
 
 class Kept:
@@ -302,7 +281,7 @@ def chains_of(steps: Sequence[Reduction], maps: Sequence[Field], photo: Photo, f
     for place, field in enumerate(maps):
         shape, dtype = by_key[field.key].lengths, types[field.key]
         target = OnDisk(folder, shape, dtype) if held > IN_MEMORY else InMemory(shape, dtype)
-        found[place] = _chain(steps, place, field, photo, target)
+        found[place] = _chain(steps, place, field, photo, target)._replace(folder=folder, most=BESIDE // len(maps))
     return found
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Bytes of a picture's maps that memory holds, since larger ones are on the disk until they are written.
 IN_MEMORY = 1 << 28
 
+# Bytes of the maps of a row of tiles that memory holds, since more wait on the disk.
+BESIDE = 1 << 29
+
 # Bytes of a map's rows that are made smaller at a time, and how often they are in memory then.
 AT_A_TIME, COPIES = 1 << 26, 4
 
@@ -124,7 +127,7 @@ def beside_passes(tiling: Tiling, size: Size, arrays: int) -> int:
     across = size[1] / width
     copies = 3 if tiling.blends else 1  # what the row above gave, and the weighted maps of a tile
     whole = arrays * across * size[0] / height
-    rows = arrays * across * (1 if tiling.blends else min(1.0, tiling.tile / height))
+    rows = arrays * across if tiling.blends else min(arrays * across * min(1.0, tiling.tile / height), BESIDE)
     return int(3 * height * size[1] + copies * rows + COPIES * min(rows, AT_A_TIME) + min(whole, IN_MEMORY))
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import featx
 from featx.cli.descriptions import losses_table
-from featx.engine.bands import Beside
+from featx.engine.beside import Part
 from featx.engine.mosaic import Tiles
 from featx.engine.reducing import Photo
 from featx.engine.reductions import reductions_of
@@ -148,6 +148,7 @@ def tiled(photo, tmp_path_factory, lively, request):
 
 SMALLER = [
     {"grid": (3, 5)},
+    {},
     {"grid": (40, 3), "grid_pool": "max"},
     {"components": 5},
     {"dtype": "int8"},
@@ -160,14 +161,15 @@ SMALLER = [
     ("tiled", "options"),
     [*((96, options) for options in SMALLER), (32, SMALLER[0]), (32, SMALLER[-1])],
     indirect=["tiled"],
-    ids=lambda value: str(value) if isinstance(value, int) else "-".join(value),
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(value) or "whole",
 )
 def test_maps_of_tiles_are_made_smaller(photo, tmp_path, basis, tiled, monkeypatch, options):
     """Row by row, on the disk: as the steps make smaller the whole map, which is that of one pass where it is exact."""
     given, whole = tiled
     own = {"basis": str(basis)} if "components" in options else {}
-    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
-    monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
+    monkeypatch.setattr("featx.engine.beside.AT_A_TIME", 1)
+    for name in ("BESIDE", "IN_MEMORY"):
+        monkeypatch.setattr(f"featx.engine.bands.{name}", 0)
     native(photo, tmp_path / "small", **given, **own, **options)
     small = featx.open_run(tmp_path / "small", raw=True)
     job = Job("test_resnet", **{"fit": "native", **given, **own, **options})
@@ -195,11 +197,11 @@ def test_maps_of_tiles_are_made_smaller(photo, tmp_path, basis, tiled, monkeypat
 def test_no_whole_map_is_held_on_the_way_to_a_grid(photo, tmp_path, lively, monkeypatch):
     """What is kept of tiles, and of their maps, are rows of the grid alone."""
     kept = []
-    whole, part = InMemory.__init__, Beside.put
+    whole, part = InMemory.__init__, Part.put
     monkeypatch.setattr(
         InMemory, "__init__", lambda self, shape, dtype: kept.append(shape) or whole(self, shape, dtype)
     )
-    monkeypatch.setattr(Beside, "put", lambda self, row, values: kept.append(values.shape) or part(self, row, values))
+    monkeypatch.setattr(Part, "put", lambda self, row, values: kept.append(values.shape) or part(self, row, values))
     monkeypatch.setattr(Tiles, "_measured", lambda *_: {})
     native(photo, tmp_path / "out", weights=lively("test_resnet"), tile=64, halo=96, grid=(4, 3))
     written = featx.open_run(tmp_path / "out")["photo.tif"]
@@ -216,7 +218,7 @@ def test_components_are_fitted_on_pictures_in_tiles(photo, tmp_path, lively, mon
     photos, heard = [tmp_path / "a.png", photo], []
     options = {"weights": lively("test_resnet"), "components": 4, "grid": grid}
     native(photos, tmp_path / "whole", **options)
-    monkeypatch.setattr("featx.engine.bands.AT_A_TIME", 1)
+    monkeypatch.setattr("featx.engine.beside.AT_A_TIME", 1)
     report = native(photos, tmp_path / "tiles", tile=64, halo=96, listener=heard.append, **options)
     whole, tiles = (np.load(tmp_path / name / "basis.npz") for name in ("whole", "tiles"))
     for name in whole.files:

@@ -19,10 +19,50 @@ BLOCK = 1 << 24
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class OnDisk:
-    """A (C, H, W) array in a file without a name, which goes with it.
+class Nameless:
+    """A file without a name, which goes with what holds it.
 
     Its pages are not mapped into memory while it is written and read, so that they do not count as the process's.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the file is.
+    size : int
+        Its bytes.
+    """
+
+    def __init__(self, folder: Path, size: int = 0) -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            self.handle = os.dup(file.fileno())
+        finalize(self, os.close, self.handle)
+        self.cut(size)
+
+    def cut(self, size: int) -> None:
+        """Have it end there."""
+        os.truncate(self.handle, size)
+
+    def write(self, values: Array, place: int) -> int:
+        """Write numbers at a place, and return where they end.
+
+        Raises
+        ------
+        OSError
+            If the disk is full, or fails.
+        """
+        data = values.reshape(-1).view(np.uint8).data
+        while data:
+            count = os.pwrite(self.handle, data, place)
+            data, place = data[count:], place + count
+        return place
+
+    def read(self, size: int, place: int) -> bytes:
+        """Read bytes."""
+        return os.pread(self.handle, size, place)
+
+
+class OnDisk:
+    """A (C, H, W) array in a file of its own.
 
     Parameters
     ----------
@@ -37,10 +77,7 @@ class OnDisk:
     def __init__(self, folder: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = tuple(shape), dtype
         self.nbytes = math.prod(self.shape) * dtype.itemsize
-        with tempfile.TemporaryFile(dir=folder) as file:
-            self._handle = os.dup(file.fileno())
-        finalize(self, os.close, self._handle)
-        os.truncate(self._handle, self.nbytes)
+        self._file = Nameless(folder, self.nbytes)
 
     def put(self, row: int, values: Array) -> None:
         """Fill rows, (C, rows, W), from one on.
@@ -52,7 +89,7 @@ class OnDisk:
         """
         _, height, width = self.shape
         for channel, rows in enumerate(np.ascontiguousarray(values)):
-            self._write(rows, (channel * height + row) * width * self.dtype.itemsize)
+            self._file.write(rows, (channel * height + row) * width * self.dtype.itemsize)
 
     @property
     def result(self) -> OnDisk:
@@ -69,29 +106,40 @@ class OnDisk:
         for channel in range(channels):
             first, last = (each * height * width * self.dtype.itemsize for each in (channel, channel + 1))
             for place in range(first, last, BLOCK):
-                values = np.frombuffer(bytearray(os.pread(self._handle, min(BLOCK, last - place), place)), self.dtype)
-                end = self._write(made(channel, values), end)
-        os.truncate(self._handle, end)
+                values = np.frombuffer(bytearray(self._file.read(min(BLOCK, last - place), place)), self.dtype)
+                end = self._file.write(made(channel, values), end)
+        self._file.cut(end)
         self.dtype, self.nbytes = dtype, end
-
-    def _write(self, values: Array, place: int) -> int:
-        """Write numbers at a place, and return where they end."""
-        data = values.reshape(-1).view(np.uint8).data
-        while data:
-            count = os.pwrite(self._handle, data, place)
-            data, place = data[count:], place + count
-        return place
 
     def blocks(self) -> Iterator[bytes]:
         """Read its bytes, in C's order."""
         for place in range(0, self.nbytes, BLOCK):
-            yield os.pread(self._handle, min(BLOCK, self.nbytes - place), place)
+            yield self._file.read(min(BLOCK, self.nbytes - place), place)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """Map it, for those who need an array."""
-        with os.fdopen(os.dup(self._handle), "rb") as file:
+        with os.fdopen(os.dup(self._file.handle), "rb") as file:
             mapped: Array = np.memmap(file, self.dtype, "r", shape=self.shape)
         return mapped.astype(dtype) if dtype or copy else mapped
+
+
+class Spilled:
+    """A (C, H, W) array at a place in a file that it shares with others."""
+
+    def __init__(self, file: Nameless, place: int, values: Array) -> None:
+        self.shape, self.dtype = values.shape, values.dtype
+        self._file, self._place = file, place
+        self.end = file.write(np.ascontiguousarray(values), place)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Array:
+        """Read some rows of all channels: ``[:, 3:5]``."""
+        channels, height, width = self.shape
+        first, last, _ = key[1].indices(height)
+        rows: Array = np.empty((channels, last - first, width), self.dtype)
+        for channel, each in enumerate(rows):
+            place = self._place + (channel * height + first) * width * self.dtype.itemsize
+            each[:] = np.frombuffer(self._file.read(each.nbytes, place), self.dtype).reshape(each.shape)
+        return rows
 
 
 class InMemory:
