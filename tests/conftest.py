@@ -20,11 +20,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest: begun first, so that several workers come to an end together.
 LONGEST = (
-    *("models/timm/test_description.py", "models/timm/test_outputs.py", "faults/test_disk.py", "test_readme.py"),
-    *("models/test_catalogue.py", "models/test_yolo.py", "models/test_weights.py", "models/test_runtimes.py"),
-    *("faults/test_kills.py", "faults/test_vectors.py", "faults/test_hostile.py", "faults/test_signals.py"),
-    *("faults/test_temporaries.py", "test_scripts.py", "cli/test_commands.py", "images/test_containers.py"),
-    *("engine/test_ray.py", "runs/test_remote.py", "faults/test_stores.py", "faults/test_combinations.py"),
+    *("models/timm/test_description.py", "faults/test_disk.py", "models/timm/test_outputs.py"),
+    *("faults/test_vectors.py", "models/test_catalogue.py", "test_scripts.py", "faults/test_combinations.py"),
+    *("faults/test_shards.py", "test_readme.py", "cli/test_screens.py", "models/test_runtimes.py"),
+    *("faults/test_hostile.py", "cli/test_wrong_values.py", "models/test_centres.py", "engine/test_native.py"),
+    *("faults/test_temporaries.py", "cli/test_commands.py", "faults/test_signals.py", "faults/test_kills.py"),
+    *("models/test_yolo.py", "engine/test_extract.py", "engine/test_ray.py", "engine/test_smaller.py"),
+    *("images/test_containers.py", "engine/test_archive_runs.py", "models/test_weights.py", "runs/test_remote.py"),
+    *("faults/test_stores.py", "faults/test_stores_in_place.py"),
 )
 
 
@@ -105,10 +108,12 @@ def no_hub(tmp_path):
 
 @pytest.fixture
 def featx_command(forge, tmp_path, no_hub):
-    """Run ``featx`` in this folder; in another process, which has torch already."""
+    """Run ``featx`` in this folder, or a ``script`` of Python; in another process, which has torch already."""
 
-    def run(*arguments: object, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, stdin: bytes = b"", script: str = "", **environment: str):
         request = {"stdin": stdin.decode("latin-1"), "environment": no_hub | environment, "isolation": True}
+        if script:
+            request["script"] = script
         done = forge(tmp_path, *arguments, **request)
         return subprocess.CompletedProcess(arguments, done["status"], done["stdout"], done["stderr"])
 

@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import shlex
 import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -48,23 +46,17 @@ def writes(step):
     return "featx.extract(" in step or re.search("featx (extract|similar|verify) ", step)
 
 
-def runnable(step):
-    """As printed; where weights would come from the hub, which tests cannot reach, random ones are taken."""
-    if not step.startswith(("featx", "find")):
-        return [sys.executable, "-c", step]
-    if " extract " in step and "--weights" not in step:
-        step += " --weights random"
-    return ["bash", "-c", re.sub(r"(^|\| )featx ", rf"\1{shlex.quote(sys.executable)} -m featx ", step)]
-
-
 def run(step, featx_command):
-    if step.startswith("featx ") and not re.search(r"[|*<>&;]", step):
-        done = featx_command(*shlex.split(runnable(step)[-1], comments=True)[3:])
+    """As printed; where weights would come from the hub, which tests cannot reach, random ones are taken."""
+    if not step.startswith(("featx ", "find ")):
+        done = featx_command(script=step)
     else:
-        environment = {**os.environ, "COLUMNS": "200"}
-        done = subprocess.run(
-            runnable(step), capture_output=True, text=True, timeout=HANGS, check=False, env=environment
-        )
+        listed, _, command = step.rpartition("| ")
+        assert not re.search(r"[|*<>&;]", re.sub(r"'[^']*'", "", command)), f"{step} needs a shell"
+        if " extract " in command and "--weights" not in command:
+            command += " --weights random"
+        listing = subprocess.run(["bash", "-c", listed], capture_output=True, timeout=HANGS, check=True).stdout
+        done = featx_command(*shlex.split(command, comments=True)[1:], stdin=listing)
     assert done.returncode == 0, f"{step}\n{done.stderr}"
     assert done.stdout, step
     for shown in re.findall(r"^ *print\(.*\)  # ([(\d][^…\n]*)$", step, re.MULTILINE):

@@ -115,7 +115,7 @@ def corpus(folder, count):
 
 
 def test_a_corpus_of_damaged_images(forge, tmp_path, request):
-    count = 20_000 if request.config.getoption("--large") else 1000
+    count = 20_000 if request.config.getoption("--large") else 600
     images = corpus(tmp_path / "images", count)
     done = forge.extract(tmp_path, images, "out", isolation=True)
     assert done["status"] == 3, done["stderr"][-500:]

@@ -47,7 +47,7 @@ def kill_until_done(forge, folder, inputs, expected, moments) -> int:
 
 
 def test_kills_at_random_moments_of_a_long_run(forge, photos, undisturbed, tmp_path, request):
-    wanted = 1000 if request.config.getoption("--large") else 25
+    wanted = 1000 if request.config.getoption("--large") else 15
     chance = random.Random(5)
     kills = 0
     for _ in range(wanted):

@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import tarfile
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,9 +32,38 @@ def five(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def boxes(tmp_path):
+    write_boxes(tmp_path)
+
+
+def write_boxes(folder):
     """Boxes of more photos than there are, of which not all have the same number."""
     rows = [f"{number:04}.jpg,10,{row},60,50\n" for number in range(60) for row in range(number % 3 + 1)]
-    (tmp_path / "boxes.csv").write_text(f"key,x1,y1,x2,y2\n{''.join(rows)}")
+    (folder / "boxes.csv").write_text(f"key,x1,y1,x2,y2\n{''.join(rows)}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forge, five, tmp_path_factory):
+    """Runs without faults, into an empty folder or again after photos changed: one for each format."""
+
+    @cache
+    def run(format_, anew):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        write_boxes(folder)
+        photos, counter = shutil.copytree(five, folder / "photos"), folder / "calls"
+        if not anew:
+            assert forge.extract(folder, photos, "before", *options(format_))["status"] in (0, 3)
+            change(photos, five)
+            shutil.copytree(folder / "before", folder / "whole")
+        status = forge.extract(folder, photos, "whole", *options(format_), fault=striking(counter, 0, "EIO"))["status"]
+        assert status == (0 if anew and format_ != "boxes" else 3)
+        return folder, status, vectors(folder / "whole"), counter.read_text().split()
+
+    return run
+
+
+def striking(counter, number, kind):
+    """Return the fault that strikes a call, with groups of two images."""
+    return {"name": "call", "number": number, "kind": kind, "counter": str(counter), "group": 2}
 
 
 def options(format_):
@@ -104,27 +133,18 @@ def change(photos, others):
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("anew", [True, False])
-def test_calls_fail_in_turn(forge, five, tmp_path, format_, kind, anew, request):
+def test_calls_fail_in_turn(forge, undisturbed, tmp_path, format_, kind, anew, request):
     """Of a run into an empty folder; and of one for which rows are dropped and replaced."""
-    photos, counter = tmp_path / "photos", tmp_path / "calls"
-    shutil.copytree(five, photos)
-    if not anew:
-        assert forge.extract(tmp_path, photos, "before", *options(format_))["status"] in (0, 3)
-        change(photos, five)
-        shutil.copytree(tmp_path / "before", tmp_path / "whole")
-    counting = {"name": "call", "number": 0, "kind": "EIO", "counter": str(counter), "group": 2}
-    sound = 0 if anew and format_ != "boxes" else 3
-    assert forge.extract(tmp_path, photos, "whole", *options(format_), fault=counting)["status"] == sound
-    expected, calls = vectors(tmp_path / "whole"), counter.read_text().split()
+    whole, sound, expected, calls = undisturbed(format_, anew)
+    photos, counter = whole / "photos", tmp_path / "calls"
     assert len(expected) == 5
     step = 1 if request.config.getoption("large") else max(10, len(calls) // 3)
     for number in range(1 + 3 * KINDS.index(kind) + anew, len(calls) + 1, step):
         counter.unlink(missing_ok=True)
         if not anew:
-            shutil.copytree(tmp_path / "before", tmp_path / "out")
-        failed = forge.extract(
-            tmp_path, photos, "out", *options(format_), fault={**counting, "number": number, "kind": kind}
-        )
+            shutil.copytree(whole / "before", tmp_path / "out")
+        fault = striking(counter, number, kind)
+        failed = forge.extract(tmp_path, photos, "out", *options(format_), fault=fault)
         made = counter.read_text().split()
         if kind == "kill":
             assert failed["status"] == -9, (number, made)
@@ -161,7 +181,7 @@ def test_images_that_change_and_break_between_kills(forge, tmp_path, format_, re
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
     require_no_other_rows(tmp_path / "out")
-    assert verify(Path(tmp_path / "out")).sound
+    assert verify(tmp_path / "out").sound
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -102,8 +102,20 @@ FAMILIES = {
     "xcit": "xcit_nano_12_p8_224",
 }
 
-# Input sides at which the three largest of them cost seconds and not minutes.
-SMALLER = {"deepseek_vit_412m": 224, "gemma4_vit_167m": 384, "qwen3_vit_88m": 256}
+# Input sides at which the largest of them cost seconds and not minutes.
+SMALLER = {
+    "deepseek_vit_412m": 224,
+    "gemma4_vit_167m": 192,
+    "qwen3_vit_88m": 256,
+    "mobilenetv5_base": 128,
+    "naflexvit_base_patch16_parfac_gap": 96,
+    "nasnetalarge": 96,
+    "pnasnet5large": 96,
+    "sequencer2d_s": 96,
+}
+
+# Networks with so many parameters that setting them twice takes half a minute.
+HUGE = {"deepseek_vit_412m"}
 
 # One of every kind that an embedding can be taken of: levels by timm's getter, list and hooks, or its own classes; ends
 # that are maps of either layout, tokens with and without a class token, several of them, or none.

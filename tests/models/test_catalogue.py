@@ -78,7 +78,6 @@ def test_the_file_is_what_its_writer_writes(tmp_path):
         "resnet50.fb_swsl_ig1b_ft_in1k",
         "vit_base_patch16_224",
         "swin_base_patch4_window12_384",
-        "crossvit_9_240",
     ],
 )
 def test_the_catalogue_says_what_building_says(name):

@@ -54,7 +54,9 @@ def size_of(name: str, side: int) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_cells_look_where_the_trace_says(name):
+def test_cells_look_where_the_trace_says(name, request):
+    if NETWORKS.index(name) % 2 and not request.config.getoption("large"):
+        pytest.skip("every other network, but for --large")
     result = measure_centres.measured(name, size_of(name, 256), 1)
     if measure_centres.beyond(result) > TOLERANCE:
         result = measure_centres.measured(name, size_of(name, LARGER), SEEDS)
@@ -63,8 +65,8 @@ def test_cells_look_where_the_trace_says(name):
 
 
 def test_networks_are_of_many_families():
-    assert len({CATALOGUE.entries[name]["family"] for name in NETWORKS}) >= 25
-    assert len(NETWORKS) >= 30
+    assert len({CATALOGUE.entries[name]["family"] for name in NETWORKS[::2]}) >= 25
+    assert len(NETWORKS) >= 60
 
 
 def test_a_wrong_trace_is_noticed(monkeypatch):

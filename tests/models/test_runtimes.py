@@ -29,6 +29,15 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def compiler():
+    """Have torch compile in this process: others would each load torch first."""
+    from torch._inductor import config
+
+    with config.patch(compile_threads=1):
+        yield
+
+
 def extract(photos, name, **options):
     output = photos.parent / name
     helpers.extract(photos, output, **{"batch_size": 2, **options})
@@ -194,6 +203,7 @@ def test_without_openvino_the_way_to_it_is_said(photos, monkeypatch):
 
 
 @needs_a_compiler
+@pytest.mark.usefixtures("compiler")
 def test_the_compiled_network_gives_the_same_maps(photos):
     reference = extract(photos, "torch", out_indices=(0, 1))
     compiled = extract(photos, "compiled", out_indices=(0, 1), backend="compile")
@@ -201,6 +211,7 @@ def test_the_compiled_network_gives_the_same_maps(photos):
 
 
 @needs_a_compiler
+@pytest.mark.usefixtures("compiler")
 def test_the_compiled_network_s_attention_is_the_same(photos):
     asked = {"model": "test_vit", "image_size": 160, "out_indices": (0, 5), "attention": True}
     reference = extract(photos, "torch", **asked)

@@ -15,7 +15,7 @@ from featx.models.timm.description import output_strides
 from featx.models.timm.reference import resolve
 from featx.requests import ModelRequest
 from featx.values import Level
-from tests.models.families import FAMILIES, SMALLER
+from tests.models.families import FAMILIES, HUGE, SMALLER
 
 
 def describe(name, **asked):
@@ -188,7 +188,9 @@ MANY = 20_000_000
 
 
 @pytest.mark.parametrize("name", FAMILIES.values())
-def test_maps_equal_timms_bit_for_bit(name):
+def test_maps_equal_timms_bit_for_bit(name, request):
+    if name in HUGE and not request.config.getoption("large"):
+        pytest.skip("a huge one, for --large")
     torch.manual_seed(0)
     reference = timm.create_model(name, features_only=True).eval()
     pyramid = featx.load_pyramid(name, weights="random", seed=0, image_size=SMALLER.get(name), device="cpu")
