@@ -31,6 +31,7 @@ from featx.images.placing import unreadable
 from featx.images.tiles import Size, Tiling
 from featx.images.windows import Pixels, Windows
 from featx.options import Limits
+from featx.runs.formats import too_large
 from featx.runs.tensors import array_of
 from featx.text import amount_of
 from featx.values import Field, Item
@@ -273,11 +274,7 @@ class Tiles:
         steps = self._with.computers[0].reductions
         stored = fields_of(steps, maps)
         if (total := sum(field.bytes for field in stored)) > self._with.largest:
-            raise UnreadableError(
-                "write",
-                f"its maps take {amount_of(total)}, but a file holds {amount_of(self._with.largest)}; fewer levels "
-                "(--strides) or --dtype float16 may help",
-            )
+            raise UnreadableError("write", too_large(total, self._with.largest))
         return chains_of(steps, maps, photo, self._with.folder)
 
     def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float]:

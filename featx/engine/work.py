@@ -27,9 +27,8 @@ from featx.errors import ROOM, OutputError, StoreError, StuckError, UnreadableEr
 from featx.images import placing
 from featx.images.locators import stat_of
 from featx.paths import path_text
-from featx.runs.formats import Record, Stored, Writer
+from featx.runs.formats import Record, Stored, Writer, too_large
 from featx.runs.tensors import array_of
-from featx.text import amount_of
 from featx.values import BOXES, Item, Outcome, Stat
 
 # File-system errors that concern a name, not the disk.
@@ -37,9 +36,6 @@ OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 # What a batch takes of a memory that is not limited.
 NOTHING = Need(0, 0)
-
-# Options that make an image's arrays smaller.
-SMALLER = "--max-side, fewer levels or --dtype float16 may help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +222,7 @@ class Work:
         named = zip(fields, value.arrays.values, strict=True)
         arrays = {field.key: _array(values[value.position]) for field, values in named}
         if (size := sum(values.nbytes for values in arrays.values())) > self._writer.largest:
-            error = f"its arrays take {amount_of(size)}, but a file holds {amount_of(self._writer.largest)}; {SMALLER}"
+            error = too_large(size, self._writer.largest)
             return Outcome(image.item, image.stat, stage="write", error=error, messages=image.messages)
         try:
             stored = self._writer.write(Record(image.item, path_text(image.item.path), image.frame.original, arrays))

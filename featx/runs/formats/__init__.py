@@ -248,7 +248,7 @@ def require(name: str, fields: Sequence[Field] | None = None) -> None:
         raise UsageError(
             f"The arrays of one image take {amount_of(size)}, but an {name} file holds at most "
             f"{amount_of(module.Writer.largest)}",
-            "Use a smaller --image-size, fewer levels (--strides, --out-indices), or --dtype float16",
+            "Use --format safetensors, which has no such limit, or fewer levels (--strides, --out-indices)",
         )
 
 
@@ -262,6 +262,14 @@ def require_type(name: str, dtype: str) -> None:
     """
     if dtype == "bfloat16" and not FORMATS[name].bfloat16:
         raise UsageError(f"{name} has no bfloat16", "Use --format safetensors, or another --dtype")
+
+
+def too_large(size: int, largest: int) -> str:
+    """Say that an image's arrays take more than an output may have."""
+    return (
+        f"its arrays take {amount_of(size)}, but a file holds {amount_of(largest)}; --format safetensors has no such "
+        "limit"
+    )
 
 
 def _is_vector(fields: Sequence[Field]) -> bool:
