@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 from featx.errors import FeatxError, StoreError, UsageError, first_line
 from featx.filesystems import file_system, path_in, version_in
-from featx.paths import protocol_of, require_plain_url
+from featx.paths import protocol_of, require_plain_url, without_query
 
 # File systems of fsspec that write a file in its place, where half of it can be seen.
 IN_PLACE = {
@@ -178,14 +179,15 @@ class Store:
         except FeatxError:
             raise
         except Exception as error:
-            where = f"{self.url}/{name}" if name else self.url
+            where = without_query(f"{self.url}/{name}" if name else self.url)
             raise StoreError(f"{where} cannot be {done}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, NotImplementedError):
         return "its file system cannot do that"
-    return (error.strerror or first_line(error)) if isinstance(error, OSError) else first_line(error)
+    reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else first_line(error)
+    return re.sub(r"[?#][^\s'\"]*", "", reason)  # of a URL in it, whose query may be a secret
 
 
 def threads() -> ThreadPoolExecutor:

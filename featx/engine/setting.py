@@ -12,7 +12,7 @@ from featx.engine.resources import Workers, spread
 from featx.errors import WeightsError
 from featx.requests import Job
 from featx.runs import manifest
-from featx.runs.basis import Basis, network_of, read, stored
+from featx.runs.basis import Basis, network_of, read, shown, stored
 from featx.runs.planning import Plan, plan_work
 from featx.runs.recipe import differences, options_of, recipe_of, require_same_recipe
 from featx.runs.summary import require_summary
@@ -116,7 +116,7 @@ def basis_of(job: Job, pyramid: Pyramid, output: Path, earlier: dict[str, Any] |
         found = read(job.basis)
         kept = {field.key for field in pyramid.fields}
         chosen = [level for level in pyramid.maps if level.key in kept]
-        found.require(chosen, job.components, network_of(pyramid, job), job.basis)
+        found.require(chosen, job.components, network_of(pyramid, job), shown(job.basis))
     return found
 
 

@@ -22,7 +22,7 @@ from featx.command_options import VerifyOptions
 from featx.dtypes import DTYPES, ROUNDING
 from featx.engine import resources
 from featx.engine.events import Checked
-from featx.errors import ROOM, FeatxError, OutputError, StuckError
+from featx.errors import ROOM, OutputError, StuckError
 from featx.explore.leftovers import UNSOUND, fault_of_arrays, leftovers, parts_of
 from featx.images.locators import in_order, stat_of
 from featx.options import Limits
@@ -220,7 +220,7 @@ def _fault(run: Run, key: str) -> str:
         return run.reader.fault(line) or fault_of_arrays(run.reader.read(key, line.output), run.fields)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except FeatxError as error:  # a link points outside the folder
+    except OutputError as error:  # a link points outside the folder
         return error.message
     except UNSOUND as error:
         return f"is not an output, or its line is damaged: {type(error).__name__} {error}"

@@ -27,6 +27,7 @@ import numpy as np
 
 from featx import files
 from featx.errors import ROOM, FeatxError, OutputError, UsageError
+from featx.paths import without_query
 from featx.requests import Job
 from featx.runs.formats import Array
 from featx.runs.layout import BASIS
@@ -158,9 +159,14 @@ def read(place: Path | str) -> Basis:
     try:
         return _basis(_content(place))
     except OSError as error:
-        raise FeatxError(f"{place} cannot be read: {error.strerror or error}", "Check the path") from error
+        raise FeatxError(f"{shown(place)} cannot be read: {error.strerror or error}", "Check the path") from error
     except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FeatxError(f"{place} holds no basis, or it is damaged: {error}", "Give another one") from error
+        raise FeatxError(f"{shown(place)} holds no basis, or it is damaged: {error}", "Give another one") from error
+
+
+def shown(place: Path | str) -> Path | str:
+    """Return what messages call a basis: a URL without its query, which may be a secret."""
+    return place if isinstance(place, Path) else without_query(place)
 
 
 def _content(place: Path | str) -> bytes:
@@ -171,15 +177,16 @@ def _content(place: Path | str) -> bytes:
     OSError, FeatxError
         If it cannot be read.
     """
-    of_run = place.is_dir() if isinstance(place, Path) else not place.endswith(".npz")
+    plain = shown(place)
+    of_run = place.is_dir() if isinstance(place, Path) else not str(plain).endswith(".npz")
     if isinstance(place, Path):
         path = place / BASIS if of_run else place
         content = path.read_bytes() if path.exists() else None
     else:
-        folder, _, name = (f"{place}/{BASIS}" if of_run else place).rpartition("/")
-        content = Store.of(folder).read(name)
+        folder, _, name = (f"{str(plain).rstrip('/')}/{BASIS}" if of_run else str(plain)).rpartition("/")
+        content = Store.of(folder).read(name + place[len(str(plain)) :])
     if content is None:
-        where = f"{place} has no {BASIS}" if of_run else f"There is no basis {place}"
+        where = f"{plain} has no {BASIS}" if of_run else f"There is no basis {plain}"
         raise UsageError(where, "Give a run that was made with --components, or its basis.npz")
     return content
 

@@ -13,16 +13,18 @@ from PIL import Image
 import featx
 from featx.cli.descriptions import levels_table
 from featx.engine.losses import SUMS
-from featx.errors import OutputError, UsageError
+from featx.errors import FeatxError, OutputError, UsageError
 from featx.explore.patches import similar_patches
 from featx.explore.verify import verify
 from featx.explore.viewing import view
 from featx.images import cells
 from featx.images.frame import Frame
 from featx.images.grid import pooled, shares
+from featx.runs import basis
 from featx.runs.manifest import digests
 from featx.values import Level
 from tests.helpers import extract, natural_image, outputs, tree
+from tests.servers import site_of
 
 FITTED = 6
 ALL = {"grid": "3x2", "components": 6, "dtype": "int8", "fit_on": FITTED}
@@ -510,3 +512,19 @@ def test_a_run_behind_a_url_has_its_basis_there(run_of, photos, tmp_path):
     assert verify(url).basis == "is missing"
     extract(paths, url, batch_size=4, overwrite=True)
     assert not fsspec.filesystem("memory").exists("/smaller/run/basis.npz")
+
+
+def test_the_query_of_a_basis_on_the_web_fetches_it_and_is_not_shown(tmp_path):
+    pytest.importorskip("aiohttp")
+    expected = basis.packed({"level_1_mean": np.zeros(3), "level_1_components": np.eye(3)[:2]}, {}).content
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "basis.npz").write_bytes(expected)
+    with site_of(tmp_path) as site:
+        for place in ("run?key=SECRET/1", "run/basis.npz?key=SECRET/1"):
+            assert basis.read(f"{site.url}/{place}").content == expected
+        (tmp_path / "run" / "basis.npz").write_bytes(b"broken")
+        site.status["away.npz"] = 403
+        for place in ("run", "none", "run/basis.npz", "away.npz"):
+            with pytest.raises(FeatxError) as raised:
+                basis.read(f"{site.url}/{place}?key=SECRET/1")
+            assert "SECRET" not in str(raised.value), place

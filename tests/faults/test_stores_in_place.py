@@ -13,8 +13,10 @@ import pytest
 import xarray
 import zarr
 
+from featx.errors import FeatxError
 from featx.runs import formats
 from featx.runs.formats import Record, zarr_store
+from featx.sharding import WHOLE, Shard
 from featx.values import Field, Item
 from tests.faults import faults
 
@@ -46,8 +48,8 @@ class Run:
         self.folder, self.manifest = folder, folder.with_suffix(".json")
         self.numbers, self.digests = json.loads(self.manifest.read_text()) if self.manifest.exists() else ({}, {})
 
-    def begin(self):
-        self.writer = formats.writer("zarr", self.folder, self.folder / "unfinished", FIELDS)
+    def begin(self, shard=WHOLE):
+        self.writer = formats.writer("zarr", self.folder, self.folder / "unfinished", FIELDS, shard)
         self.writer.collect_garbage(dict.fromkeys(self.numbers, zarr_store.STORE), lambda: self.digests)
 
     def commit(self, numbers):
@@ -184,3 +186,33 @@ def test_rows_that_count_are_not_written_again(tmp_path):
     assert path.stat().st_ino == file
     assert all(np.array_equal(mapped[name], values) for name, values in arrays(4).items())
     assert mapped["level_0"].offset % zarr_store.ALIGNMENT == 0
+
+
+def test_an_older_store_is_refused(tmp_path):
+    """Its index comes after the rows: nothing is read out of its place or written over, until it is to be replaced."""
+    run = made(tmp_path / "run", 7)
+    whole, layout = contents(run.folder), run.writer._store.layout
+    for name, spec in layout.arrays.items():
+        path, start = run.writer._store.path(name, 0), spec.start(layout.rows)
+        path.write_bytes(path.read_bytes()[start:] + path.read_bytes()[:start])
+    described = tmp_path / "run" / zarr_store.STORE / zarr_store.METADATA
+    described.write_text(described.read_text().replace('"start"', '"end"'))
+    older = contents(run.folder)
+    with pytest.raises(FeatxError, match="older featx"):
+        run.require_all()
+    with pytest.raises(FeatxError, match="older featx"):
+        run.begin()
+    assert contents(run.folder) == older
+    run.manifest.unlink()
+    assert contents(made(tmp_path / "run", 7).folder) == whole
+
+
+def test_a_shard_that_starts_leaves_what_another_is_about_to_record(tmp_path):
+    """Its rows are in the store, while no manifest has a line yet."""
+    first, second = Run(tmp_path / "run"), Run(tmp_path / "run")
+    first.begin(Shard(1, 2))
+    first.commit(images(1, 2))
+    second.begin(Shard(2, 2))
+    second.commit(images(3))
+    first.require_all()
+    second.require_all()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
-from featx.errors import OutputError
+from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array, Record, Stored
 from featx.runs.formats.arrays import digest_of
 from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader
@@ -69,7 +69,7 @@ class Writer:
     room = 1 << 28
 
     def __init__(self, folder: Path, unfinished: Path, fields: Sequence[Field], shard: Shard = WHOLE) -> None:
-        self._unfinished, self._shard = unfinished, shard
+        self._folder, self._unfinished, self._shard = folder, unfinished, shard
         self._store = Store(folder, _layout(folder, fields))
         self._next = Place(shard.remainder, 0)
         self._alone = threading.Lock()
@@ -103,10 +103,12 @@ class Writer:
         A shard of a run does so in shards of its own numbers, and leaves gaps: others may be about to be recorded.
         """
         with self._alone:
-            if not done:
+            if not done and (self._shard == WHOLE or self._is_another()):
                 self._remove_all()
                 self._next = Place(self._shard.remainder, 0)
                 return
+            with suppress(*UNSOUND):  # an older store, whose rows would be written over, is refused
+                read_layout(Store.path_of_metadata(self._folder))
             if self._store.folder("").is_dir():
                 live = self._live(done, digests)
                 self._forget(live)
@@ -245,6 +247,16 @@ class Writer:
         sound = self._is_sound(last)
         return Place(last, len(self._store.keys(last))) if sound else Place(last + self._shard.count, 0)
 
+    def _is_another(self) -> bool:
+        """Whether a store is there that is laid out otherwise; if not, other shards may be about to record its rows."""
+        try:
+            found, _ = read_layout(Store.path_of_metadata(self._folder))
+        except FileNotFoundError:
+            return False
+        except (*UNSOUND, FeatxError):
+            return True
+        return found != self._store.layout
+
     def _own(self, name: str) -> list[int]:
         """Return the numbers of an array's shards that are this writer's."""
         return [number for number in self._store.numbers(name) if self._shard.has_number(number)]
@@ -285,7 +297,7 @@ def _layout(folder: Path, fields: Sequence[Field]) -> Layout:
     made = layout_of(fields)
     try:
         found, _ = read_layout(Store.path_of_metadata(folder))
-    except UNSOUND:
+    except (*UNSOUND, FeatxError):
         return made
     arrays = ([(name, spec.shape, spec.dtype) for name, spec in each.arrays.items()] for each in (made, found))
     return made if next(arrays) != next(arrays) else found

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from featx.errors import OutputError
+from featx.errors import FeatxError, OutputError
 from featx.runs.formats import Array
 from featx.runs.formats.arrays import BLOCK, digest_of
 from featx.runs.formats.zarr_store import KEY, METADATA, SHARD, STORE, Store, read_layout
@@ -62,7 +62,7 @@ class Reader:
         found = {f"{STORE}/{METADATA}"}
         try:
             store = self._open().store
-        except UNSOUND:
+        except (*UNSOUND, FeatxError):
             paths = (self._folder / STORE).glob("*/*")
             ours = (path for path in paths if path.name == METADATA or SHARD.fullmatch(path.name))
             return found | {path.relative_to(self._folder).as_posix() for path in ours}

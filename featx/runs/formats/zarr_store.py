@@ -126,6 +126,8 @@ def read_layout(path: Path) -> tuple[Layout, int]:
     ------
     OSError, ValueError
         If they are not there, or not featx's.
+    FeatxError
+        If an older featx wrote it, so that its rows lie elsewhere in the files; they must be neither read nor touched.
     """
     try:
         described = json.loads(path.read_bytes())["consolidated_metadata"]["metadata"]
@@ -302,6 +304,9 @@ def _is_plain(spec: Spec) -> bool:
 def _spec(described: dict[str, Any]) -> Spec:
     (codec,) = described["codecs"]
     if codec["configuration"]["index_location"] != INDEX:
-        raise ValueError("rows are elsewhere than where this version has them")
+        raise FeatxError(
+            f"An older featx wrote this {STORE}, and this one can neither read nor extend it",
+            "Read it with zarr or xarray, extract into another folder, or replace it with --overwrite",
+        )
     chunk, *shape = codec["configuration"]["chunk_shape"]
     return Spec(tuple(map(int, shape)), np.dtype(described["data_type"]), int(chunk))
