@@ -1,11 +1,11 @@
 # Zarr: one array a level, in numbered shards, and the keys of its rows beside it.
 """A run as one store.
 
-A row counts when its key is in its shard's file of keys. The arrays' files grow in place: rows are written where none
-counts and are safe on the disk before the index is written, which is before the file of keys is replaced, and the shape
-in the metadata follows. So whatever is cut off, no row that counts has been touched, and `Store.settle` puts right what
-is around them. Of several rows with one key, which a killed run leaves, the one that is in the manifest counts: their
-sha256 tell.
+A row counts when its key is in its shard's file of keys. The arrays' files grow in place: rows are written only where no
+row counts yet, and are safe on the disk before the index is written, which is before the file of keys is replaced, and
+the shape in the metadata follows. So whatever is cut off, no row that counts has been touched, and `Store.settle` puts
+right what is around them. Of several rows with one key, which a killed run leaves, the one that is in the manifest
+counts: their sha256 tell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx import files
-from featx.errors import FeatxError, OutputError
+from featx.errors import FeatxError
 from featx.runs.formats import Array, Record, Stored
 from featx.runs.formats.arrays import digest_of
 from featx.runs.formats.zarr_reading import MAPPED, UNSOUND, Reader
@@ -129,7 +129,7 @@ class Writer:
             place += 1
 
     def _put(self, number: int, rows: Mapping[int, Row]) -> None:
-        """Write some rows of a shard, by their places, where none counts; then they do."""
+        """Write some rows of a shard, by their places, where no row counts yet; then they do."""
         keys = self._store.keys(number) if self._store.path(KEY, number).exists() else []
         keys += [""] * (max(rows) + 1 - len(keys))
         for place, row in rows.items():
@@ -139,7 +139,7 @@ class Writer:
             self._store.settle(number, len(keys))
             self._write_keys(number, keys)
         except BaseException:
-            with suppress(OSError, OutputError):  # the earlier failure is reported, and the next run does it
+            with suppress(*UNSOUND):  # the earlier failure is reported, and the next run does it
                 self._give_back(number)
             raise
 
@@ -199,7 +199,7 @@ class Writer:
             return ""
 
     def _forget(self, live: Mapping[Place, str]) -> None:
-        """Take the keys of all other rows out of the shards, then what only those need; remove shards without any."""
+        """Take the keys of all other rows out of the shards, then cut the space they took; remove shards without any."""
         for number in self._own(KEY):
             keys = self._keys(number)
             left = [live.get(Place(number, place), "") for place in range(len(keys))]

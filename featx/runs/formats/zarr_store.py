@@ -245,7 +245,7 @@ def head_of(spec: Spec, whole: int, count: int) -> bytes:
 
 
 def _settle(path: Path, spec: Spec, whole: int, count: int) -> bool:
-    """Put right what is not as it has to be in a file with so many rows; False if nothing is, or rows are lost."""
+    """Repair index, padding and length of a file with so many rows; True if bytes were written."""
     head, padding = head_of(spec, whole, count), np.full((-count % spec.chunk, *spec.shape), spec.fill, spec.dtype)
     end = len(head) + count * spec.bytes
     with path.open("rb") as file:
