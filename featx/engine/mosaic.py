@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,15 +169,16 @@ class Tiles:
         if image.pixels is not None:  # which are placed already
             yield lambda rows, columns: image.pixels[rows, columns]  # type: ignore[index]
             return
-        try:
-            with (
-                locators.opened(image.item.path, self._with.limits, known=image.item.stat) as file,
-                windows.opened(file, image.item.path, self._with.limits, nullcontext, self.tiling.mpp) as source,
-            ):
+        path, limits = image.item.path, self._with.limits
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(locators.opened(path, limits, known=image.item.stat))
+                source = stack.enter_context(windows.opened(file, path, limits, nullcontext, self.tiling.mpp))
                 self._require_memory(image, source)
-                yield partial(self._section, preprocessor, image, source)
-        except (OSError, ValueError) as error:  # opened before, and no longer there
-            raise unreadable(error, image.item.path) from error
+            except (OSError, ValueError) as error:  # opened before, and no longer there
+                raise unreadable(error, path) from error
+            # Outside the handler: a full disk, which maps wait on, is not the picture's fault.
+            yield partial(self._section, preprocessor, image, source)
 
     def _section(self, preprocessor: Native, image: Large, source: Windows, rows: slice, columns: slice) -> Pixels:
         """Read a part of a picture; decoders raise far more than OSError."""
