@@ -278,8 +278,8 @@ class Tiles:
             raise UnreadableError("write", too_large(total, self._with.largest))
         return chains_of(steps, maps, photo, self._with.folder)
 
-    def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float]:
-        """Compare the maps of a part of a picture, in tiles, with those in one pass."""
+    def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float] | None:
+        """Compare the maps of a part of a picture, in tiles, with those in one pass; None if they are not finite."""
         (top, left), (height, width) = self.tiling.part(size)
 
         def part(rows: slice, columns: slice) -> Pixels:
@@ -292,6 +292,8 @@ class Tiles:
         for place, (mosaic, _) in tiled.items():
             ((found, _),) = mosaic.made()
             expected, got = (np.asarray(each, np.float32) for each in (array_of(whole.values[place][0]), found))
+            if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+                return None  # another picture's may be
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
             deviations[self._fields[place].key] = float(np.abs(got - expected).max(initial=0)) / scale
         return deviations

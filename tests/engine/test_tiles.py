@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import featx
 from featx.cli.descriptions import losses_table
@@ -267,6 +267,16 @@ def test_a_full_disk_is_not_the_fault_of_the_picture(photo, tmp_path, lively, mo
             native(photo, tmp_path / "out", **options)
     assert native(photo, tmp_path / "out", **options).summary["counts"]["done"] == 1
     assert outputs(tmp_path / "out") == outputs(tmp_path / "straight")
+
+
+def test_what_is_not_finite_is_not_compared(photo, tmp_path, lively):
+    """A summary without NaN; the maps of the next picture are compared."""
+    weights = load_file(lively("test_resnet"))
+    large = {key: values * 300 if key.endswith("bn1.weight") else values for key, values in weights.items()}
+    save_file(large, tmp_path / "large.safetensors")
+    report = native(photo, tmp_path / "out", weights=tmp_path / "large.safetensors", tile=64, halo=96, dtype="float16")
+    assert "holds NaN or infinity" in report.failures[0].error
+    assert "deviation" not in report.summary["tiling"]
 
 
 def test_a_halo_may_be_as_wide_as_a_tile(tmp_path, lively):
