@@ -114,7 +114,8 @@ class Mosaic:
             return
         start = self._rows[row].start
         settled = self._rows[row + 1].start - start if row + 1 < len(self._rows) else self._band.shape[1]
-        hand_on(start, [self._band[:, :settled]], self._blended)
+        if settled:  # none where the next row sees all of this one
+            hand_on(start, [self._band[:, :settled]], self._blended)
         self._band = self._band[:, settled:].copy()
 
     def made(self) -> list[tuple[Any, bool]]:
@@ -273,7 +274,8 @@ def chains_of(steps: Sequence[Reduction], maps: Sequence[Field], photo: Photo, f
     """
     for step in steps:
         if isinstance(step, Cells):
-            return {place: _gathering(step, level, maps[place], photo) for place, level in step.levels.items()}
+            gathering = {place: _gathering(step, level, maps[place], photo) for place, level in step.levels.items()}
+            return {place: _spilling(chain, folder, len(gathering)) for place, chain in gathering.items()}
     by_key = {field.key: field for field in fields_of(steps, maps)}
     types = {key: np.dtype("float32" if field.dtype == "int8" else field.dtype) for key, field in by_key.items()}
     held = sum(math.prod(field.lengths) * types[key].itemsize for key, field in by_key.items())
@@ -281,8 +283,13 @@ def chains_of(steps: Sequence[Reduction], maps: Sequence[Field], photo: Photo, f
     for place, field in enumerate(maps):
         shape, dtype = by_key[field.key].lengths, types[field.key]
         target = OnDisk(folder, shape, dtype) if held > IN_MEMORY else InMemory(shape, dtype)
-        found[place] = _chain(steps, place, field, photo, target)._replace(folder=folder, most=BESIDE // len(maps))
+        found[place] = _spilling(_chain(steps, place, field, photo, target), folder, len(maps))
     return found
+
+
+def _spilling(chain: Chain, folder: Path, maps: int) -> Chain:
+    """Have columns wait on the disk where memory, which so many maps share, does not hold them."""
+    return chain._replace(folder=folder, most=BESIDE // maps)
 
 
 def _chain(steps: Sequence[Reduction], place: int, field: Field, photo: Photo, target: OnDisk | InMemory) -> Chain:

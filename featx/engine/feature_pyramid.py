@@ -26,7 +26,6 @@ from featx.models.pyramid import load
 from featx.options import ImageOptions, KeepOptions, ModelOptions, StoreOptions
 from featx.requests import Job
 from featx.run_options import NetworkOptions
-from featx.runs.tensors import array_of
 from featx.text import listed
 
 # Columns that hold pictures; the first that a batch has is read.
@@ -75,6 +74,8 @@ class FeaturePyramid:
 
     @keywords(ModelOptions, ImageOptions, KeepOptions, StoreOptions, NetworkOptions, without=("model", "format"))
     def __init__(self, model: str, *, batch_size: int = BATCH_SIZE, device: str = "auto", **options: Any) -> None:
+        if options.get("dtype") == "bfloat16":
+            raise UsageError("numpy, whose arrays come out, has no bfloat16", "Use float16 or float32")
         job = completed(Job(model=model, batch_size=batch_size, device=device, **options))
         if job.fit == "native":
             raise UsageError("With --fit native every photo has arrays of its own size", "Use crop, squash or pad")
@@ -118,7 +119,7 @@ class FeaturePyramid:
             for field, values, finite in zip(self._computer.fields, found.values, found.finite, strict=True):
                 for position, row in enumerate(rows):
                     if finite[position]:
-                        arrays[field.key][row] = array_of(values[position])
+                        arrays[field.key][row] = np.asarray(values[position])
                     else:
                         errors[row] = f"{field.key} holds NaN or infinity"
 

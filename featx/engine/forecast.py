@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featx.engine import proposals, resources
 from featx.engine.boxes import Boxes
-from featx.engine.measures import bytes_each, bytes_kept, on_disk, pass_memory, peak, whole_blocks
+from featx.engine.measures import bytes_each, bytes_kept, bytes_waiting, on_disk, pass_memory, peak, whole_blocks
 from featx.engine.proposals import Proposal
 from featx.engine.resources import Workers
 from featx.engine.sizes import Sizes
@@ -62,6 +62,8 @@ class Forecast:
     tiles : (int, int, int, int) or None
         Where large photos are cut: side and halo of a tile, how many tiles the largest one has, and the longer side of
         what is seen of one.
+    waiting : int
+        Bytes of the maps of the largest one that wait on the disk until they are written, beside the output.
     elsewhere : bool
         Whether other processes compute it, perhaps on other machines, whose memory is not known.
     savings, fitting : tuple of Proposal
@@ -83,6 +85,7 @@ class Forecast:
     largest: tuple[int, int] | None
     seen: float | None
     tiles: tuple[int, int, int, int] | None = None
+    waiting: int = 0
     elsewhere: bool = False
     savings: tuple[Proposal, ...] = ()
     fitting: tuple[Proposal, ...] = ()
@@ -141,6 +144,7 @@ def foresee(
         largest=sizes.largest_photo,
         seen=coverage.seen(feed, sizes.photo) if sizes.photo else None,
         tiles=(tiling.tile, tiling.halo, tiling.count(sizes.largest), max(sizes.passed)) if tiling else None,
+        waiting=bytes_waiting(blueprint, job, sizes.largest, sizes.passed, tiling) if tiling and items else 0,
         elsewhere=job.engine != "local",
         **_proposals(blueprint, job, len(items), each, sizes),
     )

@@ -14,6 +14,7 @@ from featx.engine.bands import taken_whole
 from featx.engine.boxes import Boxes
 from featx.engine.reductions import reductions_of
 from featx.engine.resources import Memory, Workers
+from featx.engine.tiling import IN_MEMORY
 from featx.images.tiles import Tiling
 from featx.models.pyramid import Blueprint
 from featx.requests import Job
@@ -117,6 +118,28 @@ def bytes_kept(blueprint: Blueprint, job: Job, size: tuple[int, int], tiling: Ti
     whole = replace(job, dtype=kept_in(job.dtype))  # whole numbers are made later
     fields = passed_fields(blueprint, job, size) if tiling.blends else stored_fields(blueprint, whole, size)
     return sum(field.bytes for field in fields)
+
+
+def bytes_waiting(
+    blueprint: Blueprint, job: Job, size: tuple[int, int], passed: tuple[int, int], tiling: Tiling
+) -> int:
+    """Return the bytes of a picture's maps that wait on the disk until they are written; 0 where memory holds them.
+
+    Parameters
+    ----------
+    blueprint, job : Blueprint, Job
+        The pyramid, and all options.
+    size, passed : (int, int)
+        Height and width of the input, and of its tiles.
+    tiling : Tiling
+        How it is cut.
+    """
+    if not tiling.cuts(size):
+        return 0
+    whole = replace(job, dtype=kept_in(job.dtype))  # whole numbers are made later
+    fields = [_grown(field, passed, size) for field in blueprint.fields_at(passed)]
+    found = sum(field.bytes for field in _stored(blueprint, whole, fields))
+    return found if found > IN_MEMORY else 0
 
 
 def pass_memory(blueprint: Blueprint, workers: Workers, size: tuple[int, int] | None = None) -> int | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,15 +169,16 @@ class Tiles:
         if image.pixels is not None:  # which are placed already
             yield lambda rows, columns: image.pixels[rows, columns]  # type: ignore[index]
             return
-        try:
-            with (
-                locators.opened(image.item.path, self._with.limits, known=image.item.stat) as file,
-                windows.opened(file, image.item.path, self._with.limits, nullcontext, self.tiling.mpp) as source,
-            ):
+        path, limits = image.item.path, self._with.limits
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(locators.opened(path, limits, known=image.item.stat))
+                source = stack.enter_context(windows.opened(file, path, limits, nullcontext, self.tiling.mpp))
                 self._require_memory(image, source)
-                yield partial(self._section, preprocessor, image, source)
-        except (OSError, ValueError) as error:  # opened before, and no longer there
-            raise unreadable(error, image.item.path) from error
+            except (OSError, ValueError) as error:  # opened before, and no longer there
+                raise unreadable(error, path) from error
+            # Outside the handler: a full disk, which maps wait on, is not the picture's fault.
+            yield partial(self._section, preprocessor, image, source)
 
     def _section(self, preprocessor: Native, image: Large, source: Windows, rows: slice, columns: slice) -> Pixels:
         """Read a part of a picture; decoders raise far more than OSError."""
@@ -277,8 +278,8 @@ class Tiles:
             raise UnreadableError("write", too_large(total, self._with.largest))
         return chains_of(steps, maps, photo, self._with.folder)
 
-    def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float]:
-        """Compare the maps of a part of a picture, in tiles, with those in one pass."""
+    def _measured(self, image: Large, section: Section, size: Size) -> dict[str, float] | None:
+        """Compare the maps of a part of a picture, in tiles, with those in one pass; None if they are not finite."""
         (top, left), (height, width) = self.tiling.part(size)
 
         def part(rows: slice, columns: slice) -> Pixels:
@@ -291,6 +292,8 @@ class Tiles:
         for place, (mosaic, _) in tiled.items():
             ((found, _),) = mosaic.made()
             expected, got = (np.asarray(each, np.float32) for each in (array_of(whole.values[place][0]), found))
+            if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+                return None  # another picture's may be
             scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
             deviations[self._fields[place].key] = float(np.abs(got - expected).max(initial=0)) / scale
         return deviations

@@ -65,7 +65,9 @@ def require_room(
         )
     size = on_disk(job.format, forecast.bytes_per_image) * forecast.images
     what = f"The features of {images(forecast.images)} take {amount_of(size)}"
-    if forecast.free is not None and size > forecast.free:
+    if forecast.free is not None and size + forecast.waiting > forecast.free:
+        if forecast.waiting:
+            what += f", maps of tiles another {amount_of(forecast.waiting)} until they are written"
         raise OutputError(
             f"{what}, and {amount_of(forecast.free)} are free for {output}",
             f"{_savings(blueprint, job, forecast.images)}; --force begins all the same",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import featx
+from featx.engine.feature_pyramid import FeaturePyramid
 from featx.errors import UsageError
 from featx.explore.verify import verify
 from featx.runs.manifest import digests
@@ -75,3 +76,8 @@ def test_formats_without_it_say_so(photos, tmp_path, name):
     with pytest.raises(UsageError, match=f"{name} has no bfloat16"):
         featx.convert(tmp_path / "half", tmp_path / "out", format=name)
     assert not (tmp_path / "out").exists()
+
+
+def test_batches_of_columns_lack_it():
+    with pytest.raises(UsageError, match="numpy, whose arrays come out, has no bfloat16"):
+        FeaturePyramid("test_resnet", dtype="bfloat16")

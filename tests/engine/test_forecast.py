@@ -147,6 +147,27 @@ def test_output_that_exceeds_the_free_space_is_refused_with_what_would_save_it(p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("dtype", "times"), [("float32", 1), ("int8", 4)])
+def test_maps_that_wait_on_the_disk_need_space_as_well(photos, tmp_path, monkeypatch, dtype, times):
+    """Those of the largest photo; they are made whole numbers only in the end."""
+    monkeypatch.setattr("featx.engine.measures.IN_MEMORY", 0)
+    options = {"fit": "native", "image_size": None, "tile": 32, "halo": 0, "dtype": dtype}
+    value = foreseen(photos, tmp_path / "first", **options)
+    whole = largest(tmp_path / "first")
+    assert value.waiting == pytest.approx(times * whole, rel=0.02)  # scales are beside them
+    space = SimpleNamespace(free=value.bytes + value.waiting // 2)
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: space)
+    with pytest.raises(OutputError, match=r"take .+B, maps of tiles another .+B until they are written, and .+ free"):
+        extract(photos, tmp_path / "out", **options)
+    assert extract(photos, tmp_path / "out", force=True, **options).computed == 3
+
+
+def largest(folder):
+    """Return the most bytes that the arrays of a photo take, as they are stored."""
+    run = featx.open_run(folder, raw=True)
+    return max(sum(values.nbytes for values in run[key].values()) for key in run)
+
+
 def test_memory_grows_with_batches_and_passes_and_shrinks_with_precision():
     blueprint = draw_up(ModelRequest("test_resnet", weights="random"))
     job = Job(model="test_resnet", weights="random", device="cpu")

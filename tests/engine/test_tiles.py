@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import featx
 from featx.cli.descriptions import losses_table
@@ -15,14 +15,15 @@ from featx.engine.beside import Part
 from featx.engine.mosaic import Tiles
 from featx.engine.reducing import Photo
 from featx.engine.reductions import reductions_of
-from featx.errors import ModelError, StoppedError, UsageError
+from featx.errors import ModelError, OutputError, StoppedError, UsageError
 from featx.explore.verify import verify
 from featx.images.tiff_blocks import TiffBlocks
+from featx.images.tiles import Tiling
 from featx.models.pyramid import draw_up, load
 from featx.models.reach import reach_of
 from featx.requests import Job, ModelRequest
 from featx.runs.basis import FITTED, read
-from featx.runs.formats.large import InMemory
+from featx.runs.formats.large import InMemory, Nameless
 from featx.values import Note, Outcome
 from tests.helpers import extract, lines, natural_image, notes, outputs
 
@@ -247,6 +248,55 @@ def test_a_picture_is_read_band_by_band(photo, tmp_path, lively, monkeypatch):
     monkeypatch.undo()
     native(photo, tmp_path / "in_memory", **options)
     assert outputs(tmp_path / "out") == outputs(tmp_path / "in_memory")
+
+
+@pytest.mark.parametrize("options", [{}, {"components": 4}, {"dtype": "int8"}], ids="-".join)
+def test_a_full_disk_is_not_the_fault_of_the_picture(photo, tmp_path, lively, monkeypatch, options):
+    """Maps, and the cells that components are fitted on, wait on the disk; the run goes on once there is room."""
+    options = {"weights": lively("test_resnet"), "tile": 64, "halo": 96, **options}
+    native(photo, tmp_path / "straight", **options)
+    for name in ("BESIDE", "IN_MEMORY"):
+        monkeypatch.setattr(f"featx.engine.bands.{name}", 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Nameless, "write", full)
+        with pytest.raises(OutputError, match=r"photo\.tif cannot be written: No space"):
+            native(photo, tmp_path / "out", **options)
+    assert native(photo, tmp_path / "out", **options).summary["counts"]["done"] == 1
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "straight")
+
+
+def test_what_is_not_finite_is_not_compared(photo, tmp_path, lively):
+    """A summary without NaN; the maps of the next picture are compared."""
+    weights = load_file(lively("test_resnet"))
+    large = {key: values * 300 if key.endswith("bn1.weight") else values for key, values in weights.items()}
+    save_file(large, tmp_path / "large.safetensors")
+    report = native(photo, tmp_path / "out", weights=tmp_path / "large.safetensors", tile=64, halo=96, dtype="float16")
+    assert "holds NaN or infinity" in report.failures[0].error
+    assert "deviation" not in report.summary["tiling"]
+
+
+def test_a_halo_may_be_as_wide_as_a_tile(tmp_path, lively):
+    """Brute force: the weighted sum of what all tiles give, where the second row of them reaches the first cell."""
+    picture, weights = natural_image(0, 192, 160), str(lively("test_resnet"))
+    picture.save(tmp_path / "photo.png")
+    native(tmp_path / "photo.png", tmp_path / "tiles", tile=32, halo=32, weights=weights)
+    found, pixels = featx.open_run(tmp_path / "tiles")["photo.png"], torch.from_numpy(np.array(picture))
+    pyramid = load(Job("test_resnet", fit="native", weights=weights).request, torch.device("cpu"))
+    tiling, sums = Tiling(32, 32, 96), {key: np.zeros(values.shape) for key, values in found.items()}
+    for row, down in enumerate(tiling.spans(160)):
+        for column, across in enumerate(tiling.spans(192)):
+            window = pixels[down.first : down.last, across.first : across.last]
+            maps = pyramid.run(pyramid.normalise(window[None]))
+            for values, total in zip(maps, sums.values(), strict=True):
+                rows, columns = (tiling.shares(*sides) for sides in zip((160, 192), total.shape[1:], strict=True))
+                (top, bottom, above, tall), (left, right, before, wide) = rows[row], columns[column]
+                part = values[0, :, above : above + bottom - top, before : before + right - left].detach().numpy()
+                total[:, top:bottom, left:right] += part * tall[:, None] * wide
+    assert max(deviations(found, sums).values()) <= 1e-6
 
 
 def test_a_stopped_picture_is_begun_again(photo, tmp_path, lively):
