@@ -39,7 +39,7 @@ class Chain(NamedTuple):
     Attributes
     ----------
     first : callable
-        Makes a step that can be done to some columns of the map alone, before `rest` gets all of them.
+        Makes a step that can be applied to some of the map's columns by themselves, before `rest` gets all of them.
     rest : Rows
         Gets what the first step made.
     folder : Path or None

@@ -1,10 +1,10 @@
 # Zarr: one array a level, in numbered shards, and the keys of its rows beside it.
 """A run as one store.
 
-A row counts when its key is in its shard's file of keys. The arrays' files grow in place: rows are written only where no
-row counts yet, and are safe on the disk before the index is written, which is before the file of keys is replaced, and
-the shape in the metadata follows. So whatever is cut off, no row that counts has been touched, and `Store.settle` puts
-right what is around them. Of several rows with one key, which a killed run leaves, the one that is in the manifest
+A row counts when its key is in its shard's file of keys. The arrays' files grow in place: rows are written only where
+no row counts yet, and are safe on the disk before the index is written, which is before the file of keys is replaced,
+and the shape in the metadata follows. So whatever is cut off, no row that counts has been touched, and `Store.settle`
+puts right what is around them. Of several rows with one key, which a killed run leaves, the one that is in the manifest
 counts: their sha256 tell.
 """
 
@@ -199,7 +199,7 @@ class Writer:
             return ""
 
     def _forget(self, live: Mapping[Place, str]) -> None:
-        """Take the keys of all other rows out of the shards, then cut the space they took; remove shards without any."""
+        """Take the keys of all other rows out of the shards, then cut the space they took; remove empty shards."""
         for number in self._own(KEY):
             keys = self._keys(number)
             left = [live.get(Place(number, place), "") for place in range(len(keys))]
