@@ -159,7 +159,7 @@ def extract(
     format : str
         npz or safetensors: a file per image; webdataset: tar files of many images; zarr: one array per level; npy: all embeddings in one array; parquet: all embeddings or box vectors in one table.
     dtype : str
-        Data type of the stored maps; int8 comes with a scale per channel, bfloat16 needs --format safetensors. Box features, attention and prefix tokens are never int8, embeddings always float32.
+        Data type of the stored maps: float32, float16, bfloat16 (with --format safetensors) or int8 (and a scale per channel). Box features, attention and prefix tokens are never int8, embeddings always float32.
     overwrite : bool
         Start from scratch: remove what earlier calls left in the folder.
     retry_failed : bool

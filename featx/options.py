@@ -224,10 +224,11 @@ class StoreOptions(Options):
     )
     dtype: str = option(
         default="float32",
-        help="Data type of the stored maps; int8 comes with a scale per channel, bfloat16 needs --format safetensors. "
-        "Box features, attention and prefix tokens are never int8, embeddings always float32.",
+        help="Data type of the stored maps: float32, float16, bfloat16 (with --format safetensors) or int8 (and a "
+        "scale per channel). Box features, attention and prefix tokens are never int8, embeddings always float32.",
         convert=one_of(*DTYPES),
-        metavar="|".join(DTYPES),
+        metavar="TYPE",
+        words=DTYPES,
         in_recipe=True,
     )
 

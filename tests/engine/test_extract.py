@@ -352,7 +352,7 @@ def test_what_does_not_fit_half_precision_fails_and_is_not_written(photos, tmp_p
     ("wrong", "words"),
     [
         ({"workers": 0}, "--workers: expected a whole number from 1"),
-        ({"dtype": "int16"}, "float32, float16 or int8"),
+        ({"dtype": "int16"}, "float32, float16, bfloat16 or int8"),
         ({"backend": "tpu"}, "torch, compile"),
     ],
 )

@@ -155,7 +155,7 @@ def test_arrays_that_are_too_large_for_a_file_fail_alone(tmp_path, monkeypatch):
     report = native(tmp_path, tmp_path / "out")
     assert report.computed == 1
     assert [failure.stage for failure in report.failures] == ["write"]
-    assert "--max-side" in report.failures[0].error
+    assert "--format safetensors" in report.failures[0].error
 
 
 def test_the_forecast_is_of_the_photos_own_sizes(mixed, tmp_path):

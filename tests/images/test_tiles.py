@@ -5,9 +5,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.engine.mosaic import Mosaic
+from featx.engine.bands import Mosaic, in_memory
 from featx.images.tiles import Tiling
-from featx.runs.formats.large import InMemory, OnDisk
+from featx.runs.formats.large import OnDisk
+from featx.values import Field
 
 tilings = st.builds(
     lambda tile, halo, reach: Tiling(32 * tile, 32 * halo, reach),
@@ -48,25 +49,33 @@ def test_a_mosaic_of_cuts_is_the_map(tiling, height, width):
     whole = np.random.default_rng(0).standard_normal((2, height // 8, width // 16), np.float32)
     down, across = tiling.spans(height), tiling.spans(width)
     shares = tiling.shares(height, height // 8), tiling.shares(width, width // 16)
-    mosaic = Mosaic(InMemory(whole.shape, whole.dtype), *shares, whole.dtype)
+    mosaic = _in_memory(whole.shape, shares)
     for row, tall in enumerate(down):
         for column, wide in enumerate(across):
             part = whole[:, tall.first // 8 : tall.last // 8, wide.first // 16 : wide.last // 16]
             mosaic.add(row, column, part)
         mosaic.finish(row)
-    np.testing.assert_allclose(mosaic.target.values, whole, atol=0 if not tiling.blends else 2e-6)
+    ((made, finite),) = mosaic.made()
+    assert finite
+    np.testing.assert_allclose(made, whole, atol=0 if not tiling.blends else 2e-6)
+
+
+def _in_memory(shape, shares):
+    chains = in_memory([Field("level_0", shape, "float32")])
+    return Mosaic(chains[0], *shares, np.dtype(np.float32))
 
 
 def test_blending_is_a_raised_cosine():
     """From a tile of zeros to one of ones, across the border between them, as far as each sees beyond it."""
     tiling = Tiling(64, 32, None)
     shares = tiling.shares(64, 1), tiling.shares(128, 32)
-    mosaic = Mosaic(InMemory((1, 1, 32), np.dtype(np.float32)), *shares, np.dtype(np.float32))
+    mosaic = _in_memory((1, 1, 32), shares)
     for column, value in enumerate((0, 1)):
         mosaic.add(0, column, np.full((1, 1, 24), value, np.float32))
     mosaic.finish(0)
     distance = np.clip((4 * np.arange(32) + 2 - 64) / 32, -1, 1)
-    np.testing.assert_allclose(mosaic.target.values[0, 0], np.cos(np.pi / 4 * (1 - distance)) ** 2, atol=1e-6)
+    ((made, _),) = mosaic.made()
+    np.testing.assert_allclose(made[0, 0], np.cos(np.pi / 4 * (1 - distance)) ** 2, atol=1e-6)
 
 
 @given(tilings, sides, sides)

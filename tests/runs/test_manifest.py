@@ -146,7 +146,7 @@ def test_a_run_that_was_written_anew_is_not_read_with_old_positions(run, tmp_pat
 def test_more_than_a_file_can_hold_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", 1)
     monkeypatch.setattr("featx.runs.formats.npz.Writer.largest", 100_000)
-    with pytest.raises(featx.errors.UsageError, match=r"The arrays of one image take .* MB.*--image-size"):
+    with pytest.raises(featx.errors.UsageError, match=r"The arrays of one image take .* MB.*--format safetensors"):
         extract(photos, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert extract(photos, tmp_path / "out", out_indices=(4,)).computed == 1

@@ -118,7 +118,7 @@ def _described(
         fields=fields_of(levels),
         layout=layout_of(skeleton),
         rebuilt="img_size" in arguments,
-        traced=config["input_size"][1:],
+        traced=tuple(config["input_size"][1:]),  # a list in the file of a repository
         plan=Plan(reference, arguments, config, offered[-1].index),
         files=reference.files,
     )
