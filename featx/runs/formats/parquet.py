@@ -37,6 +37,9 @@ try:
 except ImportError as error:
     raise FeatxError("The format parquet needs pyarrow", "Run `pip install 'featx[parquet]'`") from error
 
+# What pyarrow raises about a file that is not as it was written: text in its schema may be no UTF-8 any more.
+DAMAGED = (OSError, KeyError, ValueError, pa.ArrowException)
+
 # The columns that describe the image of a row, and the types of the columns beside the vectors.
 FACTS = {"key": pa.string(), "path": pa.string(), "width": pa.int32(), "height": pa.int32()}
 TYPES = {"float64": pa.float64(), "float32": pa.float32(), "text": pa.string()}
@@ -146,7 +149,7 @@ class Writer:
                 continue
             try:
                 live = [done.get(key) == path.name for key in _keys(path)]
-            except (OSError, pa.ArrowException):  # its images are being done again; then nothing needs it any more
+            except DAMAGED:  # its images are being done again; then nothing needs it any more
                 continue
             if not all(live):
                 self._shorten(path, live)
@@ -155,7 +158,7 @@ class Writer:
         """Take rows out of a shard."""
         try:
             table = parquet.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGED as error:
             raise OutputError(
                 f"{path} is damaged, and rows must be removed from it", "Run `featx verify --repair` on the folder"
             ) from error
@@ -237,7 +240,7 @@ class Reader:
                 kinds = parquet.read_schema(path).types
                 lengths = [kind.list_size for kind in kinds if pa.types.is_fixed_size_list(kind)]
                 self._indices[output] = _index_of(_keys(path), sum(lengths) * FLOAT32.itemsize)
-            except (OSError, KeyError, OutputError, pa.ArrowException):
+            except (OutputError, *DAMAGED):
                 self._indices[output] = _index_of([], 0)
         return self._indices[output]
 

@@ -338,6 +338,22 @@ def test_others_read_the_table(tmp_path):
     np.testing.assert_array_equal(table["embedding"].to_numpy(), np.stack([vector(1), vector(2), vector(3)]))
 
 
+def test_any_flipped_bit_of_what_describes_a_table_is_met(tmp_path):
+    """In its schema, text may be no UTF-8 any more, which pyarrow itself does not expect."""
+    shelf = Shelf("parquet", tmp_path / "run")
+    shelf.enter(1, 2)
+    path = shelf.data("1.jpg")
+    content, held = path.read_bytes(), 0
+    for bit in range(8 * (len(content) - 1500), 8 * len(content), 5):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        reader = formats.reader(shelf.name, shelf.folder)
+        held += reader.holds("1.jpg", shelf.done["1.jpg"], shelf.bytes["1.jpg"])
+        reader.strays(shelf.done)
+    assert 0 < held < 2400
+
+
 def test_a_shard_has_one_row_group_and_a_fixed_size_list(tmp_path):
     shelf = Shelf("parquet", tmp_path / "run")
     shelf.enter(*range(50))
