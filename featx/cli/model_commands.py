@@ -111,9 +111,9 @@ def _show_model(options: dict[str, Any], *, as_json: bool) -> None:
             described = describe_model(ModelRequest(**options), listener)
     except ModelError:
         folder = f"./{options['model']}"
-        if not descriptions.is_run(folder):
+        if options.keys() != {"model"} or not descriptions.is_run(folder):  # other options are about a model
             raise
-        descriptions.run({**options, "model": folder}, recipe=False, as_json=as_json)
+        descriptions.run({"model": folder}, recipe=False, as_json=as_json)
     else:
         descriptions.description(described, as_json=as_json)
 

@@ -83,8 +83,7 @@ class Again:
         """Make what runs large images, as then, and has a folder for maps that memory does not hold."""
         if self.tiling is None:
             return None
-        batch_size, forwards = self.workers.batch_size, self.workers.forwards
-        kit = Equipment(self.computers, batch_size, forwards, reader, limits, folder, writer.largest)
+        kit = Equipment(self.computers, self.workers, reader, limits, folder, writer.largest)
         return Tiles(self.tiling, kit, {})
 
     @property

@@ -154,6 +154,7 @@ def _run(job: Job, listener: Listener, stop: Stop, captured: Callable[[], int]) 
     with ExitStack() as stack:
         before = read_summary(output)
         held = stack.enter_context(_held(job, output)) if before and not job.dry_run else None
+        before = read_summary(output) if held else before  # another run may have ended while this one waited
         plan = _planned(output, items, job, boxes)
         if before and is_settled(job, output, before, plan, boxes.digest if boxes else None):
             return _nothing_to_do(before, output, plan, boxes, listener)

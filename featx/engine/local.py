@@ -61,17 +61,8 @@ class LocalEngine:
         room = partial(shared, job, setting.blueprint, setting.workers.batch_size, device)
         stop, notes = self._callers.stop, self._notes
         if setting.tiling:
-            kit = Equipment(
-                setting.computers,
-                setting.workers.batch_size,
-                setting.workers.forwards,
-                self._reader,
-                job.limits,
-                place.unfinished,
-                place.writer.largest,
-                stop.asked,
-                job.force,
-            )
+            common = (setting.computers, setting.workers, self._reader, job.limits, place.unfinished)
+            kit = Equipment(*common, place.writer.largest, stop.asked, job.force)
             self._tiles = Tiles(setting.tiling, kit, known_deviation(setting.earlier), notes.append)
         every = (items, setting.computers, place.writer, setting.workers, self._reader, room, stop, notes, self._tiles)
         yield from processed(*every)

@@ -81,7 +81,7 @@ def bytes_each(
     blueprint, job : Blueprint, Job
         The pyramid, and all options.
     inputs : sequence of (int, int)
-        Height and width of those of the photos; maps grow with them. None if all have the same.
+        Height and width of those of the photos; maps grow with them. Empty if all have the same.
     keeps : callable
         Whether an array is written.
     boxes, count : Boxes or None, int

@@ -23,6 +23,7 @@ from featx.engine.children import LOOK_EVERY
 from featx.engine.computing import Arrays, Computer
 from featx.engine.isolation import Reader
 from featx.engine.reducing import Photo
+from featx.engine.resources import Workers
 from featx.engine.stages import Stage
 from featx.errors import StuckError, UnreadableError
 from featx.images import locators, windows
@@ -54,8 +55,8 @@ class Equipment:
     ----------
     computers : sequence of Computer
         One per device; passes are assigned round-robin.
-    batch_size, forwards : int
-        Tiles in a pass, and concurrent passes.
+    workers : Workers
+        How many tiles are in a pass, and how many passes run at a time.
     reader : Reader
         Marks what is being read.
     limits : Limits
@@ -71,8 +72,7 @@ class Equipment:
     """
 
     computers: Sequence[Computer]
-    batch_size: int
-    forwards: int
+    workers: Workers
     reader: Reader
     limits: Limits
     folder: Path
@@ -137,7 +137,7 @@ class Tiles:
     @property
     def most_passes(self) -> int:
         """How many passes there may be at a time."""
-        return self._with.forwards
+        return self._with.workers.forwards
 
     def run(self, image: Large, passes: int) -> Arrays | None:
         """Run a picture in so many passes at a time; returns None if the run is stopped meanwhile.
@@ -215,7 +215,7 @@ class Tiles:
                 if self._with.stopped():
                     return None
                 mosaics = mosaics or self._mosaics(arrays, size, make)
-                columns = range(first, min(first + self._with.batch_size, len(spans[1])))
+                columns = range(first, min(first + self._with.workers.batch_size, len(spans[1])))
                 for place, mosaic in mosaics.items():
                     for position, column in enumerate(columns):
                         mosaic.add(row, column, array_of(arrays.values[place][position]))
@@ -228,7 +228,7 @@ class Tiles:
     def _passes(self, image: Large, section: Section, size: Size) -> Iterator[Iterator[tuple[int, int, Arrays]]]:
         """Run the tiles, in order: the row and the first column of each pass, and its arrays."""
         rows, columns = (self.tiling.spans(side) for side in size)
-        batch_size, computers = self._with.batch_size, self._with.computers
+        batch_size, computers = self._with.workers.batch_size, self._with.computers
 
         def tiles() -> Iterator[tuple[int, int, list[Pixels]]]:
             for row, down in enumerate(rows):
@@ -253,7 +253,7 @@ class Tiles:
     def _pass(self, computer: Computer, image: Large, pixels: Sequence[Pixels]) -> Arrays:
         with computer.at_work():
             stacked = computer.stack(
-                [torch.from_numpy(np.ascontiguousarray(each)) for each in pixels], self._with.batch_size
+                [torch.from_numpy(np.ascontiguousarray(each)) for each in pixels], self._with.workers.batch_size
             )
             return computer(stacked, [Photo(image.item.key, image.frame)] * len(pixels), whole=self._whole)
 

@@ -166,21 +166,9 @@ class _Rehearsal:
         reader = Reader(
             first.pyramid.preprocessor, limits, place.unfinished, place.apart, isolate=isolate, tiling=tiling
         )
-        tiles = None
-        if tiling:
-            batch_size, forwards = setting.workers.batch_size, setting.workers.forwards
-            kit = Equipment(
-                computers,
-                batch_size,
-                forwards,
-                reader,
-                limits,
-                place.unfinished,
-                taking.largest,
-                stop.asked,
-                setting.job.force,
-            )
-            tiles = Tiles(tiling, kit, {}, self.notes.append)
+        common = (computers, setting.workers, reader, limits, place.unfinished)
+        kit = Equipment(*common, taking.largest, stop.asked, setting.job.force)
+        tiles = Tiles(tiling, kit, {}, self.notes.append) if tiling else None
         left = len(items)
         with closing(reader):
             for group in processed(items, computers, taking, setting.workers, reader, room, stop, self.notes, tiles):

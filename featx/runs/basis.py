@@ -177,14 +177,14 @@ def _content(place: Path | str) -> bytes:
     OSError, FeatxError
         If it cannot be read.
     """
-    plain = shown(place)
-    of_run = place.is_dir() if isinstance(place, Path) else not str(plain).endswith(".npz")
+    plain = str(shown(place))
+    of_run = place.is_dir() if isinstance(place, Path) else not plain.endswith(".npz")
     if isinstance(place, Path):
         path = place / BASIS if of_run else place
         content = path.read_bytes() if path.exists() else None
     else:
-        folder, _, name = (f"{str(plain).rstrip('/')}/{BASIS}" if of_run else str(plain)).rpartition("/")
-        content = Store.of(folder).read(name + place[len(str(plain)) :])
+        folder, _, name = (f"{plain.rstrip('/')}/{BASIS}" if of_run else plain).rpartition("/")
+        content = Store.of(folder).read(name + place[len(plain) :])  # with its query
     if content is None:
         where = f"{plain} has no {BASIS}" if of_run else f"There is no basis {plain}"
         raise UsageError(where, "Give a run that was made with --components, or its basis.npz")

@@ -255,19 +255,37 @@ def require_usable(folder: Path) -> None:
         if not folder.is_dir():
             kind = "a file" if folder.is_file() else "not a folder"
             raise OutputError(f"{folder} is {kind}", "Choose another folder with --output")
-        if read_summary(folder) is None:
-            if any(path.stat().st_size for path in parts.manifests(folder) if path.exists()):
-                raise OutputError(f"{folder} has a {MANIFEST} but no {SUMMARY} from featx", ELSEWHERE)
-            if any(path.name not in EMPTY for path in folder.iterdir()):
-                raise OutputError(f"{folder} holds files that are not part of a featx run", ELSEWHERE)
-        elif not (folder / MANIFEST).exists():
+        summary = read_summary(folder)
+        if summary is None and (fault := _fault_without_summary(folder)):
+            summary = read_summary(folder)  # which another run may have just written, with its first files
+            if summary is None:
+                raise OutputError(f"{folder} {fault}", ELSEWHERE)
+        if summary is None:
+            return
+        if not (folder / MANIFEST).exists():
             raise OutputError(f"The run {folder} no longer has its {MANIFEST}", ELSEWHERE)
-        elif not manifest.is_ours(folder):
+        if not manifest.is_ours(folder):
             raise OutputError(f"{folder / MANIFEST} was written by another program", ELSEWHERE)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be read: {error.strerror}", "Choose another folder with --output"
         ) from error
+
+
+def _fault_without_summary(folder: Path) -> str:
+    """Say why a folder without a summary cannot become a run; empty if it can."""
+    if any(map(_has_content, parts.manifests(folder))):
+        return f"has a {MANIFEST} but no {SUMMARY} from featx"
+    if any(path.name not in EMPTY for path in folder.iterdir()):
+        return "holds files that are not part of a featx run"
+    return ""
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _require_parent(folder: Path) -> None:

@@ -57,6 +57,18 @@ def test_another_program_s_files_are_left_alone(photos, tmp_path, held, overwrit
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
 
 
+@pytest.mark.parametrize("known", ["manifest.jsonl", "summary.json"])
+def test_a_run_that_writes_its_first_files_meanwhile_is_one(run, monkeypatch, known):
+    """Between two looks at a folder: there was no summary yet, then there is all of a run."""
+    if known == "summary.json":
+        (run / "manifest.jsonl").write_bytes(b"")
+    looks = iter([None])
+    read = lock.read_summary
+    monkeypatch.setattr(lock, "read_summary", lambda folder: next(looks, read(folder)))
+    lock.require_usable(run)
+    assert next(looks, "used") == "used"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_manifest_that_another_program_wrote_beside_a_summary_is_left_alone(photos, run, overwrite):
     (run / "manifest.jsonl").write_bytes(DATASET)

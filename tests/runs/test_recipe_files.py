@@ -114,6 +114,8 @@ def test_the_command_prints_a_recipe_that_it_reads(run, featx_command, tmp_path)
     assert printed.partition("\n")[2] in shown
     assert json.loads(featx_command("info", run, "--recipe", "--json").stdout) == expected
     assert featx_command("info", run.name).stdout == featx_command("info", f"./{run.name}").stdout != ""
+    run.rename(run.parent / "test_resnet")  # a model's name, about which the options are
+    assert "has no level at stride 3" in featx_command("info", "test_resnet", "--strides", "3").stderr
 
 
 def test_a_run_that_does_not_say_its_options_is_shown_without_them(run, featx_command):
