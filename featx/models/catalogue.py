@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from featx.collecting import many_records
 from featx.command_options import ListOptions
 from featx.errors import ModelError
 from featx.files import cache_folder, write_atomically
@@ -83,6 +84,7 @@ class Filter:
         return _suggested(nearest(self.asked, there), few)
 
 
+@many_records()
 def read(path: Path = PACKAGED) -> Catalogue | None:
     """Read a catalogue file; None where there is none, or it is damaged."""
     try:
