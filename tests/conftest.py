@@ -1,6 +1,7 @@
 # What the tests share: options, and fixtures for a real photo, a few made-up ones, and the real command.
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+def pytest_collection_finish():
+    """Keep Python's cycle collector from looking at torch and all tests again and again, which takes its time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def photo() -> Path:
     """A real photo."""
@@ -63,14 +70,14 @@ def threads():
 class Forge:
     """Runs of the real command, each in a process of its own, of which none has to load torch: see `tests.forge`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         self._process = subprocess.Popen(
             # No module's own file is the main one, which the fork server's processes would import, torch and all.
             [sys.executable, "-c", "from tests import forge; forge.main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "COLUMNS": "400", "HF_HUB_VERBOSITY": "error"},
+            env={**os.environ, "COLUMNS": "400", "HF_HUB_VERBOSITY": "error", **environment},
             text=True,
         )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -13,12 +14,17 @@ from featx.cli import commands, progress, streams, tables, usage
 from featx.engine.stopping import InterruptedByError
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
+# How many young objects the cycle collector lets come, and how often it looks at older and at all others before. While
+# torch and timm are imported, hardly anything goes, and looking at all of it again and again takes a second.
+COLLECT = 700, 10, 1000
+
 # Hints to give instead where a command lacks an option that a hint names.
 OTHERWISE = {LESS: ("Use a smaller --image-size", "Close other programs, or use a machine with more memory")}
 
 
 def main() -> None:
     """Run the command line, and turn every error into one line and an exit status."""
+    gc.set_threshold(*COLLECT)
     streams.protect()
     commands.STOP.on_first, commands.STOP.on_second = progress.acknowledge, progress.say_stopped
     commands.STOP.listen()

@@ -333,6 +333,19 @@ def test_every_command_s_help_has_an_example(featx_command, command):
     assert f"Example: featx {' '.join(command)}" in " ".join(done.stdout.split())
 
 
+def test_old_objects_are_not_looked_at_again_and_again_while_torch_is_imported(photo, tmp_path):
+    """What Python's cycle collector does by default, which takes a second."""
+    script = """
+import gc, sys
+from featx.cli import main, streams
+streams.leave = lambda status: print(status, gc.get_stats()[2]["collections"], "timm" in sys.modules)
+main.main()
+"""
+    command = (sys.executable, "-c", script, "extract", photo, "--model", MODEL, "--weights", "random", "-q")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=True)
+    assert done.stdout.splitlines()[-1] == "0 0 True"
+
+
 def test_version(fresh_command):
     assert fresh_command("--version").stdout == f"featx {featx.__version__}\n"
 

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests import helpers
+from tests.conftest import Forge
 from tests.helpers import lines, outputs
 
 
@@ -19,6 +21,15 @@ def make_photos(folder: Path, count: int) -> Path:
 def photos(tmp_path_factory):
     """Return a folder of 500 photos."""
     return make_photos(tmp_path_factory.mktemp("faults") / "photos", 500)
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    """A forge whose processes decode pictures that crash, hang or hog; see ``hostile/sitecustomize.py``."""
+    paths = (str(Path(__file__).parent / "hostile"), os.environ.get("PYTHONPATH", ""))
+    running = Forge(PYTHONPATH=os.pathsep.join(paths))
+    yield running
+    running.close()
 
 
 def require_complete(folder: Path, expected: dict[str, str]) -> None:

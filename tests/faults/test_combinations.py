@@ -13,9 +13,7 @@ from PIL import Image
 
 import featx
 from featx.explore.verify import verify
-from tests.conftest import Forge
 from tests.faults.conftest import make_photos
-from tests.faults.test_hostile import HOSTILE
 from tests.faults.test_kills import moment
 from tests.helpers import lines, tree
 
@@ -115,16 +113,6 @@ def require_nothing_lost(folder) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return sorted(make_photos(tmp_path_factory.mktemp("combinations") / "photos", PHOTOS).iterdir())
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """A forge that decodes pictures that crash."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", HOSTILE["PYTHONPATH"])
-        running = Forge()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import random
 import struct
 import threading
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +21,7 @@ from featx.runs.layout import UNFINISHED
 from featx.runs.suspects import Marks, mark_of, marks_of, read_suspects
 from featx.values import Item
 from tests.faults.conftest import make_photos
-from tests.helpers import HANGS, MODEL, lines, natural_image, outputs, wait_until
-
-HOSTILE = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "hostile"), os.environ.get("PYTHONPATH", "")))}
+from tests.helpers import HANGS, lines, natural_image, outputs, wait_until
 
 # Megabytes that a run of `test_resnet` may take at most, torch and all: 500, and 10 bytes for each of the pixels that
 # an image may have (progressive JPEGs take most), of which only one that is so large is decoded at a time. In isolation
@@ -145,19 +142,15 @@ def among_good_ones(tmp_path):
     return add
 
 
-def extract(fresh_command, folder, *more, **environment):
-    return fresh_command("extract", folder, *MODEL, "--output", "out", *more, **environment)
-
-
 def failures(folder):
     return {line["key"]: line["error"] for line in lines(folder) if line["status"] == "failed"}
 
 
-def test_crash_hang_and_hog_among_good_photos(fresh_command, among_good_ones, tmp_path):
+def test_crash_hang_and_hog_among_good_photos(hostile, among_good_ones, tmp_path):
     folder = among_good_ones("crash", "hang", "spin", "hog", "killed")
     options = ("--isolate", "--time-limit", 3, "--memory-limit", "300M")
-    done = extract(fresh_command, folder, *options, **HOSTILE)
-    assert done.returncode == 3, done.stderr
+    done = hostile.extract(tmp_path, folder, "out", *options, isolation=True)
+    assert done["status"] == 3, done["stderr"]
     assert failures(tmp_path / "out") == {
         "photos/crash.png": "the decoder crashed (SIGSEGV)",
         "photos/hang.png": "took more than 3 s (--time-limit)",
@@ -166,31 +159,31 @@ def test_crash_hang_and_hog_among_good_photos(fresh_command, among_good_ones, tm
         "photos/killed.png": "the decoder was killed (SIGKILL), perhaps for its memory",
     }
     assert len(outputs(tmp_path / "out")) == 50
-    again = extract(fresh_command, folder, *options, **HOSTILE)
-    assert again.returncode == 3
-    assert "nothing to compute; 50 done before, 5 failed before" in again.stderr
+    again = hostile.extract(tmp_path, folder, "out", *options, isolation=True)
+    assert again["status"] == 3
+    assert "nothing to compute; 50 done before, 5 failed before" in again["stderr"]
 
 
-def test_a_crash_without_isolation_is_not_met_twice(fresh_command, among_good_ones, tmp_path):
+def test_a_crash_without_isolation_is_not_met_twice(hostile, among_good_ones, tmp_path):
     """The run dies, as its process does; the next one knows the suspect, and no run after that loops on it."""
     folder = among_good_ones("crash")
-    assert extract(fresh_command, folder, **HOSTILE).returncode == -11
-    again = extract(fresh_command, folder, **HOSTILE)
-    assert again.returncode == 3, again.stderr
-    assert "An earlier call ended while reading" in again.stderr
+    assert hostile.extract(tmp_path, folder, "out")["status"] == -11
+    again = hostile.extract(tmp_path, folder, "out", isolation=True)
+    assert again["status"] == 3, again["stderr"]
+    assert "An earlier call ended while reading" in again["stderr"]
     assert failures(tmp_path / "out") == {"photos/crash.png": "the decoder crashed (SIGSEGV)"}
     assert len(outputs(tmp_path / "out")) == 50
     for options in (("--hash-inputs",), ("--retry-failed",)):
-        after = extract(fresh_command, folder, *options, **HOSTILE)
-        assert after.returncode == 3, after.stderr
+        after = hostile.extract(tmp_path, folder, "out", *options, isolation=True)
+        assert after["status"] == 3, after["stderr"]
     assert not (tmp_path / "out" / ".unfinished").exists()
 
 
-def test_a_hang_without_isolation_costs_its_time_limit(fresh_command, among_good_ones, tmp_path):
+def test_a_hang_without_isolation_costs_its_time_limit(hostile, among_good_ones, tmp_path):
     folder = among_good_ones("hang")
-    done = extract(fresh_command, folder, "--time-limit", 5, **HOSTILE)
-    assert done.returncode == 3, done.stderr
-    assert "An image hung" in done.stderr
+    done = hostile.extract(tmp_path, folder, "out", "--time-limit", 5)
+    assert done["status"] == 3, done["stderr"]
+    assert "An image hung" in done["stderr"]
     assert failures(tmp_path / "out") == {"photos/hang.png": "took longer than allowed (--time-limit)"}
     assert len(outputs(tmp_path / "out")) == 50
 

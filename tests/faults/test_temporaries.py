@@ -29,7 +29,7 @@ def failures(folder):
 
 
 @pytest.mark.parametrize("more", [(), ("--isolate",)])
-def test_runs_need_no_temporary_files(fresh_command, tmp_path, more):
+def test_runs_need_no_temporary_files(featx_command, fresh_command, tmp_path, more):
     """Not even to read images in processes of their own, as those about which libraries speak."""
     folder = make_photos(tmp_path / "in", 3)
     file = io.BytesIO()
@@ -37,8 +37,8 @@ def test_runs_need_no_temporary_files(fresh_command, tmp_path, more):
     data = bytearray(file.getvalue())
     data[len(data) // 2] ^= 255
     (folder / "bad.tif").write_bytes(data)
-    for output, environment in (("with", {}), ("without", HOMELESS)):
-        done = fresh_command("extract", "in", *MODEL, *more, "--output", output, **environment)
+    for output, command, environment in (("with", featx_command, {}), ("without", fresh_command, HOMELESS)):
+        done = command("extract", "in", *MODEL, *more, "--output", output, **environment)
         assert done.returncode == 3, done.stderr
     assert outputs(tmp_path / "without") == outputs(tmp_path / "with")
     assert len(outputs(tmp_path / "with")) == 3
@@ -47,14 +47,15 @@ def test_runs_need_no_temporary_files(fresh_command, tmp_path, more):
         assert "ZIPDecode" in failures(tmp_path / "with")["in/bad.tif"][2]
 
 
-def test_commands_that_need_a_temporary_folder_say_so(fresh_command, tmp_path):
-    assert fresh_command("extract", PHOTO, *MODEL, "--output", "run").returncode == 0
+def test_commands_that_need_a_temporary_folder_say_so(featx_command):
+    homeless = "import runpy, tests.faults.homeless.sitecustomize; runpy.run_module('featx', run_name='__main__')"
+    assert featx_command("extract", PHOTO, *MODEL, "--output", "run").returncode == 0
     for command in (("verify", "run", "--recompute", 1), ("bench", *MODEL[:2], "--count", 8, "--device", "cpu")):
-        done = fresh_command(*command, **HOMELESS)
+        done = featx_command(*command, script=homeless, TMPDIR="/dev/null")
         assert done.returncode == 1, done.stderr
         assert f"featx: {NO_FOLDER}" in done.stderr
         assert "TMPDIR" in done.stderr
-    assert fresh_command("verify", "run", **HOMELESS).returncode == 0
+    assert featx_command("verify", "run", script=homeless, TMPDIR="/dev/null").returncode == 0
 
 
 def test_detectors_say_so(monkeypatch):
