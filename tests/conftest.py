@@ -22,7 +22,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The files that take longest: begun first, so that several workers come to an end together.
 LONGEST = (
     *("models/timm/test_description.py", "faults/test_disk.py", "models/timm/test_outputs.py"),
-    *("faults/test_vectors.py", "models/test_catalogue.py", "test_scripts.py", "faults/test_combinations.py"),
+    *("faults/test_vectors.py", "models/test_catalogue.py", "test_scripts.py", "engine/test_tiles.py"),
+    *("engine/test_inputs.py", "runs/test_shards.py", "models/timm/test_attention.py", "faults/test_combinations.py"),
     *("faults/test_shards.py", "test_readme.py", "cli/test_screens.py", "models/test_runtimes.py"),
     *("faults/test_hostile.py", "cli/test_wrong_values.py", "models/test_centres.py", "engine/test_native.py"),
     *("faults/test_temporaries.py", "cli/test_commands.py", "faults/test_signals.py", "faults/test_kills.py"),
