@@ -168,7 +168,7 @@ class _Rehearsal:
         )
         common = (computers, setting.workers, reader, limits, place.unfinished)
         kit = Equipment(*common, taking.largest, stop.asked, setting.job.force)
-        tiles = Tiles(tiling, kit, {}, self.notes.append) if tiling else None
+        tiles = Tiles(tiling, kit, {}) if tiling else None  # what it would say of a picture, the run says
         left = len(items)
         with closing(reader):
             for group in processed(items, computers, taking, setting.workers, reader, room, stop, self.notes, tiles):

@@ -234,6 +234,15 @@ def test_components_are_fitted_on_pictures_in_tiles(photo, tmp_path, lively, mon
     assert verify(tmp_path / "tiles", recompute=2).recomputed.deviation == 0
 
 
+def test_what_a_picture_takes_is_said_once(tmp_path, monkeypatch):
+    """Not for fitting components too, which decodes it once more."""
+    monkeypatch.setattr("featx.engine.mosaic.MUCH", 0)
+    natural_image(3, 300, 200).save(tmp_path / "a.png")
+    heard = []
+    native(tmp_path / "a.png", tmp_path / "out", tile=64, halo=96, components=2, listener=heard.append)
+    assert sum("a.png is decoded as a whole" in note for note in notes(heard)) == 1
+
+
 def test_a_picture_is_read_band_by_band(photo, tmp_path, lively, monkeypatch):
     """No strip is read before its band is due, and maps that memory should not hold are written all the same."""
     monkeypatch.setattr("featx.engine.bands.IN_MEMORY", 0)
