@@ -80,8 +80,8 @@ def has_opencv():
 def test_what_a_page_shows_runs_and_computes_nothing_twice(tmp_path, monkeypatch, page, featx_command):
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     for number, name in enumerate(("1.jpg", "2.jpg", "one.png", "cats/3.jpg")):
-        natural_image(number).save(tmp_path / "photos" / name)
-    (tmp_path / "boxes.csv").write_text("key,x1,y1,x2,y2\nphotos/1.jpg,20,10,60,50\n2.jpg,30,30,50,40\n")
+        natural_image(number, 640, 480).save(tmp_path / "photos" / name)
+    (tmp_path / "boxes.csv").write_text("key,x1,y1,x2,y2\nphotos/1.jpg,300,200,400,320\n2.jpg,300,300,350,340\n")
     monkeypatch.chdir(tmp_path)
     left_out = [step for step in steps(page) if re.search("yolo|ultralytics", step) and not has_opencv()]
     for step in steps(page):

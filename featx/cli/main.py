@@ -14,8 +14,8 @@ from featx.cli import commands, progress, streams, tables, usage
 from featx.engine.stopping import InterruptedByError
 from featx.errors import LESS, FeatxError, StoppedError, StuckError, UsageError, is_out_of_memory
 
-# How many young objects the cycle collector lets come, and how often it looks at older and at all others before. While
-# torch and timm are imported, hardly anything goes, and looking at all of it again and again takes a second.
+# Thresholds of Python's cycle collector. The last, 10 by default, makes full collections rare: while torch and timm are
+# imported, they find next to nothing, and take a second.
 COLLECT = 700, 10, 1000
 
 # Hints to give instead where a command lacks an option that a hint names.

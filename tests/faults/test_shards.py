@@ -138,8 +138,7 @@ def killed_by_every_call(forge, folder, *arguments, before, step=1):
         number += step
 
 
-def test_merging_is_killed_by_every_call(forge, some, undivided, tmp_path, request):
-    """With --large by all of them; otherwise by every other one."""
+def test_merging_is_killed_by_every_call(forge, some, undivided, tmp_path):
     for written in ("2/3", "1/3", "3/3"):
         assert shard(forge, tmp_path, some, written)["status"] in (0, 3)
     shutil.copytree(tmp_path / "out", tmp_path / "before")
@@ -149,14 +148,11 @@ def test_merging_is_killed_by_every_call(forge, some, undivided, tmp_path, reque
         lambda: shard(forge, tmp_path, some, "2/5"),
         lambda: forge.extract(tmp_path, some, "out"),
     ]
-    step = 1 if request.config.getoption("large") else 2
-    for turn, number in enumerate(
-        killed_by_every_call(forge, tmp_path, "merge", "out", before=tmp_path / "before", step=step)
-    ):
+    for number in killed_by_every_call(forge, tmp_path, "merge", "out", before=tmp_path / "before"):
         verified = verify(tmp_path / "out")
         assert (verified.sound, verified.complete, verified.foreign) == (True, True, []), number
         assert len(featx.open_run(tmp_path / "out")) == 119
-        followed[turn % len(followed)]()
+        followed[number % len(followed)]()
         require_merged(forge, tmp_path, undivided)
 
 

@@ -75,11 +75,8 @@ def vectors(request, folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_no_forks_read_the_same(vectors, method, request):
+def test_workers_that_are_no_forks_read_the_same(vectors, method):
     run = featx.open_run(vectors)
-    large = request.config.getoption("large")
-    if method == "spawn" and run.summary["recipe"]["format"] not in ("npz", "parquet") and not large:
-        pytest.skip("packs the run as the fork server does, and takes longer: for --large")
     dataset = run.dataset()
     expected = [dataset[number] for number in range(len(dataset))]  # by which everything has been opened here
     context = multiprocessing.get_context(method)
